@@ -1,0 +1,37 @@
+# Two commands start from a machine that has only Python 3.11+ and make:
+#   make quickstart    three stages, evaluation and a report on embedded real images
+#   make test          the whole test suite
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install quickstart test native lint clean
+
+install: $(STAMP)
+
+# Re-installs when the requirements change. The native part is built by `make native`.
+$(STAMP): setup.py constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel "torch>=2.11" numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[demo,medical,test]"
+	@touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/medmo quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+native: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cmake ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps --force-reinstall -e .
+	$(BIN)/python -c 'from medmo_kernels import runtime; print("native part:", runtime.native_status())'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,6 @@
+"""Packed variable-length attention with grouped key/value heads."""
+
+from .op import attention
+from .reference import attention_reference
+
+__all__ = ["attention", "attention_reference"]

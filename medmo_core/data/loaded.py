@@ -1,0 +1,44 @@
+"""What every image reader hands back, and the one error they raise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Geometry
+
+SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_mm", "windows", "num_frames", "plane")
+
+
+class ImageError(ValueError):
+    """An image cannot be read as asked; the message names the file and the fix, never what a header says of a person."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """Hold one picture ready for a model.
+
+    Shapes: pixels (H, W, 3) uint8 RGB.
+
+    Attributes:
+        pixels: the picture.
+        geometry: where it lies in the patient; None where the file does not say.
+        info: facts that name nobody: keys of `SAFE_FIELDS` only. `spacing_mm` is (x, y), `windows` the file's own
+            (center, width) pairs.
+    """
+
+    pixels: NDArray[np.uint8]
+    geometry: Geometry | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unsafe = set(self.info) - set(SAFE_FIELDS)
+        assert not unsafe, f"fields {unsafe} may not leave a reader"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]

@@ -1,0 +1,148 @@
+"""The vision tower of Qwen3-VL.
+
+Shapes: N patches in merge order, I images, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..batch import PatchSpec
+from ..modules.attention import VisionAttention
+from ..modules.mlp import MLP
+from ..modules.patch_embed import PatchEmbed, interpolate_positions
+from ..modules.rope import RopeTable, axial_table
+from .positions import frame_grids
+from .protocol import EncoderOutput
+
+ROPE_THETA = 10_000.0
+
+
+class VisionBlock(nn.Module):
+    """Attention and feed-forward, each behind a norm and beside a residual.
+
+    State: `norm1`, `attn`, `norm2`, `mlp`.
+
+    Args:
+        embed_dim: width D.
+        num_heads: attention heads.
+        mlp_dim: width of the feed-forward layer.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6, device=device, dtype=dtype)
+        self.attn = VisionAttention(embed_dim, num_heads, device=device, dtype=dtype)
+        self.mlp = MLP(embed_dim, mlp_dim, approximate="tanh", device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, table: RopeTable) -> Tensor:
+        """Transform (N, D) patches within the segments of `cu_seqlens`."""
+        x = x + self.attn(self.norm1(x), cu_seqlens, table)
+        return x + self.mlp(self.norm2(x))
+
+
+class Qwen3VLEncoder(nn.Module):
+    """Encode stills and frame pairs; every frame attends to itself only.
+
+    State: `patch_embed.proj.*`, `pos_embed.weight`, `blocks.{i}.*`.
+
+    Args:
+        embed_dim: width D.
+        depth: blocks.
+        num_heads: heads of each block.
+        mlp_dim: width of the feed-forward layers.
+        patch_size: side of a patch in pixels.
+        temporal_patch_size: frames in a video row.
+        merge_size: patches along one side of a visual token.
+        num_position_embeddings: entries of the square table of learned positions.
+        deepstack_layers: blocks whose output is also handed on, counted from 0.
+        image_mean: mean per channel, of pixels scaled to [0, 1].
+        image_std: standard deviation per channel.
+    """
+
+    name = "qwen3_vl"
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_dim: int = 4096,
+        patch_size: int = 16,
+        temporal_patch_size: int = 2,
+        merge_size: int = 2,
+        num_position_embeddings: int = 2304,
+        deepstack_layers: Sequence[int] = (5, 11, 17),
+        image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if round(num_position_embeddings**0.5) ** 2 != num_position_embeddings:
+            raise ValueError(f"num_position_embeddings {num_position_embeddings} is not the square of a whole number")
+        if any(not 0 <= layer < depth for layer in deepstack_layers):
+            raise ValueError(f"deepstack_layers {list(deepstack_layers)} reach outside the {depth} blocks")
+        self.embed_dim = embed_dim
+        self.head_dim = embed_dim // num_heads
+        self.deepstack_layers = tuple(deepstack_layers)
+        self.num_deepstack = len(self.deepstack_layers)
+        self.checkpoint_blocks = False
+        spec = PatchSpec(patch_size, merge_size, temporal_patch_size, tuple(image_mean), tuple(image_std))
+        self.specs = {self.name: spec}
+        where = {"device": device, "dtype": dtype}
+        self.patch_embed = PatchEmbed(
+            patch_size, temporal_patch_size, embed_dim, image_mean=image_mean, image_std=image_std, **where
+        )
+        self.pos_embed = nn.Embedding(num_position_embeddings, embed_dim, **where)
+        self.blocks = nn.ModuleList(VisionBlock(embed_dim, num_heads, mlp_dim, **where) for _ in range(depth))
+
+    def forward(self, patches: dict[str, Tensor], image_grid_thw: dict[str, Tensor]) -> EncoderOutput:
+        """Encode packed images.
+
+        Args:
+            patches: (N, width) under "qwen3_vl"; uint8 pixels or normalised floats.
+            image_grid_thw: (I, 3) under "qwen3_vl".
+
+        Returns:
+            (N, D) features and one (N, D) tensor per deepstack tap.
+
+        Raises:
+            ValueError: rows and grids disagree, or the rows have a wrong width.
+        """
+        rows = patches[self.name]
+        frames = frame_grids(image_grid_thw[self.name], len(rows))
+        merge_size = self.specs[self.name].merge_size
+        x = self.patch_embed(rows)
+        x = x + interpolate_positions(self.pos_embed.weight, frames, merge_size).to(x.dtype)
+        table = self._rope_table(frames, merge_size, x.device)
+        cu_seqlens = torch.tensor([0, *(height * width for height, width in frames)]).cumsum(0, dtype=torch.int32)
+        taps = []
+        for index, block in enumerate(self.blocks):
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, cu_seqlens, table, use_reentrant=False)
+            else:
+                x = block(x, cu_seqlens, table)
+            if index in self.deepstack_layers:
+                taps.append(x)
+        return EncoderOutput(x, tuple(taps))
+
+    def _rope_table(self, frames: list[tuple[int, int]], merge_size: int, device: torch.device) -> RopeTable:
+        tables = [axial_table(*grid, merge_size, self.head_dim, ROPE_THETA, device) for grid in frames]
+        if len(set(frames)) == 1:
+            return tables[0][0].repeat(len(frames), 1), tables[0][1].repeat(len(frames), 1)
+        return torch.cat([cos for cos, _ in tables]), torch.cat([sin for _, sin in tables])

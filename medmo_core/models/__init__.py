@@ -1,0 +1,7 @@
+"""Models: composition, sizes, weights and generation."""
+
+from .config import PRESETS, ModelConfig, TextConfig, VisionConfig
+from .generation import Generation
+from .medmo import MedMO, VisionTower
+
+__all__ = ["PRESETS", "Generation", "MedMO", "ModelConfig", "TextConfig", "VisionConfig", "VisionTower"]

@@ -1,0 +1,389 @@
+"""MedMO: a vision encoder, a projector and a decoder under Qwen3-VL's official parameter names.
+
+Shapes: T packed tokens, L labelled tokens, M visual tokens, E decoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..batch import IGNORE_INDEX, Batch
+from ..decoders.qwen3 import KeepKV, Qwen3Decoder
+from ..encoders import ENCODERS
+from ..encoders.protocol import Encoder
+from ..losses.chunked_head import linear_cross_entropy, token_logprobs
+from ..modules.projector import Projector
+from .config import ENCODER_SIZES, PRESETS, ModelConfig
+from .generation import Generation, generate
+
+
+class VisionTower(nn.Module):
+    """An encoder and its projector, their children side by side under the official flat names.
+
+    State: the encoder's children (`patch_embed`, `pos_embed`, `blocks`, ...) and the projector's (`merger`,
+    `deepstack_merger_list`).
+
+    Args:
+        encoder: owns child modules only.
+        projector: from the encoder's width to the decoder's.
+    """
+
+    encoder: Encoder
+    projector: Projector
+
+    def __init__(self, encoder: Encoder, projector: Projector) -> None:
+        super().__init__()
+        assert isinstance(encoder, nn.Module)
+        loose = [name for name, _ in encoder.named_parameters(recurse=False)]
+        if loose:
+            raise ValueError(
+                f"encoder {encoder.name!r} owns parameters directly ({', '.join(loose)}): use child modules"
+            )
+        for part in (encoder, projector):
+            for name, child in part.named_children():
+                self.add_module(name, child)
+        # Not registered: their children already are, and a parameter must have one name only.
+        object.__setattr__(self, "encoder", encoder)
+        object.__setattr__(self, "projector", projector)
+
+    def forward(self, patches: dict[str, Tensor], image_grid_thw: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Turn patches into (M, E) visual tokens and (M, E) deepstack additions."""
+        return self.projector(*self.encoder.forward(patches, image_grid_thw))
+
+
+class VisionLanguageModel(nn.Module):
+    """What stands under `model.` in the official names.
+
+    Args:
+        visual: encoder and projector.
+        language_model: decoder.
+    """
+
+    def __init__(self, visual: VisionTower, language_model: Qwen3Decoder) -> None:
+        super().__init__()
+        self.visual = visual
+        self.language_model = language_model
+
+
+class MedMO(nn.Module):
+    """A multimodal language model of the Qwen3-VL architecture.
+
+    State: `model.visual.*`, `model.language_model.*` and, when the head is not tied, `lm_head.weight`.
+
+    Args:
+        config: sizes.
+        device: where the parameters are made; "meta" makes none.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        text = config.text
+        encoder = _build_encoder(config, where)
+        self.primary_encoder, spec = next(iter(encoder.specs.items()))
+        self.merge_size = spec.merge_size
+        projector = Projector(
+            encoder.embed_dim,
+            text.hidden_size,
+            num_deepstack=encoder.num_deepstack,
+            merge_size=spec.merge_size,
+            **where,
+        )
+        decoder = Qwen3Decoder(
+            vocab_size=text.vocab_size,
+            embed_dim=text.hidden_size,
+            depth=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            num_kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            mlp_dim=text.intermediate_size,
+            rope_theta=text.rope_theta,
+            mrope_sections=text.mrope_section,
+            eps=text.rms_norm_eps,
+            bias=text.attention_bias,
+            **where,
+        )
+        self.model = VisionLanguageModel(VisionTower(encoder, projector), decoder)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, **where)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | ModelConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **overrides: Any,
+    ) -> MedMO:
+        """Build a model with random weights (drawn from torch's global generator).
+
+        Args:
+            config: a name in `PRESETS` or a config.
+            device: where the parameters are made; "meta" makes none.
+            dtype: of the parameters.
+            **overrides: changed fields, see `ModelConfig.override`.
+
+        Returns:
+            The model, in training mode.
+
+        Raises:
+            ValueError: unknown preset, field or encoder.
+        """
+        size = None
+        if isinstance(config, str):
+            if config not in PRESETS:
+                raise ValueError(f"unknown model {config!r}; known: {', '.join(PRESETS)}")
+            size, config = ENCODER_SIZES[config], PRESETS[config]
+        config = config.override(**overrides)
+        sizes = getattr(ENCODERS.get(config.encoder), "SIZES", {})
+        if size in sizes and not config.encoder_kwargs:
+            config = config.override(encoder_kwargs=sizes[size])
+        model = cls(config, device=device, dtype=dtype)
+        model.init_weights()
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> MedMO:
+        """Load an official checkpoint from a folder or, when online, by its hub id.
+
+        Args:
+            path: folder with config.json and safetensors files, or hub id.
+            dtype: of the parameters; default: as stored.
+            device: where they go.
+
+        Returns:
+            The model, in evaluation mode.
+        """
+        from .weights import load_pretrained
+
+        return load_pretrained(path, dtype=dtype, device=device)
+
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: Any = None, profile: Any = None, max_shard_bytes: int | None = None
+    ) -> None:
+        """Write config.json, safetensors and, if given, tokenizer and checkpoint profile in the official layout.
+
+        Args:
+            folder: made if need be; a checkpoint that stands there is replaced once the new one is complete.
+            tokenizer: anything with `save(folder)`.
+            profile: a `CheckpointProfile`.
+            max_shard_bytes: size past which another file is begun; default 5 GB.
+        """
+        from .weights import DEFAULT_SHARD_BYTES, save_pretrained
+
+        limit = DEFAULT_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
+        save_pretrained(self, folder, tokenizer=tokenizer, profile=profile, max_shard_bytes=limit)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew: normal matrices and tables, zero biases, unit norms."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d)):
+                nn.init.normal_(module.weight, std=std)
+            elif getattr(module, "weight", None) is not None:
+                nn.init.ones_(module.weight)  # pyright: ignore[reportArgumentType]
+            if isinstance(getattr(module, "bias", None), nn.Parameter):
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def encoder(self) -> Encoder:
+        """The vision encoder (a view: its parameters are named under `model.visual`)."""
+        return self.model.visual.encoder
+
+    @property
+    def projector(self) -> Projector:
+        """The projector (a view: its parameters are named under `model.visual`)."""
+        return self.model.visual.projector
+
+    @property
+    def decoder(self) -> Qwen3Decoder:
+        """The decoder, `model.language_model`."""
+        return self.model.language_model
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, E) weight that turns hidden states into logits."""
+        return self.decoder.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """Compute the blocks' activations again in the backward pass instead of keeping them."""
+        self.decoder.checkpoint_layers = enabled
+        if hasattr(self.encoder, "checkpoint_blocks"):
+            self.encoder.checkpoint_blocks = enabled  # pyright: ignore[reportAttributeAccessIssue]
+
+    def hidden_states(self, batch: Batch, rows: Tensor | None = None, *, keep_kv: KeepKV | None = None) -> Tensor:
+        """Run a batch up to the final norm.
+
+        Args:
+            batch: packed documents.
+            rows: (R,) tokens whose states are wanted, which saves work in the last layer; None: all.
+            keep_kv: receives every decoder layer's keys and values.
+
+        Returns:
+            (T, E) or (R, E).
+
+        Raises:
+            ValueError: the images do not fit their placeholders.
+        """
+        x = self.decoder.embed_tokens(batch.input_ids)
+        index, deepstack = None, []
+        if batch.patches:
+            visual, deepstack = self.model.visual(batch.patches, batch.image_grid_thw)
+            index = self._visual_index(batch, visual.shape[0])
+            x = x.index_copy(0, index, visual.to(x.dtype))
+        else:
+            self._visual_index(batch, 0)
+        return self.decoder(
+            x,
+            batch.position_ids,
+            batch.cu_seqlens.cpu(),  # every layer reads the boundaries: fetch them once
+            visual_index=index,
+            deepstack=deepstack,
+            keep_kv=keep_kv,
+            rows=rows,
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the (T, V) logits of every token of a batch."""
+        return F.linear(self.hidden_states(batch), self.head_weight)
+
+    def loss(self, batch: Batch, reduction: str = "mean") -> Tensor:
+        """Return the cross-entropy of the labelled tokens; logits exist for their rows only.
+
+        Args:
+            batch: packed documents with labels.
+            reduction: "mean" over the labelled tokens, or "sum".
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
+        rows, targets = labelled_rows(batch)
+        return linear_cross_entropy(self.hidden_states(batch, rows), self.head_weight, targets, reduction)
+
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return the log-probability of every labelled token, in order.
+
+        Args:
+            batch: packed documents with labels; a label on the first token of a document cannot be predicted and has
+                no entry.
+            temperature: divides the logits.
+
+        Returns:
+            (L,) fp32 (float64 for a float64 model).
+        """
+        rows, targets = labelled_rows(batch)
+        return token_logprobs(self.hidden_states(batch, rows), self.head_weight, targets, temperature)
+
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        num_generations: int = 1,
+        stop_token_ids: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> list[list[Generation]]:
+        """Continue every document of a batch; see `medmo_core.models.generation.generate`."""
+        return generate(
+            self,
+            batch,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            num_generations=num_generations,
+            stop_token_ids=(self.config.eos_token_id,) if stop_token_ids is None else stop_token_ids,
+            seed=seed,
+        )
+
+    def _visual_index(self, batch: Batch, num_visual: int) -> Tensor:
+        """Return the positions of the placeholders, after counting them against the visual tokens."""
+        config = self.config
+        is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
+        index = is_visual.nonzero().squeeze(1)
+        if index.shape[0] != num_visual:
+            raise ValueError(_mismatch(batch, is_visual, num_visual, self.primary_encoder, self.merge_size))
+        return index
+
+
+def labelled_rows(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Find the rows whose next token is learned.
+
+    Returns:
+        (L,) row indices and the (L,) tokens they predict. A row never predicts the first token of the next document.
+
+    Raises:
+        ValueError: the batch has no labels.
+    """
+    if batch.labels is None:
+        raise ValueError("this batch has no labels: build it with labels to compute a loss")
+    learned = batch.labels != IGNORE_INDEX
+    learned[batch.cu_seqlens[:-1].long()] = False
+    targets = learned.nonzero().squeeze(1)
+    return targets - 1, batch.labels[targets]
+
+
+def _build_encoder(config: ModelConfig, where: dict[str, Any]) -> Encoder:
+    if config.encoder not in ENCODERS:
+        raise ValueError(f"unknown encoder {config.encoder!r}; known: {', '.join(ENCODERS)}")
+    if config.encoder != "qwen3_vl":
+        return ENCODERS[config.encoder](**config.encoder_kwargs, **where)
+    vision = config.vision
+    return ENCODERS["qwen3_vl"](
+        embed_dim=vision.hidden_size,
+        depth=vision.depth,
+        num_heads=vision.num_heads,
+        mlp_dim=vision.intermediate_size,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        num_position_embeddings=vision.num_position_embeddings,
+        deepstack_layers=vision.deepstack_visual_indexes,
+        **where,
+    )
+
+
+def _mismatch(batch: Batch, is_visual: Tensor, num_visual: int, encoder: str, merge_size: int) -> str:
+    """Say which document's images and placeholders disagree, with both numbers."""
+    grids = batch.image_grid_thw.get(encoder)
+    sizes = [] if grids is None else (grids.prod(1) // merge_size**2).tolist()
+    found = is_visual.sum().item()
+    where = "; no document can be named"
+    for index, flags in enumerate(is_visual.split(batch.lengths())):
+        wanted = flags.sum().item()
+        images = 0
+        while wanted > 0 and sizes:
+            wanted -= sizes.pop(0)
+            images += 1
+        if wanted != 0:
+            where = f"; the first that does not fit is {batch.document_name(index)}, after {images} image(s)"
+            break
+    else:
+        if sizes:
+            last = batch.document_name(batch.num_documents - 1)
+            where = f"; {len(sizes)} image(s) have no placeholder, after {last}"
+    return f"the text holds {found} image placeholder tokens, the images make {num_visual} visual tokens{where}"

@@ -1,0 +1,120 @@
+"""Self-attention of the vision tower and of the decoder.
+
+Shapes: T packed tokens, H query heads, K key/value heads, D head width, n documents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medmo_kernels.attention import attention
+
+from .norm import RMSNorm
+from .rope import RopeTable, apply_rope
+
+
+class VisionAttention(nn.Module):
+    """Attend in both directions within each image (or frame), with 2-D rotary positions.
+
+    State: `qkv.{weight,bias}`, `proj.{weight,bias}`.
+
+    Args:
+        embed_dim: width in and out.
+        num_heads: heads; `embed_dim` is a multiple of it.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
+        self.proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, table: RopeTable | None = None) -> Tensor:
+        """Mix the tokens of each segment.
+
+        Args:
+            x: (T, embed_dim).
+            cu_seqlens: (n + 1,) int32 boundaries of the segments.
+            table: rotary table of (T, D / 2), or None for learned positions alone.
+
+        Returns:
+            (T, embed_dim).
+        """
+        q_THD, k_THD, v_THD = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(1)
+        if table is not None:
+            q_THD, k_THD = apply_rope(q_THD, table), apply_rope(k_THD, table)
+        return self.proj(attention(q_THD, k_THD, v_THD, cu_seqlens, False).flatten(1))
+
+
+class TextAttention(nn.Module):
+    """Attend causally within each document: grouped key/value heads, normalised queries and keys, M-RoPE.
+
+    State: `{q,k,v,o}_proj.weight` (and biases if asked), `q_norm.weight`, `k_norm.weight`.
+
+    Args:
+        embed_dim: width in and out.
+        num_heads: query heads; their joint width need not be `embed_dim`.
+        num_kv_heads: key/value heads.
+        head_dim: width of a head.
+        eps: of the two norms.
+        bias: give the four projections a bias.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        eps: float = 1e-6,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias, device=device, dtype=dtype)
+        self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.q_norm = RMSNorm(head_dim, eps, device=device, dtype=dtype)
+        self.k_norm = RMSNorm(head_dim, eps, device=device, dtype=dtype)
+
+    def project(self, x: Tensor, table: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
+        """Make rotated queries and keys, and values: (T, H, D), (T, K, D), (T, K, D)."""
+        q_THD = self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)))
+        k_TKD = self.k_norm(self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)))
+        v_TKD = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        return apply_rope(q_THD, table), apply_rope(k_TKD, table), v_TKD
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, table: RopeTable, rows: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Mix the tokens of each document.
+
+        Args:
+            x: (T, embed_dim).
+            cu_seqlens: (n + 1,) int32 boundaries of the documents.
+            table: rotary table of (T, D / 2).
+            rows: (R,) tokens whose result is wanted; None: all.
+
+        Returns:
+            (T, embed_dim) or (R, embed_dim), and the (T, K, D) keys and values, which a cache may keep.
+        """
+        q_THD, k_TKD, v_TKD = self.project(x, table)
+        out = attention(q_THD, k_TKD, v_TKD, cu_seqlens, True).flatten(1)
+        return self.o_proj(out if rows is None else out[rows]), (k_TKD, v_TKD)

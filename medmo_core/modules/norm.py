@@ -1,0 +1,40 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Divide each vector by its root mean square and scale it.
+
+    Shapes: (..., dim) -> (..., dim).
+    Numerics: the mean of squares is accumulated in fp32 for 16-bit inputs.
+    State: `weight` (dim,).
+
+    Args:
+        dim: width of the last axis.
+        eps: added to the mean of squares.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-6,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of `x`."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """Describe the module in one line."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"

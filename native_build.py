@@ -1,0 +1,5 @@
+"""Optional native build."""
+
+
+def native_build_arguments() -> dict:
+    return {}

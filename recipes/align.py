@@ -1,0 +1,64 @@
+"""Stage 1, align: teach the decoder to read what the vision encoder writes.
+
+    python -m medmo_recipes.align --config tiny_align
+    torchrun --nproc-per-node 8 -m medmo_recipes.align --config medmo_8b_align train.steps=1000
+
+Next-token cross-entropy on captions and other image text. What trains is `model.trainable`: everything, as MedMO's
+released scripts do, or the projector alone, which is how a new encoder (`model.encoder=siglip2`) is joined to a decoder
+that already speaks. With "projector" the stage checks by name and by count that nothing else trains.
+
+Left out: contrastive losses (MedMO has none), LoRA, pipeline and tensor parallelism, streaming data sets.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from medmo_core.batch import Batch
+
+from .training.build import assert_only_projector, choose_trainable, load_kit, load_mixture
+from .training.config import RunConfig
+from .training.distributed import connect
+from .training.fit import fit, new_loader
+from .training.launch import launch
+from .training.run import open_run, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage as the command line says; returns the exit status."""
+    return launch(argv, stage="align", run=run, about=__doc__)
+
+
+def run(config: RunConfig) -> bool:
+    """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
+    train = config.train
+    with connect(train.device, num_threads=train.num_threads, shard=config.parallel.shard) as world:
+        # The model.
+        kit = load_kit(config, world.device)
+        model = kit.model
+
+        # What trains.
+        trainable = choose_trainable(model, config.model.trainable)
+        if config.model.trainable == ("projector",):
+            assert_only_projector(model, trainable)
+        say(world, trainable.describe())
+
+        # What feeds.
+        mixture = load_mixture(config.data, seed=train.seed)
+        held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split) if train.eval_every else None
+
+        # What is minimised: the cross-entropy of the labelled tokens, summed; `fit` divides by their global number.
+        def minimise(batch: Batch) -> Tensor:
+            return model.loss(batch, reduction="sum")
+
+        with open_run(config, world, kit) as opened:
+            loader = new_loader(opened, mixture.draw)
+            held_out_loader = None if held_out is None else new_loader(opened, held_out.draw, held_out=True)
+            finished = fit(opened, loader, minimise, held_out=held_out_loader)
+            if finished:
+                opened.finish()
+            return finished
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""The `medmo` command: one door to everything, each sub-command a thin call into its own file."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: where its `main(argv)` lives and what `medmo --help` says of it."""
+
+    module: str
+    summary: str
+    example: str
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "medmo_recipes.quickstart",
+        "run all three stages on the embedded real images, evaluate, and write report.html",
+        "medmo quickstart --out runs/quickstart",
+    ),
+    "train": Command(
+        "medmo_recipes.train",
+        "run one stage: align, instruct or reinforce",
+        "medmo train instruct --data my.jsonl --config tiny_instruct train.steps=200",
+    ),
+    "generate": Command(
+        "medmo_recipes.generate",
+        "ask about one image (PNG, JPEG, TIFF, DICOM, NIfTI): text, parsed boxes, overlay PNG",
+        'medmo generate --checkpoint runs/quickstart/reinforce/final --image scan.dcm --prompt "Where is the liver?"',
+    ),
+    "evaluate": Command(
+        "medmo_recipes.evaluate",
+        "score a checkpoint: VQA, grounding, reports, retrieval, with intervals and baselines",
+        "medmo evaluate --checkpoint runs/quickstart/reinforce/final",
+    ),
+    "export": Command(
+        "medmo_recipes.export",
+        "write a run's weights as an official Qwen3-VL folder and check that it reads back",
+        "medmo export --run runs/my_run --out exported/",
+    ),
+    "sample": Command(
+        "medmo_recipes.sample",
+        "draw a contact sheet of the embedded images with their boxes",
+        "medmo sample --out contact_sheet.png",
+    ),
+    "validate": Command(
+        "medmo_recipes.validate",
+        "check a JSONL file of your own and explain every fault in it",
+        "medmo validate my.jsonl",
+    ),
+    "doctor": Command(
+        "medmo_core.doctor",
+        "say what runs on this machine, op by op, and why",
+        "medmo doctor",
+    ),
+}
+
+EPILOG = """examples:
+{examples}
+
+`medmo COMMAND --help` explains one command. Training at scale starts with torchrun:
+  torchrun --nproc-per-node 8 -m medmo_recipes.align --config medmo_8b_align
+
+Research use only: not a medical device, not for diagnosis.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the top-level parser; sub-commands parse their own words."""
+    examples = "\n".join(f"  {command.example}" for command in COMMANDS.values())
+    parser = argparse.ArgumentParser(
+        prog="medmo",
+        description="Train, measure and run multimodal medical models that point at what they say.",
+        epilog=EPILOG.format(examples=examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparsers.add_parser(name, help=command.summary, add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command.
+
+    Args:
+        argv: words after `medmo`; the process's own when None.
+
+    Returns:
+        The exit status: 0 when all went well, 2 for a mistake of the caller's (its message on stderr).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    known, rest = build_parser().parse_known_args(words[:1])
+    rest = rest + words[1:]
+    module = importlib.import_module(COMMANDS[known.command].module)
+    try:
+        return int(module.main(rest) or 0)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        # What a user can mend is told in one line; anything else keeps its traceback.
+        print(f"medmo {known.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Stage 2, instruct: teach the model to answer, on a weighted mixture of tasks.
+
+    python -m medmo_recipes.instruct --config tiny_instruct
+    torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_instruct
+
+Next-token cross-entropy on the assistant's turns of captions, questions, reports, retrieval pairs and boxes, each drawn
+with its weight in `data.sources`. Boxes are text: there is no detection head and no loss but this one.
+
+Left out: MedMO's unpublished auxiliary box head, per-task losses, LoRA, pipeline and tensor parallelism.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from medmo_core.batch import Batch
+
+from .training.build import choose_trainable, load_kit, load_mixture
+from .training.config import RunConfig
+from .training.distributed import connect
+from .training.fit import fit, new_loader
+from .training.launch import launch
+from .training.run import open_run, say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage as the command line says; returns the exit status."""
+    return launch(argv, stage="instruct", run=run, about=__doc__)
+
+
+def run(config: RunConfig) -> bool:
+    """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
+    train = config.train
+    with connect(train.device, num_threads=train.num_threads, shard=config.parallel.shard) as world:
+        # The model, usually from align's final/ folder.
+        kit = load_kit(config, world.device)
+        model = kit.model
+
+        # What trains.
+        say(world, choose_trainable(model, config.model.trainable).describe())
+
+        # What feeds: each draw picks a source by its weight, then one of its samples.
+        mixture = load_mixture(config.data, seed=train.seed)
+        held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split) if train.eval_every else None
+        for name, weight in config.data.sources.items():
+            say(world, f"feeds {weight / sum(config.data.sources.values()):.0%} {name}")
+
+        # What is minimised: the cross-entropy of the assistant's tokens, summed; `fit` divides by their global number.
+        def minimise(batch: Batch) -> Tensor:
+            return model.loss(batch, reduction="sum")
+
+        with open_run(config, world, kit) as opened:
+            loader = new_loader(opened, mixture.draw)
+            held_out_loader = None if held_out is None else new_loader(opened, held_out.draw, held_out=True)
+            finished = fit(opened, loader, minimise, held_out=held_out_loader)
+            if finished:
+                opened.finish()
+            return finished
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

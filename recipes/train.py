@@ -1,0 +1,36 @@
+"""`medmo train`: run one stage in this process, on the embedded data or on a JSONL file of your own."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGES = ("align", "instruct", "reinforce")
+
+EPILOG = """examples:
+  medmo train instruct --data my.jsonl train.out_dir=runs/mine
+  medmo train reinforce --config tiny_reinforce model.init=runs/mine/final
+  medmo train instruct --config medmo_4b_instruct --print     shows every setting and exits
+
+Several GPUs: torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_instruct
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand the words to the stage's own `main`, with `--data` spelled as a source of the mixture."""
+    parser = argparse.ArgumentParser(
+        prog="medmo train", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--config", help="name of a run (default: tiny_<stage>)")
+    parser.add_argument("--data", type=Path, action="append", default=[], help="JSONL file; repeat for a mixture")
+    arguments, overrides = parser.parse_known_args(argv)
+    words = ["--config", arguments.config or f"tiny_{arguments.stage}"]
+    for path in arguments.data:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; --data takes a JSONL file with one sample per line")
+    if arguments.data:
+        sources = ",".join(f"{path}:1" for path in arguments.data)
+        words.append(f"data.sources={sources}")
+    stage = importlib.import_module(f"medmo_recipes.{arguments.stage}")
+    return int(stage.main([*words, *overrides]) or 0)

@@ -1,0 +1,302 @@
+"""From a config to the things of a run: model, tokenizer, profile, processor, mixture, and what trains."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmo_core.data.mixture import JsonlSource, Mixture, Source
+from medmo_core.data.process import Processor
+from medmo_core.data.tokenizer import Tokenizer
+from medmo_core.encoders import ENCODERS
+from medmo_core.models.config import PRESETS, ModelConfig
+from medmo_core.models.medmo import MedMO
+from medmo_core.models.weights import find_folder, load_encoder, load_weights, open_checkpoint
+from medmo_core.profile import PROFILES, CheckpointProfile
+
+from .config import ConfigError, Data, Model, RunConfig, unknown_key
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+PARTS = ("encoder", "projector", "decoder")
+SAMPLE_PREFIX = "sample:"
+HUB_SIZES = {
+    "Qwen/Qwen3-VL-4B-Instruct": "medmo-4b",
+    "Qwen/Qwen3-VL-8B-Instruct": "medmo-8b",
+    "MBZUAI/MedMO-4B": "medmo-4b",
+    "MBZUAI/MedMO-8B": "medmo-8b",
+}
+"""Hub ids whose sizes are known without their files, so that a dry run needs neither disk nor network."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A model and what belongs to its text and images."""
+
+    model: MedMO
+    tokenizer: Tokenizer
+    profile: CheckpointProfile
+    processor: Processor
+
+
+def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
+    """Build model, tokenizer, profile and processor; random weights come from train.seed.
+
+    Args:
+        config: the run.
+        device: where the weights go; "meta" makes none and reads none.
+
+    Raises:
+        ConfigError: a name that does not exist, or files that do not fit together.
+    """
+    if stands_in(config.model, device):
+        config = config.change(model={"init": HUB_SIZES[config.model.init]})
+    tokenizer = load_tokenizer(config.model)
+    torch.manual_seed(config.train.seed)
+    model = load_model(config.model, tokenizer, device)
+    model.train()
+    if config.model.gradient_checkpointing:
+        model.checkpoint_activations()
+    profile = load_profile(config.model)
+    data = config.data
+    processor = Processor(
+        tokenizer,
+        model.encoder.specs,
+        profile,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        max_tokens=data.max_tokens,
+        root=None if data.root is None else Path(data.root),
+    )
+    return Kit(model=model, tokenizer=tokenizer, profile=profile, processor=processor)
+
+
+def stands_in(model: Model, device: torch.device | str) -> bool:
+    """Whether a preset stands for a hub id: on the meta device, when no folder of that name is here."""
+    return torch.device(device).type == "meta" and model.init in HUB_SIZES and not Path(model.init).is_dir()
+
+
+def load_tokenizer(model: Model) -> Tokenizer:
+    """Return the tokenizer that `model.tokenizer` names."""
+    name = model.tokenizer
+    if name == "auto" and model.init not in PRESETS:
+        return Tokenizer.from_checkpoint(find_folder(model.init))
+    if name in ("auto", "embedded"):
+        return Tokenizer.embedded()
+    path = Path(name)
+    if not path.exists():
+        raise ConfigError(f'model.tokenizer={name}: no such file; expected "auto", "embedded" or a path')
+    if path.is_dir():
+        return Tokenizer.from_checkpoint(path)
+    return Tokenizer.from_tiktoken(path) if path.suffix == ".tiktoken" else Tokenizer.from_file(path)
+
+
+def load_profile(model: Model) -> CheckpointProfile:
+    """Return the profile that `model.profile` names, or the checkpoint's own."""
+    if model.profile != "auto":
+        return PROFILES[model.profile]
+    return CheckpointProfile() if model.init in PRESETS else CheckpointProfile.load(find_folder(model.init))
+
+
+def load_model(model: Model, tokenizer: Tokenizer, device: torch.device | str) -> MedMO:
+    """Build the model with random weights (a preset) or a checkpoint's, with another encoder if one is named."""
+    dtype = DTYPES[model.dtype]
+    is_meta = torch.device(device).type == "meta"
+    if model.init in PRESETS:
+        config = _fit_vocabulary(PRESETS[model.init], tokenizer)
+    else:
+        config = ModelConfig.from_dict(dict(open_checkpoint(model.init).config))
+    same_encoder = model.encoder in (None, config.encoder)
+    if model.init not in PRESETS and same_encoder and not is_meta:
+        loaded = MedMO.from_pretrained(model.init, dtype=dtype, device=device)
+    else:
+        overrides = {} if same_encoder else {"encoder": model.encoder, "encoder_kwargs": _encoder_sizes(model)}
+        loaded = MedMO.from_config(config, device=device, dtype=dtype, **overrides)
+        if model.init not in PRESETS and not is_meta:
+            _load_decoder(loaded, model.init, dtype)
+    for name, folder in model.encoder_init.items():
+        towers = getattr(loaded.encoder, "towers", {loaded.encoder.name: loaded.encoder})
+        if name not in towers:
+            raise unknown_key(name, towers, "encoder in model.encoder_init")
+        if not is_meta:
+            load_encoder(towers[name], folder)
+    if tokenizer.vocab_size > loaded.config.text.vocab_size:
+        raise ConfigError(
+            f"model.tokenizer: {tokenizer.vocab_size} tokens, but {model.init} has {loaded.config.text.vocab_size} "
+            "embeddings; use the checkpoint's own tokenizer (model.tokenizer=auto)"
+        )
+    return loaded
+
+
+def _encoder_sizes(model: Model) -> dict[str, Any]:
+    """Return the constructor arguments of a new encoder."""
+    if model.encoder not in ENCODERS:
+        raise unknown_key(str(model.encoder), ENCODERS, "encoder")
+    sizes: dict[str, dict[str, Any]] = ENCODERS[model.encoder].SIZES  # type: ignore[attr-defined]
+    size = model.encoder_size or (model.init if model.init in sizes else "base")
+    if size not in sizes:
+        raise unknown_key(size, sizes, "size in model.encoder_size")
+    return sizes[size]
+
+
+def _fit_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Give a small preset the tokenizer's vocabulary; the official sizes keep theirs, as official weights need it."""
+    if config.text.vocab_size == ModelConfig().text.vocab_size:
+        return config
+    return config.override(
+        vocab_size=tokenizer.vocab_size,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.vision_start_id,
+        vision_end_token_id=tokenizer.vision_end_id,
+        bos_token_id=tokenizer.endoftext_id,
+        eos_token_id=tokenizer.im_end_id,
+    )
+
+
+def _load_decoder(model: MedMO, source: str, dtype: torch.dtype) -> None:
+    """Read only the decoder and the head of a checkpoint: its encoder and projector do not fit the new encoder."""
+    checkpoint = open_checkpoint(source)
+    device = model.head_weight.device
+    prefix = "model.language_model."
+
+    def decoder_name(name: str) -> str | None:
+        return name.removeprefix(prefix) if name.startswith(prefix) else None
+
+    load_weights(model.decoder, checkpoint, dtype=dtype, device=device, official_name=decoder_name)
+    if not model.config.tie_word_embeddings:
+        head = {"lm_head.weight": "weight"}
+        load_weights(model.lm_head, checkpoint, dtype=dtype, device=device, official_name=head.get)
+
+
+def parameter_parts(model: MedMO) -> dict[str, str]:
+    """Return parameter name -> "encoder", "projector" or "decoder" (the head included)."""
+    projector = {id(p) for p in model.projector.parameters()}
+    parts = {}
+    for name, parameter in model.named_parameters():
+        vision = "projector" if id(parameter) in projector else "encoder"
+        parts[name] = vision if name.startswith("model.visual.") else "decoder"
+    return parts
+
+
+def select(model: MedMO, words: Iterable[str], where: str) -> set[str]:
+    """Return the names of the parameters that `words` mean.
+
+    Args:
+        model: the model.
+        words: "all", a part, or a prefix of parameter names that ends at a dot or at the end of a name.
+        where: the setting, for the message.
+
+    Raises:
+        ConfigError: a word that means no parameter; the nearest is named.
+    """
+    parts = parameter_parts(model)
+    chosen: set[str] = set()
+    for word in words:
+        found = {
+            name
+            for name, part in parts.items()
+            if word in ("all", part) or name == word or name.startswith(word.rstrip(".") + ".")
+        }
+        if not found:
+            prefixes = {name[:i] for name in parts for i, letter in enumerate(name) if letter == "."}
+            raise unknown_key(word, [*PARTS, "all", *sorted(prefixes)], f"part in {where}")
+        chosen |= found
+    return chosen
+
+
+def name_factor(model: MedMO, factors: Mapping[str, float], where: str) -> Callable[[str], float]:
+    """Return parameter name -> product of the factors whose word means it."""
+    chosen = {word: select(model, [word], where) for word in factors}
+
+    def factor(name: str) -> float:
+        product = 1.0
+        for word, names in chosen.items():
+            product *= factors[word] if name in names else 1.0
+        return product
+
+    return factor
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What trains, by name."""
+
+    names: tuple[str, ...]
+    """Names of the parameters that train, in the model's order."""
+    num_parameters: int
+    """Numbers in them."""
+    total: int
+    """Numbers in all parameters of the model."""
+    parts: Mapping[str, int]
+    """Part -> numbers that train in it; parts without any are absent."""
+
+    def describe(self) -> str:
+        """Say what trains: one line in all, one per part."""
+        share = 100 * self.num_parameters / self.total
+        parts = ", ".join(f"{part} {number:,}" for part, number in self.parts.items())
+        return (
+            f"trains {self.num_parameters:,} of {self.total:,} parameters ({share:.1f} %) "
+            f"in {len(self.names)} tensors: {parts}"
+        )
+
+
+def choose_trainable(model: MedMO, words: Iterable[str]) -> Trainable:
+    """Let exactly the parameters that `words` mean require gradients.
+
+    Raises:
+        ConfigError: a word that means no parameter.
+    """
+    chosen, parts = select(model, words, "model.trainable"), parameter_parts(model)
+    numbers: dict[str, int] = {}
+    total = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+        total += parameter.numel()
+        if name in chosen:
+            numbers[parts[name]] = numbers.get(parts[name], 0) + parameter.numel()
+    names = tuple(name for name, _ in model.named_parameters() if name in chosen)
+    return Trainable(names=names, num_parameters=sum(numbers.values()), total=total, parts=numbers)
+
+
+def assert_only_projector(model: MedMO, trainable: Trainable) -> None:
+    """Check by name and by count that the projector trains, whole, and nothing else does."""
+    wanted = {name for name, part in parameter_parts(model).items() if part == "projector"}
+    training = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    count = sum(p.numel() for p in model.projector.parameters())
+    if training != wanted or trainable.num_parameters != count:
+        odd = sorted(training ^ wanted)
+        raise ConfigError(f"projector-only training: {len(odd)} parameters differ from the projector's, as {odd[:3]}")
+
+
+def load_mixture(data: Data, *, seed: int, split: str | None = None) -> Mixture:
+    """Build the weighted mixture of data.sources.
+
+    Args:
+        data: sources and how to draw from them.
+        seed: of the order.
+        split: in place of data.split.
+
+    Raises:
+        ConfigError: no source, or a task of the embedded data that does not exist.
+    """
+    if not data.sources:
+        raise ConfigError("data.sources: nothing to train on; name a JSONL file or sample:TASK, each with a weight")
+    wanted = split or data.split
+    return Mixture({n: (load_source(n, data, wanted), w) for n, w in data.sources.items() if w > 0}, seed)
+
+
+def load_source(name: str, data: Data, split: str) -> Source:
+    """Open one entry of data.sources."""
+    if name.startswith(SAMPLE_PREFIX):
+        from medmo_core.datasets.sample import TASKS, SampleTasks
+
+        task = name.removeprefix(SAMPLE_PREFIX)
+        if task not in TASKS:
+            raise unknown_key(name, [SAMPLE_PREFIX + t for t in TASKS], "data source")
+        return SampleTasks(task, split, crops=data.crops)
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"data.sources: {name} is no file; expected the path of a JSONL file, or {SAMPLE_PREFIX}TASK")
+    return JsonlSource(path, path.parent if data.root is None else Path(data.root))

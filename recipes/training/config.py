@@ -1,0 +1,384 @@
+"""A run, described completely: frozen dataclasses, checked when they are made.
+
+A run is a Python function in `medmo_recipes.configs` that returns a `RunConfig`; a variant calls its parent and
+replaces fields (`change`). `command_line.py` turns `section.field=value` into the same types. Every value is checked
+here, whichever way it came in, and an error names the field, what it got and what it expects.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, Union, get_args, get_origin
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or cannot have this value; the message names it and the fix."""
+
+
+class Section:
+    """Base of every config dataclass: types are checked, and ints given for floats become floats."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            where = f"{type(self).__name__.lower()}.{item.name}"
+            value = typed(getattr(self, item.name), hints[item.name], where)
+            object.__setattr__(self, item.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError where values are of the right type and still make no sense."""
+
+
+def require(condition: bool, where: str, value: object, expected: str) -> None:
+    """Raise ConfigError unless `condition` holds.
+
+    Args:
+        condition: what must be true.
+        where: "section.field".
+        value: the offending value, shown.
+        expected: what would have been right.
+    """
+    if not condition:
+        raise ConfigError(f"{where} = {value!r}: expected {expected}")
+
+
+def unknown_key(key: str, known: Iterable[str], what: str = "setting") -> ConfigError:
+    """Make the error for a name that does not exist, with the nearest one that does."""
+    names = list(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if not near:  # "docs_per_step" for "train.docs_per_step": compare the last part alone
+        tails = {name.rsplit(".", 1)[-1]: name for name in names}
+        near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.5)]
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
+    return ConfigError(f"unknown {what} {key!r}: {hint}")
+
+
+def describe_type(hint: Any) -> str:
+    """Spell a type as a user would: "int or none", "one of 'align', 'instruct'"."""
+    if hint is type(None):
+        return "none"
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe_type(a) for a in args)
+    if origin is tuple:
+        if args[-1] is Ellipsis:
+            return f"a list of {describe_type(args[0])}"
+        return f"{len(args)} values of {describe_type(args[0])}"
+    if origin in (dict, Mapping):
+        return f"names with a {describe_type(args[1])} each"
+    return "true or false" if hint is bool else getattr(hint, "__name__", str(hint))
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as `hint` asks, or raise ConfigError naming `where`.
+
+    Lossless only: int to float and list to tuple, nothing else.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    wrong = ConfigError(f"{where} = {value!r}: expected {describe_type(hint)}, got {type(value).__name__}")
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return typed(value, option, where)
+            except ConfigError:
+                continue
+        raise wrong
+    if origin is Literal:
+        if value in args and type(value) in {type(a) for a in args}:
+            return value
+        raise wrong
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise wrong
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise wrong
+        return tuple(typed(v, h, where) for v, h in zip(value, inner, strict=True))
+    if origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise wrong
+        return {typed(k, args[0], where): typed(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Section):
+    """What is trained."""
+
+    init: str = "tiny"
+    """A preset ("debug", "tiny", "medmo-4b", "medmo-8b": random weights), a checkpoint folder, or a hub id."""
+    encoder: str | None = None
+    """Vision encoder by its name in `medmo_core.encoders.ENCODERS`; none = the one of `init`."""
+    encoder_size: str | None = None
+    """Size of a new `encoder` ("debug", "tiny", "base", "large"); none = that of the preset `init`, else "base"."""
+    encoder_init: Mapping[str, str] = field(default_factory=dict)
+    """Encoder name -> checkpoint folder with its weights (both towers of "fused"); without one they are random."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of weights and activations; bfloat16 on CUDA, float32 on the CPU."""
+    trainable: tuple[str, ...] = ("all",)
+    """What trains: "all", the parts "encoder", "projector", "decoder", or prefixes of parameter names."""
+    tokenizer: str = "auto"
+    """"auto" (the checkpoint's own, else the embedded one), "embedded", a tokenizer.json or a .tiktoken file."""
+    profile: Literal["auto", "qwen3_vl", "medmo", "medmo_canvas768"] = "auto"
+    """Box frame and grammar the checkpoint speaks; "auto" reads medmo_profile.json, else Qwen3-VL's."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more time."""
+
+    def check(self) -> None:
+        require(bool(self.trainable), "model.trainable", self.trainable, "at least one part or prefix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """What feeds the run."""
+
+    sources: Mapping[str, float] = field(default_factory=dict)
+    """Name -> weight in the mixture. A name is "sample:TASK" (embedded real data) or the path of a JSONL file."""
+    root: str | None = None
+    """Folder that image paths in JSONL files are relative to; none = the folder of each JSONL file."""
+    split: str = "train"
+    """Split drawn from, for sources that carry one."""
+    min_pixels: int = 65_536
+    """Smallest image area after resizing, in px (256 x 256, the Qwen3-VL default)."""
+    max_pixels: int = 16_777_216
+    """Largest image area after resizing, in px (4096 x 4096, the Qwen3-VL default); one token covers 32 x 32 px."""
+    max_tokens: int | None = None
+    """Longer samples are dropped and counted, never cut; none = no limit."""
+    crops: bool = False
+    """Train on random square crops; boxes move along. It is what makes a small model look at the image."""
+    max_bad_ratio: float = 0.1
+    """Stop when more than this share of what was drawn (from 64 draws on) was unreadable or too long."""
+
+    def check(self) -> None:
+        for name, weight in self.sources.items():
+            require(weight >= 0, f"data.sources.{name}", weight, "a weight of 0 or more")
+        require(not self.sources or sum(self.sources.values()) > 0, "data.sources", self.sources, "a positive weight")
+        require(0 < self.min_pixels <= self.max_pixels, "data.min_pixels", self.min_pixels, "0 < min <= max_pixels")
+        require(self.max_tokens is None or self.max_tokens > 0, "data.max_tokens", self.max_tokens, "1 or more")
+        require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim(Section):
+    """How the weights move: AdamW."""
+
+    lr: float = 1e-5
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; norms, biases and embeddings never decay."""
+    warmup_ratio: float = 0.05
+    """Share of the steps over which the rate rises linearly from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    min_lr_ratio: float = 0.0
+    """Share of `lr` that a cosine ends at."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    """Factor on `lr` for a part or a prefix of parameter names, as in model.trainable."""
+
+    def check(self) -> None:
+        require(self.lr > 0, "optim.lr", self.lr, "a rate above 0")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "two numbers in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "a number above 0")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.warmup_ratio <= 1, "optim.warmup_ratio", self.warmup_ratio, "a share from 0 to 1")
+        require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "a share from 0 to 1")
+        require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 or more")
+        for name, scale in self.lr_scale.items():
+            require(scale >= 0, f"optim.lr_scale.{name}", scale, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Section):
+    """How long, how much at a time, and what is written."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    docs_per_step: int = 32
+    """Global batch: documents per step over all processes (in reinforce: prompts)."""
+    micro_batch: int = 8
+    """Documents packed into one forward pass of one process (in reinforce: completions)."""
+    log_every: int = 1
+    """Steps between metric lines."""
+    save_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    eval_every: int = 0
+    """Steps between measurements of the loss on `eval_split`; 0 = never."""
+    eval_docs: int = 32
+    """Documents in such a measurement, the same ones every time."""
+    eval_split: str = "val"
+    """Split those documents come from."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; 0 = all."""
+    seed: int = 0
+    """Seeds weights, data order and sampling."""
+    out_dir: str = "runs/unnamed"
+    """Folder of the run: config.json, metrics.jsonl, tensorboard/, checkpoints/, final/."""
+    resume: bool = False
+    """Continue from the newest checkpoint in out_dir; without it a folder that holds a run is refused."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = CUDA when there is one."""
+    num_threads: int = 0
+    """CPU threads per process; 0 = cores divided by the processes of this machine."""
+
+    def check(self) -> None:
+        for name in ("steps", "docs_per_step", "micro_batch", "log_every", "save_every", "eval_docs"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+        for name in ("eval_every", "keep_checkpoints", "num_threads", "seed"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Section):
+    """How several processes share the work."""
+
+    shard: bool = False
+    """Shard weights, gradients and optimiser state over all processes (FSDP2); off = each keeps a whole copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(Section):
+    """How reinforce samples and what it minimises (GRPO)."""
+
+    num_generations: int = 8
+    """Completions per prompt: the group whose mean reward is the baseline."""
+    max_new_tokens: int = 128
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; the trainer's log-probabilities use the same."""
+    top_p: float = 1.0
+    """Nucleus mass; 1 = no truncation. Below 1 sampler and trainer no longer agree."""
+    top_k: int = 0
+    """Most likely tokens kept; 0 = all."""
+    epsilon_low: float = 0.2
+    """How far below 1 the importance ratio may fall before it is clipped."""
+    epsilon_high: float = 0.2
+    """How far above 1 it may rise; larger than epsilon_low is DAPO's clip-higher."""
+    beta: float = 0.0
+    """Weight of the KL term to the starting policy; 0 builds no reference model."""
+    scale_rewards: bool = True
+    """Divide advantages by the group's standard deviation; off = only centred (Dr. GRPO)."""
+    loss_type: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens of the step (DAPO), mean of sequence means (GRPO), or a constant divisor (Dr. GRPO)."""
+    mask_truncated: bool = False
+    """Leave completions that hit max_new_tokens out of the loss."""
+    num_updates: int = 1
+    """Optimiser steps per sampled batch, each over all of it."""
+    rows_per_pass: int = 64
+    """Completions decoded at the same time by one process; fewer need less memory for keys and values."""
+
+    def check(self) -> None:
+        require(self.num_generations >= 2, "rollout.num_generations", self.num_generations, "2 or more")
+        require(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "1 or more")
+        require(self.temperature > 0, "rollout.temperature", self.temperature, "a number above 0 (groups must differ)")
+        require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a share above 0, at most 1")
+        require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 or more")
+        require(0 <= self.epsilon_low < 1, "rollout.epsilon_low", self.epsilon_low, "a number in [0, 1)")
+        require(self.epsilon_high >= 0, "rollout.epsilon_high", self.epsilon_high, "0 or more")
+        require(self.beta >= 0, "rollout.beta", self.beta, "0 or more")
+        require(self.num_updates >= 1, "rollout.num_updates", self.num_updates, "1 or more")
+        require(self.rows_per_pass >= 1, "rollout.rows_per_pass", self.rows_per_pass, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards(Section):
+    """What reinforce rewards."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Name in `medmo_core.rewards.REWARDS` -> weight; the reward is the weighted mean over those that apply."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Section):
+    """One run. `change` makes variants; `to_dict` and `from_dict` go through JSON unchanged."""
+
+    stage: Literal["align", "instruct", "reinforce"]
+    """The stage this run belongs to; another stage's command refuses it."""
+    name: str = "unnamed"
+    """Shown in logs; the name of the config function."""
+    model: Model = field(default_factory=Model)
+    """What is trained."""
+    data: Data = field(default_factory=Data)
+    """What feeds."""
+    optim: Optim = field(default_factory=Optim)
+    """How the weights move."""
+    train: Train = field(default_factory=Train)
+    """How long, and what is written."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How processes share the work."""
+    rollout: Rollout = field(default_factory=Rollout)
+    """How reinforce samples; unused elsewhere."""
+    rewards: Rewards = field(default_factory=Rewards)
+    """What reinforce rewards; unused elsewhere."""
+
+    def check(self) -> None:
+        used = bool(self.rewards.weights)
+        if self.stage == "reinforce":
+            require(used, "rewards.weights", self.rewards.weights, "at least one reward with a weight")
+
+    def change(self, **sections: Any) -> Self:
+        """Copy with some fields replaced: `change(train={"steps": 10}, name="short")`.
+
+        Args:
+            sections: section name -> mapping of fields, or a top-level field's value.
+
+        Raises:
+            ConfigError: unknown section or field, or a value of the wrong type.
+        """
+        new: dict[str, Any] = {}
+        for name, value in sections.items():
+            if name not in SECTIONS and name not in ("stage", "name"):
+                raise unknown_key(name, [*SECTIONS, "stage", "name"], "section")
+            if name not in SECTIONS or isinstance(value, Section):
+                new[name] = value
+                continue
+            section = getattr(self, name)
+            known = [f.name for f in dataclasses.fields(section)]
+            for key in value:
+                if key not in known:
+                    raise unknown_key(f"{name}.{key}", [f"{name}.{k}" for k in known])
+            new[name] = dataclasses.replace(section, **value)
+        return dataclasses.replace(self, **new)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and scalars, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigError: an unknown key or a value of the wrong type.
+        """
+        if "stage" not in values:
+            raise ConfigError("config without 'stage': expected one of 'align', 'instruct', 'reinforce'")
+        # The check of rewards needs all sections at once: build from the stored ones in one step.
+        base = RunConfig(stage="align").change(**{k: v for k, v in values.items() if k != "stage"})
+        return cls(**{**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}, "stage": values["stage"]})
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "data": Data,
+    "optim": Optim,
+    "train": Train,
+    "parallel": Parallel,
+    "rollout": Rollout,
+    "rewards": Rewards,
+}

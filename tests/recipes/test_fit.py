@@ -1,0 +1,266 @@
+"""The supervised loop: what is reduced, what trains, what stops it, what is left behind."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medmo_core.models.medmo import MedMO
+from medmo_recipes import align, instruct
+from medmo_recipes.configs import CONFIGS
+from medmo_recipes.training import fit as fit_module
+from medmo_recipes.training.build import choose_trainable, load_kit, parameter_parts
+from medmo_recipes.training.config import ConfigError, RunConfig
+from medmo_recipes.training.data import BadData, Loader, SkippedSamples
+from medmo_recipes.training.distributed import World
+from medmo_recipes.training.fit import NonFiniteLoss
+
+
+def config(tmp_path: Path, **changes: dict[str, object]) -> RunConfig:
+    """debug_align for two steps, in its own folder."""
+    train = {"steps": 2, "save_every": 2, "out_dir": str(tmp_path / "run"), "device": "cpu"}
+    return CONFIGS["debug_align"]().change(**{**changes, "train": {**train, **changes.get("train", {})}})
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [values for values in map(json.loads, lines) if "step" in values and "loss" in values]
+
+
+def events(folder: Path, name: str) -> list[dict[str, object]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [values for values in map(json.loads, lines) if values.get("event") == name]
+
+
+def final(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def test_a_run_learns_and_leaves_the_promised_files(tmp_path: Path) -> None:
+    run = config(tmp_path, optim={"lr": 1e-2}, train={"steps": 6, "save_every": 3, "eval_every": 3, "eval_docs": 4})
+    assert align.run(run)
+    folder = tmp_path / "run"
+    seen = metrics(folder)
+    assert [values["step"] for values in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[-1]["loss"] < seen[0]["loss"] - 0.5
+    assert [values["step"] for values in seen if "val_loss" in values] == [3, 6]
+    assert {"lr", "grad_norm", "tokens", "tokens_per_s", "skipped"} <= seen[0].keys()
+    assert (
+        RunConfig.from_dict(
+            {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k != "command"}
+        )
+        == run
+    )
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-000003", "step-000006"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "medmo_profile.json"} <= {
+        path.name for path in (folder / "final").iterdir()
+    }
+    assert list((folder / "tensorboard").iterdir())
+    # The next stage starts from it.
+    kit = load_kit(run.change(model={"init": str(folder / "final")}), "cpu")
+    weights = final(folder)
+    for name, parameter in kit.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+
+
+def test_micro_batches_only_add_up(tmp_path: Path) -> None:
+    """One pack of four documents, four packs of one: the same step, because all divide by the step's target tokens."""
+    results = []
+    for micro_batch in (4, 1):
+        run = config(tmp_path / str(micro_batch), model={"dtype": "float64"}, train={"micro_batch": micro_batch})
+        assert align.run(run)
+        results.append((metrics(tmp_path / str(micro_batch) / "run"), final(tmp_path / str(micro_batch) / "run")))
+    (packed, packed_weights), (single, single_weights) = results
+    for a, b in zip(packed, single, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
+    for name in packed_weights:
+        assert torch.allclose(packed_weights[name], single_weights[name], rtol=1e-6, atol=1e-9), name
+
+
+def test_projector_only_is_checked_and_the_rest_keeps_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = config(tmp_path, model={"trainable": ("projector",)}, optim={"lr": 1e-2})
+    before = {name: p.detach().clone() for name, p in load_kit(run, "cpu").model.named_parameters()}
+    assert align.run(run)
+    assert "projector" in capsys.readouterr().err
+    after, parts = final(tmp_path / "run"), parameter_parts(load_kit(run, "meta").model)
+    for name, old in before.items():
+        assert torch.equal(old, after[name]) == (parts[name] != "projector"), name
+
+
+def test_what_trains_is_chosen_by_name() -> None:
+    model = load_kit(CONFIGS["debug_align"](), "meta").model
+    counts = {part: choose_trainable(model, [part]).num_parameters for part in ("encoder", "projector", "decoder")}
+    assert sum(counts.values()) == choose_trainable(model, ["all"]).num_parameters
+    chosen = choose_trainable(model, ["projector", "model.language_model.layers.1"])
+    assert {name.split(".")[2] for name in chosen.names} == {"merger", "deepstack_merger_list", "layers"}
+    assert not any("layers.0" in name for name in chosen.names)
+    with pytest.raises(
+        ConfigError, match=r"'projektor' in model\.trainable|part in model\.trainable 'projektor'"
+    ) as error:
+        choose_trainable(model, ["projektor"])
+    assert "'projector'" in str(error.value)
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.language_model\.layers"):
+        choose_trainable(model, ["model.language_model.layer"])
+
+
+@pytest.mark.parametrize("encoder", ["siglip2", "dinov2", "fused"])
+def test_another_encoder_is_one_field(tmp_path: Path, encoder: str) -> None:
+    """A new encoder on a decoder with trained weights: the decoder's come along, the projector alone trains."""
+    start = config(tmp_path / "start", train={"steps": 1})
+    assert align.run(start)
+    source = tmp_path / "start" / "run" / "final"
+    run = config(tmp_path, train={"steps": 1}, model={
+        "init": str(source), "encoder": encoder, "encoder_size": "debug", "trainable": ("projector",),
+    })  # fmt: skip
+    assert align.run(run)
+    old, new = load_file(source / "model.safetensors"), final(tmp_path / "run")
+    decoder = [name for name in old if name.startswith("model.language_model.")]
+    assert decoder and all(torch.equal(old[name], new[name]) for name in decoder)
+    again = MedMO.from_pretrained(tmp_path / "run" / "final")
+    assert again.config.encoder == encoder
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    run = config(tmp_path, train={"steps": 1})
+    assert align.run(run)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"already holds a run; train\.resume=true continues it"):
+        align.run(run)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = config(tmp_path / "whole", train={"steps": 4, "save_every": 100})
+    assert align.run(whole)
+    asked = config(tmp_path, train={"steps": 4, "save_every": 100})
+    original = fit_module.train_step
+
+    def interrupted(run, batches, minimise, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, batches, minimise, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "train_step", interrupted)
+        assert not align.run(asked)
+    folder = tmp_path / "run"
+    assert not (folder / "final").exists()
+    assert events(folder, "stopped") == [{"event": "stopped", "step": 2}]
+    assert align.run(asked.change(train={"resume": True}))
+    assert [values["step"] for values in metrics(folder)] == [1, 2, 3, 4]
+    reference, resumed = final(tmp_path / "whole" / "run"), final(folder)
+    assert all(torch.equal(reference[name], resumed[name]) for name in reference)
+
+
+def test_nan_loss_stops_with_the_sample_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config(tmp_path, train={"steps": 4, "save_every": 1, "docs_per_step": 4, "micro_batch": 2})
+    honest, calls, poisoned = MedMO.loss, [], []
+
+    def loss(self: MedMO, batch, reduction="mean"):
+        calls.append(batch.sample_ids)
+        value = honest(self, batch, reduction)
+        if len(calls) == 6:  # second batch of the third step
+            poisoned.extend(batch.sample_ids)
+            return value * float("nan")
+        return value
+
+    monkeypatch.setattr(MedMO, "loss", loss)
+    with pytest.raises(NonFiniteLoss) as error:
+        align.run(run)
+    message, folder = str(error.value), tmp_path / "run"
+    assert "step 3: the loss is nan" in message and "step-000002" in message
+    assert len(poisoned) == 2 and all(name in message for name in poisoned)
+    assert not any(name in message for name in set(calls[4]) - set(poisoned))
+    assert [values["step"] for values in metrics(folder)] == [1, 2]
+    assert events(folder, "not_finite")[0]["samples"] == poisoned
+    monkeypatch.undo()
+    assert align.run(run.change(train={"resume": True}))  # what was saved is whole
+
+
+def test_samples_left_out_are_counted_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Over-long samples are dropped whole: the loss sees fewer documents, and every one left out has a reason."""
+    lengths = sorted(batch.num_tokens for batch in sample_batches(tmp_path, 16))
+    limit = lengths[len(lengths) // 2]
+    run = config(tmp_path, data={"max_tokens": limit, "max_bad_ratio": 1.0}, train={"steps": 4})
+    assert align.run(run)
+    dropped = sum(length > limit for length in lengths)
+    assert 0 < dropped < 16
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(listed) == dropped
+    assert all(line["kind"] == "too long" and line["id"] and str(limit) in line["reason"] for line in listed)
+    assert f"{dropped} of 16 samples drawn were left out: {dropped} too long" in capsys.readouterr().err
+    assert metrics(tmp_path / "run")[-1]["skipped"] == dropped
+    assert sum(values["documents"] for values in metrics(tmp_path / "run")) == 16 - dropped
+
+
+def sample_batches(tmp_path: Path, count: int) -> list:
+    loader = make_loader(config(tmp_path), count)
+    return loader.step(0, look_ahead=False)
+
+
+def make_loader(run: RunConfig, count: int, world: World | None = None, *, equal: bool = False) -> Loader:
+    """A loader of one document per batch over the config's mixture."""
+    from medmo_recipes.training.build import load_mixture
+
+    kit = load_kit(run, "meta")
+    return Loader(
+        load_mixture(run.data, seed=run.train.seed).draw,
+        kit.processor,
+        world=world or World(rank=0, size=1, device=torch.device("cpu")),
+        docs_per_step=count,
+        micro_batch=1,
+        skipped=SkippedSamples(None),
+        equal=equal,
+    )
+
+
+def test_processes_divide_the_same_global_batch(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    alone = [b.sample_ids[0] for b in make_loader(config(tmp_path), 5).step(3, look_ahead=False)]
+    pair = [
+        [b.sample_ids[0] for b in make_loader(config(tmp_path), 5, World(rank, 2, cpu)).step(3, look_ahead=False)]
+        for rank in (0, 1)
+    ]
+    assert [pair[i % 2][i // 2] for i in range(5)] == alone
+
+
+def test_sharded_processes_get_equal_numbers_of_batches_with_images(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    own = [make_loader(config(tmp_path), 5, World(r, 2, cpu), equal=True).step(0, look_ahead=False) for r in (0, 1)]
+    assert [len(batches) for batches in own] == [3, 3]
+    assert all(batch.patches for batches in own for batch in batches)
+    assert fit_module.count_targets(own[1][2:]) == 0  # the filler teaches nothing
+    assert fit_module.count_targets(own[1][:2]) > 0
+
+
+def test_too_many_bad_samples_stop_the_run() -> None:
+    from medmo_recipes.training.data import Fault
+
+    skipped = SkippedSamples(None, max_ratio=0.1)
+    skipped.record(60, [Fault(1, "a", "file not found", "unreadable")] * 6)
+    with pytest.raises(BadData, match=r"7 of 64 samples could not be used .*a: file not found"):
+        skipped.record(4, [Fault(2, "b", "truncated", "unreadable")])
+
+
+def test_instruct_mixes_tasks_by_weight(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = CONFIGS["debug_instruct"]().change(
+        data={"sources": {"sample:vqa": 3.0, "sample:grounding": 1.0}},
+        train={"steps": 1, "out_dir": str(tmp_path / "run"), "device": "cpu"},
+    )
+    assert instruct.run(run)
+    said = capsys.readouterr().err
+    assert "feeds 75% sample:vqa" in said and "feeds 25% sample:grounding" in said
+
+
+def test_unknown_source_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'sample:caption'"):
+        align.run(config(tmp_path, data={"sources": {"sample:captoin": 1.0}}))
+    with pytest.raises(ConfigError, match=r"nothing\.jsonl is no file"):
+        align.run(config(tmp_path, data={"sources": {"nothing.jsonl": 1.0}}))
+    assert not (tmp_path / "run").exists()
