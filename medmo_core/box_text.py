@@ -389,15 +389,15 @@ def _recognise_tags(text: str, opening: str, closing: str) -> Found:
     while position >= 0:
         label = _label_before(text[previous_end:position])
         content_start = position + len(opening)
-        content_end = text.find(closing, content_start)
         following = text.find(opening, content_start)
-        if content_end < 0 or -1 < following < content_end:
-            content_end = following if following >= 0 else len(text)
+        limit = following if following >= 0 else len(text)
+        content_end = text.find(closing, content_start, limit)
+        closed = content_end >= 0
+        if not closed:
+            content_end = limit
             found.errors.append(f"{label or 'a box'}: no {closing} follows")
         _take_content(text[content_start:content_end], label, opening, found)
-        previous_end = (
-            min(content_end + len(closing), len(text)) if text.startswith(closing, content_end) else content_end
-        )
+        previous_end = content_end + len(closing) if closed else content_end
         position = text.find(opening, previous_end)
     return found
 

@@ -29,8 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in arguments.data:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; --data takes a JSONL file with one sample per line")
-    if arguments.data:
-        sources = ",".join(f"{path}:1" for path in arguments.data)
-        words.append(f"data.sources={sources}")
+        words += ["--data", str(path)]
     stage = importlib.import_module(f"medmo_recipes.{arguments.stage}")
     return int(stage.main([*words, *overrides]) or 0)

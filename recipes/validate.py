@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medmo_core.data.record import iter_faults
+from medmo_core.data.jsonl import iter_faults
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""From files to batches: records, images, tokenizer, chat template, packing, mixture."""

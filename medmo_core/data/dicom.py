@@ -1,7 +1,7 @@
 """DICOM images: decode, rescale, window, invert, in that order; only the tags a picture needs are ever read.
 
-The tags that name a person are not on the list, so they cannot reach a message, a log or a record. This does not replace
-a validated de-identifier: text burned into the pixels stays.
+The tags that name a person are not on the list, so they cannot reach a message, a log or a record. This does not
+replace a validated de-identifier: text burned into the pixels stays.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from .geometry import Geometry
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
 from .loaded import ImageError, LoadedImage
 
-TAGS = (
-    "TransferSyntaxUID Modality BodyPartExamined ViewPosition ImageLaterality Laterality NumberOfFrames "
-    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit "
-    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelData FloatPixelData DoubleFloatPixelData "
-    "ExtendedOffsetTable ExtendedOffsetTableLengths "
-    "RescaleSlope RescaleIntercept ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence "
-    "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing ImagePositionPatient ImageOrientationPatient "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
-    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
-    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData"
-).split()
+TAGS = [
+    *("TransferSyntaxUID", "Modality", "BodyPartExamined", "ViewPosition", "ImageLaterality", "Laterality"),
+    *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("ImagePositionPatient", "ImageOrientationPatient"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in ("Red", "Green", "Blue")),
+    *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
+]
 CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM's own rule for coded values; anything else is not passed on
 SUFFIXES = (".dcm", ".dicom", ".ima")
 PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -101,18 +102,19 @@ def _quiet() -> Iterator[None]:
 def _open(path: Path) -> Any:
     try:
         import pydicom
+        from pydicom import uid
     except ImportError as error:
         raise ImportError(f'{path}: reading DICOM needs pydicom: pip install "medmo[medical]"') from error
     try:
-        dataset = pydicom.dcmread(path, specific_tags=list(TAGS), force=path.suffix.lower() in SUFFIXES)
+        dataset = pydicom.dcmread(path, specific_tags=TAGS, force=path.suffix.lower() in SUFFIXES)
         has_pixels = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
         complete = has_pixels and "Rows" in dataset and "Columns" in dataset
         if complete and "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = (
-                pydicom.uid.ImplicitVRLittleEndian if implicit
-                else pydicom.uid.ExplicitVRLittleEndian if little
-                else pydicom.uid.ExplicitVRBigEndian
+                uid.ImplicitVRLittleEndian if implicit
+                else uid.ExplicitVRLittleEndian if little
+                else uid.ExplicitVRBigEndian
             )  # fmt: skip
     except Exception as error:
         raise ImageError(f"{path}: not a readable DICOM file: truncated or damaged ({type(error).__name__})") from None

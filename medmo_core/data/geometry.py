@@ -1,7 +1,7 @@
 """Where a displayed picture lies in the patient: pixel edges to millimetres and back.
 
-Patient axes are DICOM's: x to the patient's left, y to the back, z to the head (LPS). Pixel coordinates are edges, as in
-`Boxes`: the centre of the first pixel is (0.5, 0.5).
+Patient axes are DICOM's: x to the patient's left, y to the back, z to the head (LPS). Pixel coordinates are edges, as
+in `Boxes`: the centre of the first pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Geometry:
 
     @property
     def edges(self) -> dict[str, str]:
-        """What the picture's left, right, top and bottom look towards: R, L, A, P, H(ead) or F(oot), the nearest one."""
+        """What the picture's left, right, top and bottom look towards, nearest of R, L, A, P, H(ead), F(oot)."""
         left, right = _nearest(self.x_mm)
         top, bottom = _nearest(self.y_mm)
         return {"left": left, "right": right, "top": top, "bottom": bottom}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ __all__ = ["MAX_PIXELS", "SAFE_FIELDS", "ImageError", "LoadedImage", "crop_pixel
 
 MAX_PIXELS = 100_000_000
 SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
-PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
+PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
 TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC = 281, 262
 
 
@@ -36,14 +36,8 @@ def safe_path(path: str | Path, root: str | Path | None) -> Path:
     if root is None:
         return Path(path)
     text = str(path)
-    relative = PurePosixPath(text.replace("\\", "/"))
-    if (
-        "\0" in text
-        or Path(text).is_absolute()
-        or relative.is_absolute()
-        or ".." in relative.parts
-        or ":" in relative.parts[:1]
-    ):
+    foreign = PureWindowsPath(text)  # reads both kinds of slash
+    if "\0" in text or Path(text).is_absolute() or foreign.anchor or ".." in foreign.parts:
         raise ImageError(f"{text!r} leaves the data root {root}: write paths relative to it, without '..'")
     target = Path(root) / text
     try:
@@ -201,7 +195,7 @@ def _tiff_number(image: Image.Image, tag: int) -> int | None:
 
 
 def _deep_grey(values: NDArray[Any], path: Path, window: object, declared: int | None) -> NDArray[np.uint8]:
-    """Grey levels of pixels deeper than 8 bits: window, declared range, usual depth, or percentiles of signed values."""
+    """Grey levels of deep pixels: by window, declared range or usual depth; signed and real ones by percentiles."""
     windows = read_window(window)
     if windows is not None:
         if any(isinstance(w, int | str) for w in windows):

@@ -14,7 +14,7 @@ SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_m
 
 
 class ImageError(ValueError):
-    """An image cannot be read as asked; the message names the file and the fix, never what a header says of a person."""
+    """An image cannot be read as asked; the message names file and fix, never what a header says of a person."""
 
 
 @dataclass(frozen=True)

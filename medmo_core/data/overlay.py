@@ -46,7 +46,8 @@ def draw_overlay(
     for boxes in (predicted, truth):
         if boxes is not None and boxes.size != (width, height):
             raise ValueError(
-                f"boxes of a {boxes.size[0]}x{boxes.size[1]} image cannot be drawn on one of {width}x{height}; resize them first"
+                f"boxes of a {boxes.size[0]}x{boxes.size[1]} image cannot be drawn on one of {width}x{height}: "
+                "resize them first"
             )
     scale = max(1, round(min_side / min(width, height)))
     shown = (width * scale, height * scale)

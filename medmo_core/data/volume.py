@@ -17,7 +17,7 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 MAX_VOXELS = 2**30
 SAMPLED_VOXELS = 2_000_000  # enough for percentiles
 
-# plane -> patient axis (x, y, z) across the slices, along the picture's x, along its y, and the sign in LPS of the latter two
+# plane -> patient axis (x, y, z) across the slices, then along the picture's x and y, and the signs in LPS of these
 PLANES = {
     "axial": (2, (0, 1), (1, 1)),  # x to the left, y to the back
     "coronal": (1, (0, 2), (1, -1)),  # x to the left, y to the feet

@@ -182,5 +182,6 @@ class Qwen3Decoder(nn.Module):
         table = mrope_table(positions.expand(3, -1), self.head_dim, self.rope_theta, self.mrope_sections)
         x = self.embed_tokens(token_ids)
         for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
             x = layer.step(x, table, lambda q, k, v, index=index: attend(index, q, k, v))
         return self.norm(x)

@@ -6,6 +6,7 @@ Shapes: N patches in merge order, I images, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +103,9 @@ class Qwen3VLEncoder(nn.Module):
         self.deepstack_layers = tuple(deepstack_layers)
         self.num_deepstack = len(self.deepstack_layers)
         self.checkpoint_blocks = False
-        spec = PatchSpec(patch_size, merge_size, temporal_patch_size, tuple(image_mean), tuple(image_std))
+        spec = PatchSpec(patch_size, merge_size, temporal_patch_size, image_mean, image_std)
         self.specs = {self.name: spec}
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.patch_embed = PatchEmbed(
             patch_size, temporal_patch_size, embed_dim, image_mean=image_mean, image_std=image_std, **where
         )

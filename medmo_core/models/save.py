@@ -1,7 +1,8 @@
 """Write a checkpoint in the official Qwen3-VL layout, whole or not at all.
 
 The files are written into a hidden folder beside the target and moved into place at the end, so an interrupted save
-leaves the previous checkpoint, or none, never a half of one.
+leaves the previous checkpoint, or none, never a half of one. A process killed outright may leave its hidden folder
+(`.NAME.saving-PID`) behind, or, between the two renames that exchange old and new, the old one (`.NAME.replaced-PID`).
 """
 
 import json
@@ -144,6 +145,8 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: 
         file = WEIGHTS_FILE if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map.update(dict.fromkeys(names, file))
         save_file({name: _own_copy(tensors[name]) for name in names}, folder / file, metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read; give them the rights the folder was made with
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         _flush(folder / file)
     if not one:
         total = sum(tensor.nbytes for tensor in tensors.values())

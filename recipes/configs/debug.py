@@ -17,7 +17,14 @@ def debug_align() -> RunConfig:
         model=Model(init="debug"),
         data=Data(sources={"sample:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024),
         optim=Optim(lr=1e-3, warmup_ratio=0.25),
-        train=Train(steps=4, docs_per_step=4, micro_batch=2, save_every=2, out_dir="runs/debug_align"),
+        train=Train(
+            steps=4,
+            docs_per_step=4,
+            micro_batch=2,
+            save_every=2,
+            num_threads=1,  # the matrices are so small that a second thread only waits
+            out_dir="runs/debug_align",
+        ),
     )
 
 

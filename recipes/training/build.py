@@ -11,9 +11,10 @@ from medmo_core.data.mixture import JsonlSource, Mixture, Source
 from medmo_core.data.process import Processor
 from medmo_core.data.tokenizer import Tokenizer
 from medmo_core.encoders import ENCODERS
+from medmo_core.models.checkpoint import find_folder, open_checkpoint
 from medmo_core.models.config import PRESETS, ModelConfig
 from medmo_core.models.medmo import MedMO
-from medmo_core.models.weights import find_folder, load_encoder, load_weights, open_checkpoint
+from medmo_core.models.weights import load_encoder, load_weights
 from medmo_core.profile import PROFILES, CheckpointProfile
 
 from .config import ConfigError, Data, Model, RunConfig, unknown_key

@@ -3,10 +3,11 @@
 import os
 
 import torch
+from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 
-from .build import Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
+from .build import DTYPES, Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
 from .config import ConfigError, RunConfig
 from .data import Loader, SkippedSamples
 from .distributed import World
@@ -37,10 +38,10 @@ def dry_run(config: RunConfig) -> str:
         batch, skipped = _first_batch(config, kit)
     except (ConfigError, OSError, ImportError) as error:
         # The rest is worth reading without the data, which may live on another machine.
-        return "\n".join([*lines, "", f"no first batch: {error}"])
+        return "\n".join([*lines, "", _memory(config, kit, None, processes), "", f"no first batch: {error}"])
     share = -(-config.train.docs_per_step // processes)
     per_document = batch.num_tokens / batch.num_documents
-    lines += _memory(config, kit, per_document, processes)
+    lines += ["", _memory(config, kit, per_document, processes)]
     lines += [
         "",
         f"tokens per step: about {count(per_document * config.train.docs_per_step)} "
@@ -70,23 +71,29 @@ def _parameter_table(kit: Kit) -> list[str]:
     return ["parameters:", *rows, f"  {'total':<55} {sum(numbers.values()):>16,}"]
 
 
-def _memory(config: RunConfig, kit: Kit, tokens_per_document: float, processes: int) -> list[str]:
-    """Return an estimate of memory per process, by what needs it."""
+def _memory(config: RunConfig, kit: Kit, tokens_per_document: float | None, processes: int) -> str:
+    """Estimate the memory of one process, by what needs it; activations only where the data is known."""
     sharing = processes if config.parallel.shard else 1
-    weights = sum(p.numel() * p.element_size() for p in kit.model.parameters())
     trained = [p for p in kit.model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    state = sum(p.numel() * (16 if p.dtype in HELD_IN_FP32 else 2 * p.element_size()) for p in trained)
-    text = kit.model.config.text
-    tokens = tokens_per_document * min(config.train.micro_batch, -(-config.train.docs_per_step // processes))
-    size = torch.empty((), dtype=next(kit.model.parameters()).dtype).element_size()
-    kept = KEPT_PER_LAYER[config.model.gradient_checkpointing]
-    activations = tokens * text.hidden_size * text.num_hidden_layers * kept * size
-    parts = {"weights": weights / sharing, "gradients": gradients / sharing, "optimiser": state / sharing}
-    parts["activations"] = activations
-    total = sum(parts.values())
-    shown = ", ".join(f"{name} {number / 2**30:.2f}" for name, number in parts.items())
-    return ["", f"memory per process, ESTIMATED, not measured: {total / 2**30:.2f} GiB ({shown})"]
+    parts = {
+        "weights": sum(p.numel() * p.element_size() for p in kit.model.parameters()) / sharing,
+        "gradients": sum(p.numel() * p.element_size() for p in trained) / sharing,
+        "optimiser": sum(p.numel() * _state_bytes(p) for p in trained) / sharing,
+    }
+    if tokens_per_document is not None:
+        text, share = kit.model.config.text, -(-config.train.docs_per_step // processes)
+        tokens = tokens_per_document * min(config.train.micro_batch, share)
+        kept = KEPT_PER_LAYER[config.model.gradient_checkpointing]
+        width = DTYPES[config.model.dtype].itemsize
+        parts["activations of the decoder"] = tokens * text.hidden_size * text.num_hidden_layers * kept * width
+    unit, name = (2**30, "GiB") if sum(parts.values()) >= 2**30 else (2**20, "MiB")
+    shown = ", ".join(f"{part} {number / unit:.2f}" for part, number in parts.items())
+    return f"memory per process, ESTIMATED, not measured: {sum(parts.values()) / unit:.2f} {name} ({shown})"
+
+
+def _state_bytes(parameter: Tensor) -> int:
+    """Bytes of optimiser state per number: two moments, and under bfloat16 the fp32 master and its gradient."""
+    return 16 if parameter.dtype in HELD_IN_FP32 else 2 * parameter.element_size()
 
 
 def _first_batch(config: RunConfig, kit: Kit) -> tuple[Batch, SkippedSamples]:

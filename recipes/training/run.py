@@ -4,7 +4,6 @@
 """
 
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -142,8 +141,8 @@ def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
             log.say(f"resumed after step {resumed.step}{note}")
             log.event("resumed", step=resumed.step, changed=changed)
         if world.is_main:
-            values = {**config.to_dict(), "command": shlex.join(sys.argv)}
-            (out_dir / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            text = json.dumps(config.to_dict(), indent=2) + "\n"
+            (out_dir / "config.json").write_text(text, encoding="utf-8")
         yield run
 
 

@@ -22,13 +22,10 @@ def gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("own_form", [False, True], ids=["torch", "own"])
-def test_chunks_equal_the_plain_loss(monkeypatch: pytest.MonkeyPatch, reduction: str, own_form: bool) -> None:
+def test_chunks_equal_the_plain_loss(monkeypatch: pytest.MonkeyPatch, reduction: str) -> None:
     hidden, weight, targets = draw()
     plain = F.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
     monkeypatch.setattr(DENSE_LOGITS, 505)
-    if own_form:
-        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
     chunked = head(hidden, weight, targets, reduction)
     torch.testing.assert_close(chunked, plain)
     torch.testing.assert_close(gradients(2 * chunked, hidden, weight), gradients(2 * plain, hidden, weight))
@@ -49,10 +46,15 @@ def test_token_logprobs_equal_log_softmax(monkeypatch: pytest.MonkeyPatch, tempe
         )
 
 
-def test_results_are_fp32_for_half_precision() -> None:
+@pytest.mark.parametrize("limit", [505, 2**20], ids=["chunks", "whole"])
+def test_half_precision_sums_in_fp32(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(DENSE_LOGITS, limit)
     hidden, weight, targets = draw(dtype=torch.bfloat16)
+    exact = F.cross_entropy(hidden.double() @ weight.double().T, targets)
     assert token_logprobs(hidden, weight, targets).dtype == torch.float32
-    assert head(hidden, weight, targets).dtype == torch.float32
+    loss = head(hidden, weight, targets)
+    assert loss.dtype == torch.float32
+    assert abs(loss.double() - exact) < 2e-3 * exact
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -117,6 +117,7 @@ def test_a_whole_checkpoint_folder(tmp_path: Path) -> None:
         "video_preprocessor_config.json", "medmo_profile.json", "tokenizer.json",
     }  # fmt: skip
     assert CheckpointProfile.load(tmp_path) == MEDMO
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "some files are less readable than others"
     generation = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert generation.eos_token_id == [512 - 26 + 2, 512 - 26]
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

@@ -50,12 +50,7 @@ def test_a_run_learns_and_leaves_the_promised_files(tmp_path: Path) -> None:
     assert seen[-1]["loss"] < seen[0]["loss"] - 0.5
     assert [values["step"] for values in seen if "val_loss" in values] == [3, 6]
     assert {"lr", "grad_norm", "tokens", "tokens_per_s", "skipped"} <= seen[0].keys()
-    assert (
-        RunConfig.from_dict(
-            {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k != "command"}
-        )
-        == run
-    )
+    assert RunConfig.from_dict(json.loads((folder / "config.json").read_text())) == run
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-000003", "step-000006"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "medmo_profile.json"} <= {
         path.name for path in (folder / "final").iterdir()
@@ -100,11 +95,8 @@ def test_what_trains_is_chosen_by_name() -> None:
     chosen = choose_trainable(model, ["projector", "model.language_model.layers.1"])
     assert {name.split(".")[2] for name in chosen.names} == {"merger", "deepstack_merger_list", "layers"}
     assert not any("layers.0" in name for name in chosen.names)
-    with pytest.raises(
-        ConfigError, match=r"'projektor' in model\.trainable|part in model\.trainable 'projektor'"
-    ) as error:
+    with pytest.raises(ConfigError, match=r"model\.trainable 'projektor': did you mean 'projector'"):
         choose_trainable(model, ["projektor"])
-    assert "'projector'" in str(error.value)
     with pytest.raises(ConfigError, match=r"did you mean 'model\.language_model\.layers"):
         choose_trainable(model, ["model.language_model.layer"])
 

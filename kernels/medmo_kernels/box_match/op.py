@@ -1,0 +1,193 @@
+"""Registration of box_match and assign. CPU: the native library where it is built, else the reference. CUDA: the
+reference, which copies to the host.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import runtime
+from .reference import COSTS, assign_reference, box_match_reference
+
+
+def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None = None) -> Tensor:
+    """Assign rows to columns, one to one, in a batch of cost matrices.
+
+    Of all assignments with the most allowed pairs, the cheapest. A cost that is not finite forbids its pair.
+
+    Shapes: B problems of at most R rows and C columns.
+    Numerics: float64 inside, exact up to its rounding; deterministic. Among equally cheap assignments any may be given.
+
+    Args:
+        cost: (B, R, C) costs.
+        num_rows: (B,) int64 rows of each problem that count; None: all.
+        num_cols: (B,) int64 columns of each problem that count; None: all.
+
+    Returns:
+        (B, R) int64 column of each row, -1 where it has none.
+
+    Raises:
+        ValueError: shapes that do not fit, or counts beyond the matrices.
+    """
+    if cost.ndim != 3:
+        raise ValueError(f"assign: cost {tuple(cost.shape)}, expected (B, R, C)")
+    counts = []
+    for name, given, most in (("num_rows", num_rows, cost.shape[1]), ("num_cols", num_cols, cost.shape[2])):
+        count = torch.full(cost.shape[:1], most, dtype=torch.int64, device=cost.device) if given is None else given
+        if count.shape != cost.shape[:1] or count.dtype != torch.int64:
+            raise ValueError(f"assign: {name} {tuple(count.shape)} {count.dtype}, cost {tuple(cost.shape)}: expected (B,) int64")
+        counts.append(count)
+    return _assign(cost, *counts)
+
+
+def box_match(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    *,
+    pred_labels: Tensor | None = None,
+    truth_labels: Tensor | None = None,
+    image_size: Tensor | None = None,
+    cost: str = "overlap",
+) -> Tensor:
+    """Match predicted with true boxes one to one, at the least total cost, in every problem of a ragged batch.
+
+    Shapes: B problems, P predicted and T true boxes over all problems; problem b owns rows offsets[b] to offsets[b + 1].
+    Units: pixels, or any unit that boxes and image_size share.
+    Numerics: float64 inside on the CPU; deterministic. Min(P, T) pairs of a problem are matched, fewer where pairs are
+        forbidden; a box with NaN matches nothing.
+
+    Args:
+        pred: (P, 4) predicted boxes x1, y1, x2, y2.
+        truth: (T, 4) true boxes.
+        pred_offsets: (B + 1,) int64.
+        truth_offsets: (B + 1,) int64.
+        pred_labels: (P,) int64 classes; with `truth_labels`, boxes of different classes never match.
+        truth_labels: (T,) int64 classes.
+        image_size: (B, 2) width and height, needed by cost `medmo`.
+        cost: `overlap` = 1 - (IoU + max(0, GIoU)) / 2, `iou` = 1 - IoU, `giou` = 1 - GIoU, or `medmo` =
+            5 L1 + 2 (1 - GIoU) with L1 over twice the image diagonal.
+
+    Returns:
+        (P,) int64 row of `truth` that each predicted box is matched with, or -1.
+
+    Raises:
+        ValueError: shapes, offsets or the cost's name do not fit.
+    """
+    check_problems("box_match", pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    if cost not in COSTS:
+        raise ValueError(f"box_match: unknown cost {cost!r}, expected one of {', '.join(COSTS)}")
+    if cost == "medmo" and image_size is None:
+        raise ValueError("box_match: cost 'medmo' divides by the image diagonal: give image_size (B, 2)")
+    return _box_match(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, cost)
+
+
+def check_problems(
+    name: str,
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    pred_labels: Tensor | None,
+    truth_labels: Tensor | None,
+    image_size: Tensor | None,
+) -> None:
+    """Check the shapes of a ragged batch of problems; `name` is the op's, for the message.
+
+    Raises:
+        ValueError: what does not fit, with both shapes.
+    """
+    shapes = f"pred {tuple(pred.shape)}, truth {tuple(truth.shape)}"
+    if any(b.ndim != 2 or b.shape[1] != 4 for b in (pred, truth)):
+        raise ValueError(f"{name}: {shapes}: expected (P, 4) and (T, 4)")
+    if pred_offsets.ndim != 1 or pred_offsets.shape != truth_offsets.shape or pred_offsets.shape[0] < 1:
+        raise ValueError(
+            f"{name}: pred_offsets {tuple(pred_offsets.shape)} and truth_offsets {tuple(truth_offsets.shape)}, "
+            "expected (B + 1,) twice"
+        )
+    if pred_offsets.dtype != torch.int64 or truth_offsets.dtype != torch.int64:
+        raise ValueError(f"{name}: offsets are {pred_offsets.dtype} and {truth_offsets.dtype}, expected int64 twice")
+    if (pred_labels is None) != (truth_labels is None):
+        raise ValueError(f"{name}: only one of pred_labels and truth_labels is given: give both or neither")
+    for field, labels, boxes in (("pred_labels", pred_labels, pred), ("truth_labels", truth_labels, truth)):
+        if labels is not None and (labels.shape != boxes.shape[:1] or labels.dtype != torch.int64):
+            raise ValueError(f"{name}: {field} {tuple(labels.shape)} {labels.dtype}, {shapes}: expected one int64 per box")
+    num_problems = pred_offsets.shape[0] - 1
+    if image_size is not None and tuple(image_size.shape) != (num_problems, 2):
+        raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, expected ({num_problems}, 2): width and height")
+
+
+@torch.library.custom_op("medmo_kernels::assign", mutates_args=())
+def _assign(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
+    return assign_reference(cost, num_rows, num_cols)
+
+
+@_assign.register_fake
+def _(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
+    return cost.new_empty(cost.shape[:2], dtype=torch.int64)
+
+
+@_assign.register_kernel("cpu")
+def _(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
+    if not runtime.has_native():
+        return assign_reference(cost, num_rows, num_cols)
+    return torch.ops.medmo_native.assign(cost.double().contiguous(), num_rows.contiguous(), num_cols.contiguous())
+
+
+@torch.library.custom_op("medmo_kernels::box_match", mutates_args=())
+def _box_match(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    pred_labels: Tensor | None,
+    truth_labels: Tensor | None,
+    image_size: Tensor | None,
+    cost: str,
+) -> Tensor:
+    return box_match_reference(
+        pred, truth, pred_offsets, truth_offsets,
+        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
+    )  # fmt: skip
+
+
+@_box_match.register_fake
+def _(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    pred_labels: Tensor | None,
+    truth_labels: Tensor | None,
+    image_size: Tensor | None,
+    cost: str,
+) -> Tensor:
+    return pred.new_empty(pred.shape[:1], dtype=torch.int64)
+
+
+@_box_match.register_kernel("cpu")
+def _(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    pred_labels: Tensor | None,
+    truth_labels: Tensor | None,
+    image_size: Tensor | None,
+    cost: str,
+) -> Tensor:
+    if not runtime.has_native():
+        return box_match_reference(
+            pred, truth, pred_offsets, truth_offsets,
+            pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
+        )  # fmt: skip
+    nothing = pred_offsets.new_empty(0)
+    labels = [nothing if labels is None else labels.contiguous() for labels in (pred_labels, truth_labels)]
+    # The native op takes no optional tensors: empty labels mean none, and the costs that need no diagonal ignore it.
+    diagonal = pred.new_zeros(len(pred_offsets) - 1, dtype=torch.float64)
+    if image_size is not None:
+        diagonal = image_size.double().square().sum(1).sqrt()
+    return torch.ops.medmo_native.box_match(
+        pred.double().contiguous(), truth.double().contiguous(), pred_offsets.contiguous(), truth_offsets.contiguous(),
+        *labels, pred_labels is not None, diagonal, COSTS.index(cost),
+    )  # fmt: skip

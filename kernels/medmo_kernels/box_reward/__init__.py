@@ -1,0 +1,8 @@
+"""From ragged boxes to one reward per completion. Built of `box_match` (its op, checks and reference) and `giou`'s
+reference.
+"""
+
+from .op import BoxReward, box_reward
+from .reference import FORMULAS, box_reward_reference
+
+__all__ = ["FORMULAS", "BoxReward", "box_reward", "box_reward_reference"]

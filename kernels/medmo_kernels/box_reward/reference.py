@@ -1,0 +1,103 @@
+"""The definition of the box rewards: ragged predicted and true boxes to one score per problem.
+
+Shapes: B problems, P predicted and T true boxes over all problems; problem b owns rows offsets[b] to offsets[b + 1].
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..box_match import box_match_reference
+from ..giou import overlap_terms
+
+FORMULAS = ("overlap", "iou", "medmo")
+L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0  # MedMO's weights of a pair's score
+
+
+def box_reward_reference(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    *,
+    pred_labels: Tensor | None = None,
+    truth_labels: Tensor | None = None,
+    image_size: Tensor | None = None,
+    formula: str = "overlap",
+    lambda_fn: float = 0.0,
+    lambda_fp: float = 0.0,
+    squared: bool = False,
+    penalty_per_truth: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Score predicted against true boxes, problem by problem; see `box_reward`."""
+    match = box_match_reference(
+        pred, truth, pred_offsets, truth_offsets,
+        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=formula,
+    )  # fmt: skip
+    return score_matches(
+        pred, truth, pred_offsets, truth_offsets, match, image_size, formula,
+        lambda_fn, lambda_fp, squared, penalty_per_truth,
+    )  # fmt: skip
+
+
+def score_matches(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    match: Tensor,
+    image_size: Tensor | None,
+    formula: str,
+    lambda_fn: float,
+    lambda_fp: float,
+    squared: bool,
+    penalty_per_truth: bool,
+) -> tuple[Tensor, Tensor]:
+    """Turn matched pairs into scores, on the device of the boxes and without a copy to the host.
+
+    Args:
+        match: (P,) int64 row of `truth` or -1; the rest as in `box_reward`.
+
+    Returns:
+        (B,) scores and (P,) the pairs that count: those of `overlap` and `iou` without overlap are dropped.
+    """
+    wide = torch.float64 if torch.float64 in (pred.dtype, truth.dtype) else torch.float32
+    num_problems = pred_offsets.shape[0] - 1
+    num_pred, num_truth = pred_offsets.diff().to(wide), truth_offsets.diff().to(wide)
+    problem = torch.bucketize(torch.arange(pred.shape[0], device=pred.device), pred_offsets[1:], right=True)
+    # One row of zeros below the true boxes serves the unmatched (-1): shapes stay static, and it is masked out.
+    padded = torch.cat([truth.to(wide), truth.new_zeros((1, 4), dtype=wide)])
+    paired = padded[match]
+    iou, giou = overlap_terms(pred.to(wide), paired)
+    if formula == "medmo":
+        assert image_size is not None
+        diagonal = image_size.to(wide).square().sum(1).sqrt()
+        l1 = (pred.to(wide) - paired).abs().sum(1) / (2 * diagonal[problem])
+        pay = (L1_WEIGHT * (1 - l1.clamp(0, 1)) + GIOU_WEIGHT * (giou + 1) / 2) / (L1_WEIGHT + GIOU_WEIGHT)
+    else:
+        pay = iou if formula == "iou" else (iou + giou.clamp(min=0)) / 2
+        match = torch.where(pay > 0, match, -1)
+    matched = match >= 0
+    zeros = torch.zeros(num_problems, dtype=wide, device=pred.device)
+    total = zeros.index_add(0, problem, torch.where(matched, pay, 0))
+    if formula != "medmo":
+        larger = torch.maximum(num_pred, num_truth)
+        return torch.where(larger > 0, total / larger.clamp(min=1), 1), match
+    pairs = zeros.index_add(0, problem, matched.to(wide))
+    penalty = lambda_fn * (num_truth - pairs) + lambda_fp * (num_pred - pairs)
+    if penalty_per_truth:
+        penalty = penalty / num_truth.clamp(min=1)
+    reward = (total / num_truth.clamp(min=1) - penalty).clamp(0, 1)
+    return reward.square() if squared else reward, match
+
+
+def check_options(lambda_fn: float, lambda_fp: float) -> None:
+    """Check the penalties.
+
+    Raises:
+        ValueError: one is negative or not a number.
+    """
+    for name, value in (("lambda_fn", lambda_fn), ("lambda_fp", lambda_fp)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"box_reward: {name} is {value}, expected a number of at least 0")

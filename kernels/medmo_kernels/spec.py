@@ -1,0 +1,73 @@
+"""What a room tells the tests and the benchmark about its op."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = dict[str, Any]
+"""Keyword arguments of an op, tensors among them."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an output may be from the float64 reference, and why that far.
+
+    An error is within bounds when it is at most `factor` times that of the reference run in the input's own dtype, plus
+    `eps` times the largest true value of the output (at least 1).
+    """
+
+    eps: float
+    reason: str
+    factor: float = 2.0
+
+
+def uncounted(arguments: Arguments) -> float:
+    """Return 0 FLOPs: for ops whose work nobody counts."""
+    return 0.0
+
+
+def tensor_bytes(arguments: Arguments) -> float:
+    """Return the bytes of all input tensors, each read once."""
+    return float(sum(a.numel() * a.element_size() for a in arguments.values() if isinstance(a, Tensor)))
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Describe one op: the walker tests it and the benchmark times it from this alone.
+
+    Args:
+        name: public name; the room's folder, or a second op of that room.
+        function: the public function.
+        reference: the definition, of the same signature.
+        make: (size, generator, dtype) -> arguments, on the CPU.
+        sizes: test sizes by name, chosen to hurt.
+        benchmark_sizes: sizes worth timing.
+        tolerance: by dtype.
+        differentiable: names of the arguments that receive gradients.
+        exact: indices of outputs that must equal the reference's exactly (counts, choices).
+        op: the registered op, for torch's own checks; None: a composition of torch ops.
+        op_arguments: turns the public arguments into those of the registered op.
+        outputs: turns a result into comparable tensors, for results that may differ and still be right.
+        num_bytes: bytes that must move for these arguments.
+        num_flops: floating-point operations for these arguments.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    make: Callable[[Any, torch.Generator, torch.dtype], Arguments]
+    sizes: dict[str, Any]
+    benchmark_sizes: dict[str, Any]
+    tolerance: dict[torch.dtype, Tolerance]
+    differentiable: Sequence[str] = ()
+    exact: Sequence[int] = ()
+    op: Any = None
+    op_arguments: Callable[[Arguments], Arguments] = field(default=lambda arguments: arguments)
+    outputs: Callable[[Arguments, Any], Sequence[Tensor]] = field(
+        default=lambda arguments, result: [result] if isinstance(result, Tensor) else list(result)
+    )
+    num_bytes: Callable[[Arguments], float] = tensor_bytes
+    num_flops: Callable[[Arguments], float] = uncounted

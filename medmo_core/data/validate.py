@@ -1,0 +1,167 @@
+"""Faults of a data file, said so that their reader can mend them: where, what, what was expected, what to do.
+
+`FieldReader` takes one JSON object apart and notes every fault on the way instead of stopping at the first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LARGEST = 10**15  # whole numbers beyond this do not survive as floats
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a data file.
+
+    Attributes:
+        file: the data file.
+        line: in it, from 1; 0 where the fault is of the file as a whole.
+        field: path inside the record, such as `boxes[2].xyxy_px`.
+        problem: what is wrong.
+        expected: what belongs there.
+        fix: what to do.
+        level: `error`, or `warning` for what can be used as it is.
+    """
+
+    field: str
+    problem: str
+    expected: str = ""
+    fix: str = ""
+    level: str = "error"
+    file: str = ""
+    line: int = 0
+
+    def at(self, file: str, line: int) -> Fault:
+        """Return the same fault with its place."""
+        return replace(self, file=file, line=line)
+
+    def __str__(self) -> str:
+        place = ":".join(part for part in (self.file, str(self.line) if self.line else "") if part)
+        head = ": ".join(part for part in (place, self.field) if part)
+        text = f"{head}: {'warning: ' if self.level == 'warning' else ''}{self.problem}"
+        text += f"; expected {self.expected}" if self.expected else ""
+        return text + (f"; fix: {self.fix}" if self.fix else "")
+
+
+class RecordError(ValueError):
+    """A record cannot be used; `faults` holds every reason, the message the first."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        more = f" (and {len(faults) - 1} more; run `medmo validate`)" if len(faults) > 1 else ""
+        super().__init__(f"{faults[0]}{more}")
+        self.faults = tuple(faults)
+
+
+class FieldReader:
+    """Read the fields of one JSON object and collect what is wrong with them.
+
+    Args:
+        values: the parsed object.
+        faults: where faults are noted.
+        path: of the object inside the record; "" for the record itself.
+        known: names of the fields it may have; any other is a fault that names the nearest.
+    """
+
+    def __init__(self, values: Any, faults: list[Fault], path: str, known: Sequence[str]) -> None:
+        self.faults, self.path = faults, path
+        self.values: dict[str, Any] = values if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            self.fault("", f"is {shown(values)}", "a JSON object", f"write {{...}} with {', '.join(known)}")
+        for key in self.values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                fix = f"did you mean {near[0]!r}?" if near else "remove it, or put it into provenance"
+                self.fault(key, "unknown key", f"one of {', '.join(known)}", fix)
+
+    def where(self, name: str) -> str:
+        """Return the path of a field."""
+        return f"{self.path}.{name}" if self.path and name else self.path or name
+
+    def fault(self, name: str, problem: str, expected: str = "", fix: str = "") -> None:
+        """Note a fault of a field."""
+        self.faults.append(Fault(self.where(name), problem, expected, fix))
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.values.get(name) is not None
+
+    def text(self, name: str, *, required: bool = False, fix: str = "") -> str | None:
+        """Return a text field."""
+        return self._checked(name, lambda v: isinstance(v, str) and (v != "" or not required), "a text", required, fix)
+
+    def option(self, name: str, options: Sequence[str], *, required: bool = False) -> str | None:
+        """Return a text field that is one of `options`."""
+        value = self.values.get(name)
+        near = difflib.get_close_matches(str(value), options, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else ""
+        return self._checked(name, lambda v: v in options, f"one of {', '.join(options)}", required, fix)
+
+    def integer(self, name: str, *, least: int = 0) -> int | None:
+        """Return a whole number field."""
+        return self._checked(name, lambda v: is_integer(v) and v >= least, f"a whole number from {least}")
+
+    def number(self, name: str) -> float | None:
+        """Return a finite number field."""
+        value = self._checked(name, is_number, "a number")
+        return None if value is None else float(value)
+
+    def row(self, name: str, size: int, *, whole: bool = False, required: bool = False) -> tuple[Any, ...] | None:
+        """Return a field of `size` numbers."""
+        kind = is_integer if whole else is_number
+        value = self._checked(
+            name,
+            lambda v: isinstance(v, list) and len(v) == size and all(kind(x) for x in v),
+            f"a list of {size} {'whole ' if whole else ''}numbers",
+            required,
+        )
+        return None if value is None else tuple(value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a field that is a list of texts."""
+        value = self._checked(
+            name, lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v), "a list of texts"
+        )
+        return tuple(value or ())
+
+    def each(self, name: str, read: Callable[[Any, str], T | None]) -> tuple[T, ...]:
+        """Return a list field, each entry read by `read(value, path)`; entries that could not be read are left out."""
+        values = self._checked(name, lambda v: isinstance(v, list), "a list") or []
+        entries = (read(value, f"{self.where(name)}[{index}]") for index, value in enumerate(values))
+        return tuple(entry for entry in entries if entry is not None)
+
+    def _checked(
+        self, name: str, test: Callable[[Any], bool], expected: str, required: bool = False, fix: str = ""
+    ) -> Any:
+        value = self.values.get(name)
+        if value is None:
+            if required:
+                self.fault(name, "is missing" if name not in self.values else "is null", expected, fix or "add it")
+            return None
+        if test(value):
+            return value
+        self.fault(name, f"is {shown(value)}", expected, fix)
+        return None
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a JSON value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < LARGEST
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Return a value as a message shows it: short."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

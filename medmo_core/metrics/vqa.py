@@ -1,0 +1,117 @@
+"""Visual question answering: is an answer right?
+
+Protocol, by the type of the true answer, after thinking and answer tags are taken off:
+
+- yesno: the first word decides; an answer that also says the opposite word is wrong.
+- choice: the letter, the text of the choice, or letter and text; a letter with another choice's text is wrong.
+- open, numeric: one number, equal to within half a unit of the true one's last digit, in the same unit (mm, cm and m
+  convert; a missing unit is taken for the true one).
+- open, else: equal after normalisation (case, articles, punctuation, hyphens, spaces).
+
+Anything else, an empty text among it, is wrong.
+"""
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from .text import completion_text, final_answer, normalise
+
+if TYPE_CHECKING:
+    from ..data.record import Answer
+
+VQA_TYPES = ("yesno", "choice", "open")
+_OPPOSITE = {"yes": "no", "no": "yes"}
+_LEAD_IN = re.compile(r"^(?:answer|answer is|final answer|final answer is|it is)\s+(?=\S)")
+_LETTER = re.compile(r"^\W*([A-Za-z])(?:\W+(.*))?$", re.DOTALL)
+_QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(%|[a-z]+)?")
+_MILLIMETRES = {"mm": 1.0, "millimetres": 1.0, "millimeters": 1.0, "cm": 10.0, "centimetres": 10.0, "m": 1000.0}
+
+
+def vqa_correct(text: str, answer: "Answer") -> bool:
+    """Say whether `text` answers as `answer` does; the module's docstring states the protocol.
+
+    Raises:
+        ValueError: the answer is of a type that is not a VQA answer.
+    """
+    said = final_answer(completion_text(text))
+    if answer.type not in VQA_TYPES:
+        raise ValueError(f"vqa_correct: answer type {answer.type!r}, expected one of {', '.join(VQA_TYPES)}")
+    if answer.type == "yesno":
+        return _says(said) == _yes_or_no(answer.value)
+    if answer.type == "choice":
+        return _chosen(said, tuple(answer.choices or ())) == _true_choice(answer)
+    truth = normalise(str(answer.value))
+    quantity = _QUANTITY.fullmatch(truth)
+    if quantity:
+        return _same_quantity(_without_lead_in(normalise(said)), quantity)
+    return bool(truth) and _without_lead_in(normalise(said)) == truth
+
+
+def _without_lead_in(text: str) -> str:
+    return _LEAD_IN.sub("", text)
+
+
+def _yes_or_no(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    word = normalise(str(value))
+    if word not in _OPPOSITE:
+        raise ValueError(f"a yesno answer has the value {value!r}, expected yes or no")
+    return word
+
+
+def _says(text: str) -> str:
+    """Return `yes`, `no`, or an empty text when it is neither or both."""
+    words = re.findall(r"[a-z]+", _without_lead_in(normalise(text)))
+    if not words or words[0] not in _OPPOSITE:
+        return ""
+    return "" if _OPPOSITE[words[0]] in words[1:] else words[0]
+
+
+def _letter_index(letter: str, choices: tuple[str, ...]) -> int | None:
+    index = ord(letter.casefold()) - ord("a")
+    return index if 0 <= index < max(len(choices), 1) else None
+
+
+def _true_choice(answer: "Answer") -> int | str:
+    """Return the index of the right choice, or its text where no choices are listed."""
+    value, choices = str(answer.value), tuple(answer.choices or ())
+    texts = [normalise(choice) for choice in choices]
+    if normalise(value) in texts:
+        return texts.index(normalise(value))
+    index = _letter_index(value.strip(), choices) if len(value.strip()) == 1 and choices else None
+    if choices and index is None:
+        raise ValueError(f"a choice answer has the value {value!r}, which is neither one of {choices} nor its letter")
+    return normalise(value) if index is None else index
+
+
+def _chosen(text: str, choices: tuple[str, ...]) -> int | str | None:
+    """Return the index of the chosen choice; None where it is not clear; without choices, the text itself."""
+    plain = _without_lead_in(normalise(text))
+    if not choices:
+        return plain
+    texts = [normalise(choice) for choice in choices]
+    if plain in texts:
+        return texts.index(plain)
+    lettered = _LETTER.match(re.sub(r"^\s*(?:the )?(?:final )?answer(?: is)?\W*", "", text, flags=re.IGNORECASE))
+    if lettered is None:
+        return None
+    index = _letter_index(lettered.group(1), choices)
+    rest = normalise(lettered.group(2) or "")
+    return index if index is not None and rest in ("", texts[index]) else None
+
+
+def _same_quantity(said: str, truth: re.Match[str]) -> bool:
+    found = _QUANTITY.fullmatch(said)
+    if found is None:
+        return False
+    number, unit = float(found.group(1)), found.group(2) or truth.group(2)
+    target, true_unit = float(truth.group(1)), truth.group(2)
+    if unit != true_unit:
+        if unit not in _MILLIMETRES or true_unit not in _MILLIMETRES:
+            return False
+        number *= _MILLIMETRES[unit] / _MILLIMETRES[true_unit]
+    decimals = len(truth.group(1).partition(".")[2])
+    slack = 0.0 if decimals == 0 and true_unit is None else 0.5 * 10.0**-decimals
+    return math.isclose(number, target, rel_tol=1e-9, abs_tol=slack)
