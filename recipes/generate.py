@@ -13,7 +13,7 @@ Research use only: not a medical device, not for diagnosis.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def generate_one(
     question = {"role": "user", "content": content}
     sample = Sample(id="question", task="vqa", images=(reference,), messages=(question,), root=path.parent)
     item = kit.processor.encode(sample, for_generation=True)
-    batch = replace(pack([item]), labels=None).to(kit.model.head_weight.device)
+    batch = pack([item]).to(kit.model.head_weight.device)
     outcome = kit.model.generate(batch, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0][0]
     text = kit.tokenizer.decode(outcome.tokens)
     parsed = read_boxes(text, loaded.size, kit.profile)

@@ -12,10 +12,10 @@ from medmo_core.boxes import Boxes
 from medmo_core.data.image import load_image
 from medmo_core.data.overlay import draw_overlay
 from medmo_core.data.record import Sample
-from medmo_core.datasets.sample import DATA_ROOT, eval_samples
-from medmo_core.metrics import paired_bootstrap
+from medmo_core.datasets.facts_table import SAMPLE_ROOT
+from medmo_core.datasets.sample import eval_samples
 
-from .evaluate import Evaluation, format_table
+from .evaluate import Evaluation, format_table, paired_gain
 from .report import Cell, Picture, Report, Table, Verdict
 from .training.config import RunConfig
 from .training.scoring import Prediction, Score
@@ -28,8 +28,10 @@ METRIC_NAMES = {
     "grounding_iou": "Grounding mean IoU",
     "grounding_f1": "Grounding F1 at IoU 0.5",
     "report_fact_f1": "Report fact F1",
-    "retrieval_caption_recall@1": "Caption retrieval recall@1",
-    "retrieval_image_recall@1": "Image retrieval recall@1",
+    "retrieval_recall1": "Caption for an image, recall@1",
+    "retrieval_median_rank": "Caption for an image, median rank",
+    "retrieval_image_recall1": "Image for a caption, recall@1",
+    "retrieval_image_median_rank": "Image for a caption, median rank",
 }
 NUM_PICTURES = 8
 
@@ -74,9 +76,7 @@ def _control(result: Evaluation) -> Verdict:
 
 
 def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -> Verdict:
-    ious = [[p.scores["grounding_iou"] for p in part] for part in (after, before)]
-    low, high = paired_bootstrap(ious[0], ious[1], groups=[p.image for p in before])
-    gain = sum(a - b for a, b in zip(*ious, strict=True)) / len(before)
+    gain, low, high = paired_gain(after, before, "grounding_iou")
     measured = f"{gain:+.4f} [{low:+.4f}, {high:+.4f}], {len(before)} questions, paired, resampled by slice"
     return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, gain > 0)
 
@@ -175,7 +175,7 @@ def held_out_pictures(result: Evaluation) -> list[Picture]:
 
 def _picture(sample: Sample, prediction: Prediction) -> Picture:
     reference = sample.images[0]
-    pixels = load_image(reference.path, root=DATA_ROOT, crop=reference.crop).pixels
+    pixels = load_image(reference.path, root=SAMPLE_ROOT, crop=reference.crop).pixels
     size = (pixels.shape[1], pixels.shape[0])
     truth = sample.truth_boxes().resize(size)
     said = torch.tensor(prediction.boxes_px, dtype=torch.float64)

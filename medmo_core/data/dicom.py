@@ -6,11 +6,7 @@ replace a validated de-identifier: text burned into the pixels stays.
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ from numpy.typing import NDArray
 
 from .geometry import Geometry
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
-from .loaded import ImageError, LoadedImage
+from .loaded import ImageError, LoadedImage, silent_libraries
 
 TAGS = [
     *("TransferSyntaxUID", "Modality", "BodyPartExamined", "ViewPosition", "ImageLaterality", "Laterality"),
@@ -59,7 +55,7 @@ def read_dicom(path: Path, *, frame: int | None = None, window: object = None, m
     Raises:
         ImageError: not an image, truncated, over the limit, no such frame, or no decoder for its compression.
     """
-    with _quiet():
+    with silent_libraries():
         dataset = _open(path)
         info, num_frames = _facts(dataset), _frame_count(dataset)
         index = frame or 0
@@ -84,19 +80,6 @@ def read_dicom(path: Path, *, frame: int | None = None, window: object = None, m
     if geometry is not None:
         info["plane"] = geometry.plane
     return LoadedImage(np.ascontiguousarray(pixels), geometry, {"kind": "dicom", "num_frames": num_frames, **info})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep pydicom silent: its warnings quote header values."""
-    logger = logging.getLogger("pydicom")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
 
 
 def _open(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .dicom import is_dicom, read_dicom
 from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
-from .loaded import SAFE_FIELDS, ImageError, LoadedImage
+from .loaded import SAFE_FIELDS, ImageError, LoadedImage, silent_libraries
 from .volume import is_volume, read_slice
 
 __all__ = ["MAX_PIXELS", "SAFE_FIELDS", "ImageError", "LoadedImage", "crop_pixels", "load_image", "safe_path"]
@@ -132,10 +131,9 @@ def crop_pixels(
 
 def _read_picture(path: Path, *, frame: int | None, window: object, max_pixels: int) -> LoadedImage:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF and of sizes that are checked just below
-            with Image.open(path, formats=PILLOW_FORMATS) as image:
-                return _picture_pixels(image, path, frame, window, max_pixels)
+        # Silent about odd EXIF, and about sizes that are checked just below.
+        with silent_libraries(), Image.open(path, formats=PILLOW_FORMATS) as image:
+            return _picture_pixels(image, path, frame, window, max_pixels)
     except Image.DecompressionBombError:
         raise ImageError(
             f"{path}: more pixels than Pillow's safety limit: an image bomb? If it is genuine, shrink or tile it first"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +20,46 @@ SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_m
 
 class ImageError(ValueError):
     """An image cannot be read as asked; the message names file and fix, never what a header says of a person."""
+
+
+class _Silence:
+    """Count the readers at work in all threads: the first one in silences the libraries, the last one out restores."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.num_readers = 0
+        self.caught = warnings.catch_warnings()
+        self.logger = logging.getLogger("pydicom")
+        self.was_disabled = False
+
+    def enter(self) -> None:
+        with self.lock:
+            self.num_readers += 1
+            if self.num_readers == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+                self.was_disabled, self.logger.disabled = self.logger.disabled, True
+
+    def leave(self) -> None:
+        with self.lock:
+            self.num_readers -= 1
+            if self.num_readers == 0:
+                self.logger.disabled = self.was_disabled
+                self.caught.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Keep reading libraries from warning and logging: what they say quotes the file's header. Safe across threads."""
+    _SILENCE.enter()
+    try:
+        yield
+    finally:
+        _SILENCE.leave()
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,10 @@ class Tokenizer:
         """Return the content of a `tokenizer.json`."""
         return self._backend.to_str(pretty=False)
 
+    def _splits_as_qwen(self) -> bool:
+        steps = (json.loads(self.to_str()).get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+        return (steps[0].get("pattern") or {}).get("Regex") == QWEN_SPLIT
+
     def save(self, folder: str | Path) -> Path:
         """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them, and return the first."""
         folder = Path(folder)
@@ -181,7 +185,8 @@ class Tokenizer:
         path = folder / TOKENIZER_FILE
         path.write_text(self.to_str(), encoding="utf-8")
         config = {
-            "tokenizer_class": "Qwen2TokenizerFast",
+            # transformers gives Qwen's class Qwen's own pretokeniser, whatever the file says.
+            "tokenizer_class": "Qwen2TokenizerFast" if self._splits_as_qwen() else "PreTrainedTokenizerFast",
             "model_max_length": MAX_LENGTH,
             "eos_token": "<|im_end|>",  # transformers would otherwise take <|endoftext|> and never stop
             "pad_token": "<|endoftext|>",

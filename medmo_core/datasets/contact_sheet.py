@@ -64,16 +64,16 @@ def tile(record: FactsRecord, side: int = TILE_PX) -> Image.Image:
     many = len(record.structures) > 1 and len({s.name for s in record.structures}) == 1
     ordered = sorted(record.structures, key=lambda s: -(s.area_mm2 or 0))[: None if many else MAX_BOXES]
     for index, item in enumerate(ordered):
-        _draw_box(draw, item, scale, COLOURS[index % len(COLOURS)], named=not many or index == 0)
+        _draw_box(draw, item, scale, COLOURS[index % len(COLOURS)], side, named=not many or index == 0)
     return canvas
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, item: Structure, scale: float, colour: str, *, named: bool) -> None:
+def _draw_box(draw: ImageDraw.ImageDraw, item: Structure, scale: float, colour: str, side: int, *, named: bool) -> None:
     x1, y1, x2, y2 = (round(v * scale) for v in item.xyxy_px)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour)
     if named:
         width = draw.textlength(item.name, font=_font(11))
-        left, top = min(x1, TILE_PX - width), max(y1 - 13, 0)
+        left, top = min(x1, side - width), max(y1 - 13, 0)
         draw.rectangle((left, top, left + width, top + 12), fill="black")
         draw.text((left, top), item.name, fill=colour, font=_font(11))
 

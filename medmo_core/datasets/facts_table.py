@@ -90,9 +90,7 @@ class FactsRecord:
     def from_json(cls, values: dict[str, Any]) -> FactsRecord:
         """Read one line of facts.jsonl."""
         tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        tuples["structures"] = tuple(
-            Structure(**{**s, "xyxy_px": tuple(s["xyxy_px"])}) for s in values["structures"]
-        )
+        tuples["structures"] = tuple(Structure(**{**s, "xyxy_px": tuple(s["xyxy_px"])}) for s in values["structures"])
         return cls(**tuples)
 
 
@@ -127,11 +125,12 @@ def names_in_group(group: str, root: Path = SAMPLE_ROOT) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Seen:
-    """A structure as a window shows it. `xyxy_px` in pixels of the window; `area_px` of what is visible."""
+    """A structure as a window shows it: `xyxy_px` in pixels of the window, and which `share` of its area is visible."""
 
     structure: Structure
     xyxy_px: Window
     area_px: int
+    share: float
 
     @property
     def name(self) -> str:
@@ -211,7 +210,7 @@ def look(record: FactsRecord, window: Window | None = None, root: Path = SAMPLE_
         if share < MIN_SHARE or small or thinnest < MIN_SIDE_RATIO:
             partial.add(structure.name)
         else:
-            seen.append(Seen(structure, box, area))
+            seen.append(Seen(structure, box, area, share))
     return View(record, window, tuple(seen), frozenset(partial))
 
 

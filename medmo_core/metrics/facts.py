@@ -1,56 +1,25 @@
-"""Facts named in a text: which findings it claims, present or absent, on which side.
+"""How well the claims of a text agree with a sample's facts.
 
-Protocol. The lexicon is the findings named in the sample's facts plus `STRUCTURES`. A text is cut into clauses at
-sentence ends, semicolons and `but`, `however`, `although`, `while`. Within a clause a negation before a mention ("no X",
-"without X") or after it ("X is not visible", "X is absent") denies it, and a hedge ("possible X") makes it uncertain. A
-side is the word before the mention ("left X", "left and right X") or after it ("X on the left").
+Protocol. Claims are read as `claims.py` states, with the findings of the facts added to the lexicon. A claim
 
-A claim hits a fact of the same finding when status and side agree (a fact or a claim without a side agrees with any
-side). A claim that only disagrees is a contradiction. A claim about a finding that the facts do not mention is
-unsupported when it says present, and not counted when it says absent or when the finding is the site of a fact.
-F1 = 2 hits / (counted claims + facts), each hit once. A text without claims scores 0.
+- hits a fact of the same finding with the same status and side; a fact without a side takes any;
+- contradicts where the facts know the finding with another status on that side, or present on the other side only;
+- is vague when it names no side where the facts have one: it counts as a claim, and hits nothing;
+- is unsupported when it says present (or uncertain) of a finding the facts do not mention. It is not counted when it
+  says absent, or when the finding is the site of a fact ("lesion in the liver").
+
+F1 = 2 hits / (counted claims + facts). A fact that one claim hits and another contradicts is not hit.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .lexicon import STRUCTURES
-from .text import MAX_TEXT, completion_text
+from .claims import ABSENT, PRESENT, Claim, canonical, read_claims, sides_of
+from .text import completion_text
 
 if TYPE_CHECKING:
     from ..data.record import Fact
-
-PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
-
-_CLAUSE_END = re.compile(r"(?<!\d)\.(?!\d)|\.(?=\s|$)|[;!?\n]+|\b(?:but|however|although|though|whereas|while)\b")
-_DENIED_BEFORE = re.compile(
-    r"\b(?:no|not|without|neither|nor|absence of|absent|free of|negative for|cannot see|can ?not be seen|never)\b"
-)
-_DENIED_AFTER = re.compile(
-    r"\b(?:not|isn t|aren t|cannot|never) (?:be )?(?:\w+ ){0,2}?(?:visible|seen|present|shown|identified|detected|found|"
-    r"visuali[sz]ed|depicted|included|evident|there)\b|\b(?:absent|invisible|missing)\b"
-)
-_HEDGED = re.compile(r"\b(?:possibl[ey]|probabl[ey]|may|might|suspicious|suspected|cannot exclude|uncertain|questionable)\b")
-_ONLY_NOT = re.compile(r"\bnot only\b|\bno (?:doubt|change)\b|\bnot (?:just|merely)\b")
-_SIDE = re.compile(r"\b(?:left|right|both|bilateral)\b")
-_BOTH = frozenset({"left", "right"})
-
-
-@dataclass(frozen=True, order=True)
-class Claim:
-    """One statement of a text.
-
-    Attributes:
-        finding: canonical name.
-        status: `present`, `absent` or `uncertain`.
-        side: `left`, `right` or an empty text.
-    """
-
-    finding: str
-    status: str
-    side: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,22 +27,20 @@ class FactScore:
     """Counts of one text against one sample's facts.
 
     Attributes:
-        hits: facts that a claim states rightly and no claim contradicts.
-        contradictions: claims whose finding the facts know otherwise.
-        unsupported: claims of presence that the facts do not mention.
-        num_claims: claims that count: hits, contradictions and unsupported ones.
+        hits: facts that are hit.
+        contradictions: claims that contradict a fact.
+        num_claims: claims that count.
         num_facts: facts there are.
     """
 
     hits: int
     contradictions: int
-    unsupported: int
     num_claims: int
     num_facts: int
 
     @property
     def f1(self) -> float:
-        """2 hits / (claims + facts); 1 where there are neither facts nor claims."""
+        """2 hits / (claims + facts); 1 where there is neither."""
         total = self.num_claims + self.num_facts
         return 2 * self.hits / total if total else 1.0
 
@@ -83,9 +50,47 @@ def report_fact_f1(text: str, facts: Sequence["Fact"]) -> float:
     return fact_score(text, facts).f1
 
 
+def fact_claims(facts: Sequence["Fact"]) -> set[Claim]:
+    """Return facts as claims; a fact on both sides is two."""
+    truth: set[Claim] = set()
+    for fact in facts:
+        finding, named_sides = canonical(fact.finding)
+        for side in sides_of(fact.side) or named_sides or ("",):
+            truth.add(Claim(finding, fact.status or PRESENT, side))
+    return truth
+
+
 def fact_score(text: str, facts: Sequence["Fact"]) -> FactScore:
-    """Count a text's claims against a sample's facts; a text that is not a string is empty."""
-    truth = sorted(
-        {Claim(*_split_side(fact.finding, fact.side), str(fact.status or PRESENT)) for fact in facts},
-    ) if False else _truth_claims(facts)  # fmt: skip
-    return _count(text, facts, truth)
+    """Count a text's claims against a sample's facts; a text that is not a string claims nothing."""
+    truth = fact_claims(facts)
+    sites = {canonical(fact.site)[0] for fact in facts if fact.site} - {fact.finding for fact in truth}
+    claims = read_claims(completion_text(text), {fact.finding for fact in truth})
+    hit: set[Claim] = set()
+    spoiled: set[Claim] = set()
+    num_hitting = contradictions = others = 0
+    for claim in claims:
+        known = [fact for fact in truth if fact.finding == claim.finding]
+        if not known:
+            others += claim.status != ABSENT and claim.finding not in sites
+            continue
+        agreeing = [f for f in known if f.status == claim.status and f.side in ("", claim.side)]
+        against = _contradicted(claim, known)
+        if agreeing:
+            hit.update(agreeing)
+            num_hitting += 1
+        elif against:
+            spoiled.update(against)
+            contradictions += 1
+        elif claim.status != ABSENT:
+            others += 1
+    hits = min(len(hit - spoiled), num_hitting)
+    return FactScore(hits, contradictions, num_hitting + contradictions + others, len(truth))
+
+
+def _contradicted(claim: Claim, known: list[Claim]) -> list[Claim]:
+    """Return the facts of the claim's finding that rule it out."""
+    same_side = [f for f in known if "" in (f.side, claim.side) or f.side == claim.side]
+    if same_side:
+        # Without a side, "a kidney is visible" stands as long as one is.
+        return [] if any(f.status == claim.status for f in same_side) else same_side
+    return known if claim.status == PRESENT and all(f.status == PRESENT for f in known) else []

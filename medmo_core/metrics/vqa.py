@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 VQA_TYPES = ("yesno", "choice", "open")
 _OPPOSITE = {"yes": "no", "no": "yes"}
 _LEAD_IN = re.compile(r"^(?:answer|answer is|final answer|final answer is|it is)\s+(?=\S)")
-_LETTER = re.compile(r"^\W*([A-Za-z])(?:\W+(.*))?$", re.DOTALL)
+_ANSWER_IS = re.compile(r"^\s*(?:the )?(?:final )?answer(?: is)?\W*", re.IGNORECASE)
+_LETTER = re.compile(r"^\W*([A-Za-z])\s*(?:[).:,\]]\s*(.*))?$", re.DOTALL)
 _QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(%|[a-z]+)?")
 _MILLIMETRES = {"mm": 1.0, "millimetres": 1.0, "millimeters": 1.0, "cm": 10.0, "centimetres": 10.0, "m": 1000.0}
 
@@ -88,18 +89,18 @@ def _true_choice(answer: "Answer") -> int | str:
 
 def _chosen(text: str, choices: tuple[str, ...]) -> int | str | None:
     """Return the index of the chosen choice; None where it is not clear; without choices, the text itself."""
-    plain = _without_lead_in(normalise(text))
     if not choices:
-        return plain
-    texts = [normalise(choice) for choice in choices]
-    if plain in texts:
-        return texts.index(plain)
-    lettered = _LETTER.match(re.sub(r"^\s*(?:the )?(?:final )?answer(?: is)?\W*", "", text, flags=re.IGNORECASE))
-    if lettered is None:
-        return None
-    index = _letter_index(lettered.group(1), choices)
-    rest = normalise(lettered.group(2) or "")
-    return index if index is not None and rest in ("", texts[index]) else None
+        return _without_lead_in(normalise(text))
+    exact = [choice.strip().casefold() for choice in choices]
+    if text.strip().casefold() in exact:
+        return exact.index(text.strip().casefold())
+    lettered = _LETTER.match(_ANSWER_IS.sub("", text))
+    if lettered:
+        index = _letter_index(lettered.group(1), choices)
+        rest = normalise(lettered.group(2) or "")
+        return index if index is not None and rest in ("", normalise(choices[index])) else None
+    texts, plain = [normalise(choice) for choice in choices], _without_lead_in(normalise(text))
+    return texts.index(plain) if plain in texts else None
 
 
 def _same_quantity(said: str, truth: re.Match[str]) -> bool:

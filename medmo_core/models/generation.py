@@ -211,7 +211,8 @@ class _Sampler:
         cumulative = probs.cumsum(-1)
         total = cumulative[:, -1:]
         point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        index = torch.searchsorted(cumulative, point, right=True)
+        # Probabilities that are NaN put the point past the end; the caller finds the NaN in the log-probabilities.
+        index = torch.searchsorted(cumulative, point, right=True).clamp_(max=cumulative.shape[1] - 1)
         return (index if order is None else order.gather(1, index)).squeeze(1)
 
 

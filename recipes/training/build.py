@@ -300,4 +300,4 @@ def load_source(name: str, data: Data, split: str) -> Source:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"data.sources: {name} is no file; expected the path of a JSONL file, or {SAMPLE_PREFIX}TASK")
-    return JsonlSource(path, path.parent if data.root is None else Path(data.root))
+    return JsonlSource(path, data.root, split=split, crops=data.crops)

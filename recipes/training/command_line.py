@@ -136,7 +136,7 @@ def field_docs() -> dict[str, str]:
         for item, after in zip(node.body, node.body[1:], strict=False):
             if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr):
                 assert isinstance(item.target, ast.Name) and isinstance(after.value, ast.Constant)
-                docs[f"{names[node.name]}.{item.target.id}"] = str(after.value.value)
+                docs[f"{names[node.name]}.{item.target.id}"] = " ".join(str(after.value.value).split())
     return docs
 
 

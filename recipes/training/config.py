@@ -147,7 +147,7 @@ class Data(Section):
     root: str | None = None
     """Folder that image paths in JSONL files are relative to; none = the folder of each JSONL file."""
     split: str = "train"
-    """Split drawn from, for sources that carry one."""
+    """Split drawn from; a record that names none belongs to train."""
     min_pixels: int = 65_536
     """Smallest image area after resizing, in px (256 x 256, the Qwen3-VL default)."""
     max_pixels: int = 16_777_216
@@ -155,7 +155,8 @@ class Data(Section):
     max_tokens: int | None = None
     """Longer samples are dropped and counted, never cut; none = no limit."""
     crops: bool = False
-    """Train on random square crops; boxes move along. It is what makes a small model look at the image."""
+    """Train on random square crops; boxes move along. It is what makes a small model look at the image. In JSONL files
+    only samples whose answer is boxes are cropped: a crop could hide what another answer speaks of."""
     max_bad_ratio: float = 0.1
     """Stop when more than this share of what was drawn (from 64 draws on) was unreadable or too long."""
 

@@ -145,7 +145,7 @@ class Loader:
         if self._ahead is not None and self._ahead[0] == step:
             batches, faults = self._ahead[1].result()
         else:
-            batches, faults = self._make(step)
+            batches, faults = self._worker.submit(self._make, step).result()  # sources serve one thread
         self._ahead = (step + 1, self._worker.submit(self._make, step + 1)) if look_ahead else None
         self.skipped.record(len(self.world.share(self.docs_per_step)), faults)
         return batches

@@ -93,6 +93,7 @@ def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) 
             rank=int(os.environ.get("RANK", 0)),
             world_size=size,
             timeout=timedelta(minutes=10),
+            device_id=here if use_cuda else None,
         )
     try:
         yield World(rank=int(os.environ.get("RANK", 0)), size=size, device=here)

@@ -151,7 +151,7 @@ def sample_groups(
     per_pass = max(1, rollout.rows_per_pass // rollout.num_generations)
     for start in range(0, len(numbers), per_pass):
         chunk = {f"{prompts[n].sample.id}#{n}": prompts[n] for n in numbers[start : start + per_pass]}
-        batch = replace(pack(list(chunk.values())), labels=None, sample_ids=tuple(chunk))
+        batch = replace(pack(list(chunk.values())), sample_ids=tuple(chunk))
         outcomes = model.generate(
             batch.to(device),
             max_new_tokens=rollout.max_new_tokens,

@@ -141,7 +141,7 @@ def answer(
     limit = max_new_tokens or answer_limit(processor, samples)
     texts: list[str] = []
     for chunk in batched(samples, batch_size):
-        batch = replace(pack([processor.encode(sample, for_generation=True) for sample in chunk]), labels=None)
+        batch = pack([processor.encode(sample, for_generation=True) for sample in chunk])
         outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=limit)
         texts += [processor.tokenizer.decode(generations[0].tokens) for generations in outcomes]
     return texts

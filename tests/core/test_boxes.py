@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medmo_core.boxes import FRAMES, Boxes, parse_boxes, print_boxes
 
 SIZE = (640, 480)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from medmo_core.boxes import Boxes
 from medmo_core.data.geometry import Geometry
 from medmo_core.data.image import load_image
@@ -18,7 +19,9 @@ nibabel = pytest.importorskip("nibabel")
 
 @st.composite
 def geometries(draw: st.DrawFn) -> Geometry:
-    rotation, _ = np.linalg.qr(np.asarray(draw(st.lists(st.floats(-1, 1), min_size=9, max_size=9))).reshape(3, 3) + 2 * np.eye(3))
+    rotation, _ = np.linalg.qr(
+        np.asarray(draw(st.lists(st.floats(-1, 1), min_size=9, max_size=9))).reshape(3, 3) + 2 * np.eye(3)
+    )
     flips = np.asarray(draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 2)))
     spacing = np.asarray(draw(st.tuples(st.floats(0.1, 8), st.floats(0.1, 8)))) * flips
     origin = draw(st.tuples(*[st.floats(-500, 500)] * 3))
@@ -52,7 +55,9 @@ def test_crop_and_resize_move_boxes_and_geometry_alike(geometry: Geometry, data:
     x0, y0 = data.draw(st.integers(0, width - 3)), data.draw(st.integers(0, height - 3))
     x1, y1 = data.draw(st.integers(x0 + 2, width)), data.draw(st.integers(y0 + 2, height))
     size = data.draw(st.tuples(st.integers(1, 900), st.integers(1, 900)))
-    boxes = Boxes(torch.tensor([[x0 + 0.5, y0 + 0.25, x1 - 0.5, y1 - 1.0]], dtype=torch.float64), "pixel", geometry.size)
+    boxes = Boxes(
+        torch.tensor([[x0 + 0.5, y0 + 0.25, x1 - 0.5, y1 - 1.0]], dtype=torch.float64), "pixel", geometry.size
+    )
     moved = boxes.crop(x0, y0, x1, y1).resize(size)
     there = geometry.crop(x0, y0, x1, y1).resize(size)
     assert (moved.to_patient(there) - boxes.to_patient(geometry)).abs().max() < 1e-6
@@ -122,11 +127,14 @@ def test_every_displayed_pixel_lies_where_its_voxel_does(tmp_path: Path, plane: 
             lps = loaded.geometry.to_patient(torch.from_numpy(np.stack([xs, ys], axis=-1))).numpy()
             assert np.abs(lps * [-1, -1, 1] - ras).max() < 1e-4, (signs, order, index)
         sides = loaded.geometry.edges
-        assert sides == {
-            "axial": {"left": "R", "right": "L", "top": "A", "bottom": "P"},
-            "coronal": {"left": "R", "right": "L", "top": "H", "bottom": "F"},
-            "sagittal": {"left": "A", "right": "P", "top": "H", "bottom": "F"},
-        }[plane]
+        assert (
+            sides
+            == {
+                "axial": {"left": "R", "right": "L", "top": "A", "bottom": "P"},
+                "coronal": {"left": "R", "right": "L", "top": "H", "bottom": "F"},
+                "sagittal": {"left": "A", "right": "P", "top": "H", "bottom": "F"},
+            }[plane]
+        )
 
 
 def test_slices_count_from_the_feet(tmp_path: Path) -> None:

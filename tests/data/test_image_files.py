@@ -1,16 +1,16 @@
 """PNG, JPEG, TIFF and NIfTI to uint8 RGB, and the words for what cannot be read."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from medmo_core.data.image import ImageError, LoadedImage, crop_pixels, load_image, safe_path
 from medmo_core.data.intensity import apply_window, declared_depth, percentile_range, read_window, to_grey
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)
@@ -27,7 +27,7 @@ def test_lossless_colour_is_kept(tmp_path: Path, suffix: str) -> None:
 
 def test_jpeg_grey_palette_and_transparency(tmp_path: Path) -> None:
     smooth = np.asarray(Image.fromarray(COLOUR).resize((64, 48)))
-    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=98)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=98, subsampling=0)
     assert np.abs(load_image(tmp_path / "a.jpg").pixels.astype(int) - smooth).mean() < 3
     Image.fromarray(COLOUR[..., 0]).save(tmp_path / "g.png")
     assert np.array_equal(load_image(tmp_path / "g.png").pixels, np.repeat(COLOUR[..., :1], 3, axis=-1))
@@ -131,7 +131,9 @@ def bomb(path: Path, width: int, height: int) -> None:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [12_000, 60_000])
@@ -146,7 +148,9 @@ def test_the_limit_can_be_set(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.png", max_pixels=17 * 11).size == (17, 11)
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/passwd", "..\\secret.png", "C:\\secret.png", "a\0.png"])
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "a/../../secret.png", "/etc/passwd", "..\\secret.png", "C:\\secret.png", "a\0.png"]
+)
 def test_a_path_out_of_the_root_is_refused(tmp_path: Path, path: str) -> None:
     text = message(path, root=tmp_path / "root")
     assert "leaves the data root" in text and "relative" in text
@@ -157,10 +161,10 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     root.mkdir()
     Image.fromarray(COLOUR).save(tmp_path / "secret.png")
     Image.fromarray(COLOUR).save(root / "own.png")
-    os.symlink(tmp_path / "secret.png", root / "file.png")
-    os.symlink(tmp_path, root / "folder")
-    os.symlink(root / "own.png", root / "inside.png")
-    os.symlink(root / "loop.png", root / "loop.png")
+    (root / "file.png").symlink_to(tmp_path / "secret.png")
+    (root / "folder").symlink_to(tmp_path)
+    (root / "inside.png").symlink_to(root / "own.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
     for name in ("file.png", "folder/secret.png"):
         assert "leaves the data root" in message(name, root=root) and "through a link" in message(name, root=root)
     assert load_image("inside.png", root=root).size == (17, 11)
@@ -204,7 +208,15 @@ def test_percentiles_leave_padding_out() -> None:
 
 
 def test_depth_and_grey() -> None:
-    assert [declared_depth(v) for v in (0, 255, 256, 1023, 4095, 4096, 20000)] == [255, 255, 1023, 1023, 4095, 16383, 65535]
+    assert [declared_depth(v) for v in (0, 255, 256, 1023, 4095, 4096, 20000)] == [
+        255,
+        255,
+        1023,
+        1023,
+        4095,
+        16383,
+        65535,
+    ]
     assert to_grey(np.array([-1.0, 0.5, 2.0, np.nan])).tolist() == [0, 128, 255, 0]
     assert read_window(["lung", [40, 80], 1]) == ["lung", (40.0, 80.0), 1]
 

@@ -4,9 +4,10 @@ import random
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from medmo_core.batch import PatchSpec
 from medmo_core.data.resize import patchify, resize_pixels, smart_resize, unpatchify
-from PIL import Image
 
 QWEN3_VL = PatchSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
 MIN_PIXELS, MAX_PIXELS = 65_536, 16_777_216  # of the published Qwen3-VL preprocessor
@@ -28,7 +29,10 @@ def random_sizes(n: int) -> list[tuple[int, int]]:
     rng = random.Random(0)
     ordinary = [(rng.randint(1, 4000), rng.randint(1, 4000)) for _ in range(n // 2)]
     narrow = [(rng.randint(1, 40), rng.randint(1, 9000)) for _ in range(n // 4)]
-    edges = [(rng.choice([1, 15, 16, 17, 47, 48, 49, 80, 256]), rng.choice([31, 32, 33, 3200, 3201, 9600])) for _ in range(n // 4)]
+    edges = [
+        (rng.choice([1, 15, 16, 17, 47, 48, 49, 80, 256]), rng.choice([31, 32, 33, 3200, 3201, 9600]))
+        for _ in range(n // 4)
+    ]
     return [size if rng.random() < 0.5 else size[::-1] for size in ordinary + narrow + edges]
 
 
@@ -95,7 +99,9 @@ def test_patches_come_in_the_processors_order() -> None:
 @pytest.mark.parametrize(("height", "width"), [(100, 150), (37, 300), (500, 333)])
 def test_resized_patches_agree_to_the_resampling(height: int, width: int) -> None:
     """Both antialias with a bicubic kernel; rounding between the two passes differs by a grey level or two."""
-    smooth = np.asarray(Image.fromarray(noise(height // 8 + 1, width // 8 + 1)).resize((width, height), Image.Resampling.BILINEAR))
+    smooth = np.asarray(
+        Image.fromarray(noise(height // 8 + 1, width // 8 + 1)).resize((width, height), Image.Resampling.BILINEAR)
+    )
     size = smart_resize(height, width, factor=32, min_pixels=16_384, max_pixels=40_000)
     rows, grid = processor_rows(smooth, 16_384, 40_000)
     patches, our_grid = patchify(smooth, QWEN3_VL, size)
@@ -104,7 +110,9 @@ def test_resized_patches_agree_to_the_resampling(height: int, width: int) -> Non
     assert error.max() <= 2.01 and error.mean() < 0.3, (error.max(), error.mean())
 
 
-@pytest.mark.parametrize("spec", [QWEN3_VL, PatchSpec(patch_size=14, merge_size=1), PatchSpec(patch_size=8, merge_size=3)])
+@pytest.mark.parametrize(
+    "spec", [QWEN3_VL, PatchSpec(patch_size=14, merge_size=1), PatchSpec(patch_size=8, merge_size=3)]
+)
 def test_unpatchify_is_the_inverse(spec: PatchSpec) -> None:
     size = (spec.token_px * 3, spec.token_px * 2)
     pixels = noise(*size)

@@ -5,8 +5,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -118,12 +120,15 @@ def test_another_encoder_is_one_field(tmp_path: Path, encoder: str) -> None:
     assert again.config.encoder == encoder
 
 
-def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
-    run = config(tmp_path, train={"steps": 1})
-    assert align.run(run)
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "debug_align", "train.steps=1", f"train.out_dir={tmp_path / 'run'}"]
+    assert align.main(words) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match=r"already holds a run; train\.resume=true continues it"):
-        align.run(run)
+    capsys.readouterr()
+    assert align.main(words) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: train.out_dir: ")
+    assert "already holds a run; train.resume=true continues it" in message
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -255,4 +260,46 @@ def test_unknown_source_names_the_nearest(tmp_path: Path) -> None:
         align.run(config(tmp_path, data={"sources": {"sample:captoin": 1.0}}))
     with pytest.raises(ConfigError, match=r"nothing\.jsonl is no file"):
         align.run(config(tmp_path, data={"sources": {"nothing.jsonl": 1.0}}))
+    assert not (tmp_path / "run").exists()
+
+
+def write_own_data(folder: Path, count: int = 16) -> Path:
+    """A JSONL file of pictures with one bright square each; the last picture is cut short on disk."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for index in range(count):
+        x, y = (int(v) for v in rng.integers(0, 32, 2))
+        pixels = rng.integers(0, 60, (64, 64), dtype=np.uint8)
+        pixels[y : y + 32, x : x + 32] += 150
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        box = {"label": "lesion", "xyxy": [x, y, x + 32, y + 32]}
+        image = {"path": f"{index}.png", "width": 64, "height": 64}  # a stated size: files are opened when drawn
+        record = {"images": [image], "question": "Where is the lesion?", "boxes": [box]}
+        lines.append(json.dumps({**record, "id": f"case-{index}", "split": "val" if index == 0 else "train"}))
+    last = folder / f"{count - 1}.png"
+    last.write_bytes(last.read_bytes()[:-400])
+    (folder / "own.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "own.jsonl"
+
+
+def test_own_data_trains_and_an_unreadable_picture_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_own_data(tmp_path)
+    words = ["--config", "debug_instruct", "--data", str(path), f"train.out_dir={tmp_path / 'run'}"]
+    assert instruct.main(words) == 0
+    drawn = sum(values["documents"] for values in metrics(tmp_path / "run"))
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert drawn + len(listed) == 16  # four steps of four: one epoch of the fifteen training records, and one more draw
+    assert {line["id"] for line in listed} == {"case-15"}
+    assert all(line["kind"] == "unreadable" and "15.png" in line["reason"] for line in listed)
+    assert "samples drawn were left out" in capsys.readouterr().err
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_a_malformed_line_stops_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_own_data(tmp_path)
+    path.write_text(path.read_text() + '{"image": "0.png", "question": \n')
+    words = ["--config", "debug_instruct", "--data", str(path), f"train.out_dir={tmp_path / 'run'}"]
+    assert instruct.main(words) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ") and "own.jsonl:17" in message
     assert not (tmp_path / "run").exists()

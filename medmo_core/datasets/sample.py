@@ -1,0 +1,305 @@
+"""The embedded data set as a source of training samples, and fixed samples to evaluate on.
+
+Random square crops are what makes a small model learn to look: without them a constant box per organ is a strong
+answer. A crop is drawn first and every text is then written from what it shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..data.record import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
+from . import facts_text
+from .facts_table import SAMPLE_ROOT, FactsRecord, Seen, View, Window, load_facts, look, whole
+from .questions import QUESTIONS, Question
+
+TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
+SPLITS = ("train", "test")
+SOURCE_WEIGHTS = {
+    "ct-abdomen": 0.55,
+    "ct-contrast": 0.80,
+    "mr-abdomen": 0.12,
+    "ct-aorta": 0.10,
+    "lesion": 0.15,
+    "nuclei": 0.04,
+    "fundus": 0.02,
+    "mr-liver-overlay": 0.01,
+    "ihc": 0.005,
+    "phase-cell": 0.005,
+}
+NUM_SLOTS = 2000  # of the table that turns weights into repetitions
+CROP_RATIO = (0.55, 1.1)  # side of a crop over the shorter side of the image
+MAX_ATTEMPTS = 12
+ABSENT_RATIO = 0.1  # of grounding questions that ask for what is not there
+MAX_ALL_BOXES = 6
+
+
+def draw_window(width: int, height: int, rng: Random) -> Window:
+    """Draw a square window; one larger than the image reaches beyond it, where the picture is black.
+
+    Units: pixels of the stored image.
+    """
+    side = max(8, round(rng.uniform(*CROP_RATIO) * min(width, height)))
+    x0 = rng.randint(min(0, width - side), max(0, width - side))
+    y0 = rng.randint(min(0, height - side), max(0, height - side))
+    return x0, y0, x0 + side, y0 + side
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a sample says, before it is bound to its image."""
+
+    template: str
+    question: str
+    answer: Answer
+    boxes: tuple[Seen, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    about: str | None = None
+
+
+def template_of(sample: Sample) -> str:
+    """Return the template that wrote a sample of this set; the key of the majority baseline."""
+    return str(sample.provenance["template"])
+
+
+def records_of(split: str) -> tuple[FactsRecord, ...]:
+    """Return the facts tables of a split.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"the embedded set has no split {split!r}: use one of {', '.join(SPLITS)}")
+    return tuple(r for r in load_facts() if r.split == split)
+
+
+@cache
+def _slots(task: str, split: str) -> tuple[FactsRecord, ...]:
+    """Return the images a task can use, each repeated so that drawing uniformly obeys the weights of the sources."""
+    usable = [r for r in records_of(split) if _can(task, r)]
+    present = {r.source for r in usable}
+    total = sum(SOURCE_WEIGHTS[source] for source in present)
+    slots: list[FactsRecord] = []
+    for source in sorted(present):
+        members = [r for r in usable if r.source == source]
+        share = SOURCE_WEIGHTS[source] / total * NUM_SLOTS / len(members)
+        slots += [r for r in members for _ in range(max(1, round(share)))]
+    return tuple(slots)
+
+
+def _can(task: str, record: FactsRecord) -> bool:
+    """Return whether the whole image allows a task."""
+    view = look(record)
+    if task == "grounding":
+        return bool(_single(view)) or 0 < len(view.with_name("nucleus")) <= MAX_ALL_BOXES
+    if task == "report":
+        return facts_text.report(view) is not None
+    if task == "retrieval":
+        return facts_text.layout(view) is not None
+    return True
+
+
+class SampleTasks:
+    """One task of one split of the embedded set, as a source for a mixture.
+
+    Args:
+        task: one of `TASKS`.
+        split: train or test; a volume is in one of them only.
+        crops: draw a random square window for every sample; otherwise show whole images.
+
+    Raises:
+        ValueError: an unknown task or split.
+    """
+
+    def __init__(self, task: str, split: str = "train", crops: bool = True) -> None:
+        if task not in TASKS:
+            raise ValueError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
+        self.task, self.split, self.crops = task, split, crops
+        self.name = f"sample:{task}"
+        self.root: Path = SAMPLE_ROOT
+        self._slots = _slots(task, split)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def get(self, index: int, rng: Random) -> Sample:
+        """Return a sample of image slot `index`; everything else is drawn from `rng`."""
+        return self.draw(self._slots[index], rng)
+
+    def draw(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> Sample:
+        """Return a sample of one image.
+
+        Args:
+            record: the image.
+            rng: draws window and question.
+            plain_boxes: ask grounding questions for exactly one box only.
+        """
+        plan = _plan(self.task, rng, plain_boxes=plain_boxes)
+        for template, wanted in plan:
+            for attempt in range(MAX_ATTEMPTS):
+                last = attempt == MAX_ATTEMPTS - 1
+                window = whole(record) if last or not self.crops else draw_window(record.width, record.height, rng)
+                view = look(record, window)
+                draft = _draft(self.task, template, wanted, view, rng)
+                if draft is not None:
+                    return bind(self.task, draft, view)
+                if not self.crops:
+                    break
+        raise RuntimeError(f"{record.id} allows no {self.task} question, though it was listed")
+
+
+def _plan(task: str, rng: Random, *, plain_boxes: bool) -> list[tuple[str, bool]]:
+    """Draw templates in the order in which they are tried, each with the answer that is wanted of it.
+
+    Drawn before any window, so that what is hard to find is not asked less often.
+    """
+    if task == "vqa":
+        left = dict(QUESTIONS)
+        order: list[tuple[str, bool]] = []
+        while left:
+            name = rng.choices(list(left), [weight for weight, _ in left.values()])[0]
+            wanted = rng.random() < 0.5
+            order += [(name, wanted), (name, not wanted)] if name != "contrast" else [(name, wanted)]
+            del left[name]
+        return order
+    if task == "grounding" and not plain_boxes:
+        first = ["absent", "one"] if rng.random() < ABSENT_RATIO else ["one"]
+        return [(name, True) for name in (*first, "all")]
+    return [("one" if task == "grounding" else task, True)]
+
+
+def _draft(task: str, template: str, wanted: bool, view: View, rng: Random) -> Draft | None:
+    if task == "vqa":
+        return _from_question(QUESTIONS[template][1](view, rng, wanted), view)
+    if task == "grounding":
+        return _ground(template, view, rng)
+    if task == "caption":
+        text, facts = facts_text.caption(view)
+    else:
+        written = facts_text.report(view) if task == "report" else facts_text.layout(view)
+        if written is None or not written[0]:
+            return None
+        text, facts = written
+    kind = "report" if task == "report" else "open"
+    return Draft(task, facts_text.PROMPTS[task], Answer(kind, text), facts=facts)
+
+
+def _from_question(question: Question | None, view: View) -> Draft | None:
+    if question is None:
+        return None
+    facts: tuple[Fact, ...] = ()
+    if question.about is not None and question.template in ("visible", "lesion"):
+        facts = (Fact(question.about, "present" if question.answer.value == "yes" else "absent"),)
+    return Draft(question.template, question.text, question.answer, facts=facts, about=question.about)
+
+
+def _single(view: View) -> list[Seen]:
+    """Return the structures that one box answers: nothing else of their name is in view, and they hang together."""
+    return [
+        s
+        for s in view.seen
+        if s.name not in view.partial
+        and len(view.with_name(s.name)) == 1
+        and s.name != "nucleus"
+        and (s.structure.parts == 1 or s.name == "vertebra")
+    ]
+
+
+def _ground(template: str, view: View, rng: Random) -> Draft | None:
+    boxes = Answer("boxes")
+    if template == "one":
+        single = sorted(_single(view), key=lambda s: s.name)
+        if not single:
+            return None
+        seen = rng.choice(single)
+        facts = (Fact(seen.name, "present", side=seen.structure.side),)
+        return Draft("one", f"Where is the {seen.name}?", boxes, (seen,), facts, seen.name)
+    if template == "absent":
+        names = [name for name in view.record.labelled if view.is_absent(name)]
+        if not names or view.record.source == "nuclei":
+            return None
+        name = rng.choice(names)
+        return Draft("absent", f"Where is the {name}?", boxes, (), (Fact(name, "absent"),), name)
+    nuclei = view.with_name("nucleus")
+    if not 0 < len(nuclei) <= MAX_ALL_BOXES:
+        return None
+    return Draft("all", "Locate all nuclei.", boxes, nuclei, (Fact("nucleus", "present"),), "nucleus")
+
+
+def bind(task: str, draft: Draft, view: View, split: str | None = None) -> Sample:
+    """Return the sample of a draft and the view it was written from."""
+    record = view.record
+    width, height = view.size
+    image = ImageRef(
+        path=record.path,
+        width=width,
+        height=height,
+        crop=None if view.is_whole else view.window,
+        spacing_mm=record.spacing_mm,
+        modality=record.modality,
+        laterality_display="R" if record.plane else None,
+    )
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": draft.question}]},
+    )
+    boxes = tuple(
+        BoxAnnotation(s.name, _floats(s.xyxy_px), source=_source(s.structure.origin), code=s.structure.code)
+        for s in draft.boxes
+    )
+    where = "whole" if view.is_whole else "-".join(str(v) for v in view.window)
+    provenance: dict[str, Any] = {"template": draft.template, "source": record.source, "package": record.package}
+    if draft.about is not None:
+        provenance["about"] = draft.about
+    return Sample(
+        id=f"{task}/{record.id}/{where}/{draft.template}" + (f"/{draft.about}" if draft.about else ""),
+        task=task,
+        images=(image,),
+        messages=messages,
+        boxes=boxes,
+        answer=draft.answer,
+        facts=draft.facts,
+        split=split or record.split,
+        group=record.group,
+        licence=record.licence,
+        provenance=provenance,
+        root=SAMPLE_ROOT,
+    )
+
+
+def _floats(box: Window) -> tuple[float, float, float, float]:
+    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+
+def _source(origin: str) -> str:
+    return origin
+
+
+def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 200, seed: int = 0) -> list[Sample]:
+    """Return fixed samples to evaluate on; the same for the same arguments.
+
+    Sample i is drawn from the image of slot i * len / n by a generator of its own, so the images share the samples as
+    their weights say. Grounding questions ask for exactly one box. With whole images few distinct questions exist and
+    the list may be shorter than `n`: each is asked once.
+
+    Args:
+        task: one of `TASKS`.
+        split: train or test.
+        crops: `fixed` (seeded random crops) or `none` (whole images).
+        n: samples wanted.
+        seed: of crops and questions.
+    """
+    if crops not in ("fixed", "none"):
+        raise ValueError(f"crops={crops!r}: use 'fixed' or 'none'")
+    source = SampleTasks(task, split, crops=crops == "fixed")
+    usable = [r for r in source._slots if task != "grounding" or _single(look(r))]
+    samples: dict[str, Sample] = {}
+    for i in range(n):
+        rng = Random(f"{seed}/{task}/{split}/{crops}/{i}")
+        record = usable[i * len(usable) // n]
+        sample = source.draw(record, rng, plain_boxes=True)
+        samples.setdefault(sample.id, sample)
+    return list(samples.values())
