@@ -24,6 +24,8 @@ from typing import Any
 from medmo_core.data.mixture import JsonlSource
 from medmo_core.data.process import Processor
 from medmo_core.data.record import Sample
+from medmo_core.datasets.baselines import embedded_baselines, fit_baselines
+from medmo_core.datasets.sample import eval_samples
 from medmo_core.metrics import bootstrap_ci, paired_bootstrap, retrieval_ranks
 from medmo_core.models.medmo import MedMO
 
@@ -179,9 +181,6 @@ def evaluate_embedded(
         max_new_tokens: longest answer.
         seed: names the crops and everything else that is drawn.
     """
-    from medmo_core.datasets.baselines import embedded_baselines
-    from medmo_core.datasets.sample import eval_samples
-
     sizes = {"vqa": num_samples, "grounding": num_samples, "report": num_reports, "retrieval": 4 * num_captions}
     result = Evaluation()
     for crops, suffix in (("fixed", ""), ("none", "_full")):
@@ -221,8 +220,6 @@ def evaluate_file(
     Raises:
         ValueError: the file has a fault, no sample of that split, or no task that can be scored.
     """
-    from medmo_core.datasets.baselines import fit_baselines
-
     root = path.parent if root is None else root
     source = JsonlSource(path, root)
     chosen: dict[str, list[Sample]] = {}

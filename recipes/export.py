@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from medmo_core.models.checkpoint import open_checkpoint, opened
 from medmo_core.models.save import save_checkpoint
-from medmo_core.models.weights import open_checkpoint, opened
 
 from .training.build import DTYPES, Kit, load_kit
 from .training.checkpoint import CheckpointError

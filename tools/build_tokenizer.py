@@ -10,18 +10,21 @@ other text still encodes, byte by byte where need be. The result depends on the 
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from medmo_core.boxes import Boxes, print_boxes
-from medmo_core.data.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, dress
+from medmo_core.data.process import Processor
+from medmo_core.data.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer, dress
 from medmo_core.datasets.facts_table import load_facts
+from medmo_core.datasets.sample import TASKS, SampleTasks
+from medmo_core.profile import MEDMO, QWEN3_VL
 
 OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/tokenizer/tokenizer.json"
+DRAWS = 600  # samples per task of the embedded set
 VOCAB_SIZE = 1536  # with the added tokens; a quarter of a tiny model's weights would otherwise be rows for rare words
 
 # What stands around the numbers of a box costs one token each: a labelled box is then about twenty tokens.
@@ -50,6 +53,21 @@ The optic disc and the macula are visible in this fundus photograph of the left 
 Histology with immunohistochemical staining. Fluorescence microscopy of cell nuclei. Quantitative phase image of a cell.
 The patient presents with pain, fever and cough. History of hypertension and diabetes. Treatment with antibiotics.
 Diagnosis, symptoms, disease, tumour, tumor, cancer, infection, inflammation, bleeding, fluid, tissue, blood, bone, muscle.
+Contrast-enhanced, unenhanced, arterial and venous phase. T1-weighted, T2-weighted, diffusion-weighted, fat-suppressed sequences.
+Chest radiograph, mammography, ultrasound, endoscopy, dermoscopy, pathology slide, fundus photography, optical coherence tomography.
+Please correlate clinically. Further evaluation with contrast-enhanced CT is suggested if clinically indicated.
+The cardiomediastinal silhouette is within normal limits. Bilateral pleural effusions have increased since the previous study.
+Pneumonia, atelectasis, cardiomegaly, emphysema, fibrosis, opacity, granuloma, metastasis, carcinoma, hemorrhage, thrombosis.
+Degenerative changes of the thoracic and lumbar spine. Multiple calcified lymph nodes. Status post surgery with clips and catheter.
+The abdomen and pelvis are otherwise within normal limits. There is evidence of a hypodense cyst in the right lobe of the liver.
+What is the most likely diagnosis? Which of the following is true? What does this region show? How large is it? Why?
+The correct answer is that this structure belongs to the digestive system; its function is to store and release bile.
+It has been reported that the treatment of these patients should begin as soon as possible. However, some cases may require more time.
+Because of the risk, we recommend to repeat the measurement after several weeks. Both arms and legs, hands, feet, head and neck.
+one two three four five six seven eight nine ten first second third next last other same different about between under over into
+who which when where what how many much does can could would will shall must been being were was had have has do did not only also
+benign malignant acute chronic focal diffuse irregular round oval dense bright dark homogeneous heterogeneous enhanced increased decreased
+millimetres centimetres percent years months days male female adult child mg ml mm cm Hounsfield units intensity signal density
 small medium large upper lower middle anterior posterior superior inferior lateral medial central peripheral
 left right both sides image patient volume area size width height position centre top bottom corner edge
 present absent uncertain visible not visible normal abnormal positive negative possible likely unlikely
@@ -59,29 +77,39 @@ present absent uncertain visible not visible normal abnormal positive negative p
 def texts() -> Iterator[str]:
     """Yield everything the tokenizer is trained on."""
     yield from SENTENCES.strip().splitlines()
-    names = sorted({s.name for record in load_facts() for s in record.structures})
-    for index, name in enumerate(names):
-        for article in ("", "the ", "The "):
-            yield f"{article}{name}"
-        row = [7 * index % 400, 11 * index % 300, 512 + 3 * index % 400, 400 + 5 * index % 500]
-        boxes = Boxes([row, row], "norm1000", (1000, 1000), (name, names[index - 1]))  # type: ignore[arg-type]
-        yield print_boxes(boxes, "qwen3_vl_json")
-        yield print_boxes(boxes, "medmo_box")
+    names = sorted({name for record in load_facts() for name in record.labelled})
+    for name in names:
+        yield from (name, f"the {name}", name.capitalize(), f"{name}.")
+    writers = [
+        Processor(Tokenizer(build_untrained()), {}, profile, min_pixels=1, max_pixels=1) for profile in (QWEN3_VL, MEDMO)
+    ]
+    for task in TASKS:
+        source = SampleTasks(task, "train", crops=True)
+        for number in range(DRAWS):
+            sample = source.get(number % len(source), random.Random(f"tokenizer/{task}/{number}"))
+            yield from (part["text"] for m in sample.messages for part in m["content"] if part["type"] == "text")
+            yield from {writer.target_text(sample): None for writer in writers}  # once each, in order
 
 
-def build() -> tokenizers.Tokenizer:
-    """Train the tokenizer."""
+def build_untrained() -> tokenizers.Tokenizer:
+    """Return a tokenizer of single bytes."""
     backend = tokenizers.Tokenizer(models.BPE())
     dress(backend, f"{BOX_SPLIT}|{QWEN_SPLIT}")
+    return backend
+
+
+def build(corpus: Sequence[str]) -> tokenizers.Tokenizer:
+    """Train the tokenizer on texts."""
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS) - len(PLAIN_ADDED_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    plain = tokenizers.Tokenizer(models.BPE())
-    plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    plain.train_from_iterator(texts(), trainer)
-    result = tokenizers.Tokenizer(plain.model)
+    student = tokenizers.Tokenizer(models.BPE())
+    shape = build_untrained()
+    student.normalizer, student.pre_tokenizer = shape.normalizer, shape.pre_tokenizer
+    student.train_from_iterator(corpus, trainer)
+    result = tokenizers.Tokenizer(student.model)
     dress(result, f"{BOX_SPLIT}|{QWEN_SPLIT}")
     return result
 
@@ -91,15 +119,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the stored file instead of writing it")
     arguments = parser.parse_args()
-    built = build().to_str(pretty=True)
+    corpus = list(texts())
+    backend = build(corpus)
+    built = backend.to_str(pretty=True)
     if arguments.check:
         same = OUTPUT.is_file() and OUTPUT.read_text(encoding="utf-8") == built
         print(f"{OUTPUT}: {'as built' if same else 'differs: run tools/build_tokenizer.py'}")
         return 0 if same else 1
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(built, encoding="utf-8")
-    count = len(list(itertools.islice(texts(), 10**7)))
-    print(f"{OUTPUT}: {VOCAB_SIZE} tokens from {count} texts, {OUTPUT.stat().st_size} bytes")
+    size = OUTPUT.stat().st_size
+    print(f"{OUTPUT}: {backend.get_vocab_size()} tokens from {len(corpus)} texts, {size} bytes")
     return 0
 
 

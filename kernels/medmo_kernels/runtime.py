@@ -31,7 +31,7 @@ def mode() -> str:
 def _load() -> str:
     """Load the native library once; return an empty text, or why it cannot be used."""
     if not LIBRARY.exists():
-        return "not built: run `make native`, or `pip install --no-build-isolation .` where torch and CMake are installed"
+        return "not built: run `make native` (it needs a C++ compiler)"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

@@ -10,7 +10,6 @@ import base64
 import binascii
 import importlib.resources
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,8 +36,6 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 MAX_LENGTH = 262_144  # Qwen3-VL's context, which transformers reads from the tokenizer's own file
 
-logging.getLogger("tokenizers").setLevel(logging.ERROR)
-
 
 class Tokenizer:
     """Turn text into ids and back.
@@ -52,9 +49,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, source: str = "tokenizer") -> None:
-        # Two views of one vocabulary: text typed by people must never become a special token.
         self._backend = backend
-        self._backend.encode_special_tokens = True
+        self._backend.encode_special_tokens = True  # as text: what people type must never become a special token
         self.source = source
         self.endoftext_id = self._required("<|endoftext|>")
         self.im_start_id = self._required("<|im_start|>")

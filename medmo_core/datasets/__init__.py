@@ -1,0 +1,11 @@
+"""Data sets: the embedded one, and what is measured against it.
+
+`DATASETS` maps a name to a function `(task, split, crops) -> Source`.
+"""
+
+from .sample import SampleTasks
+
+DATASETS = {"sample": SampleTasks}
+"""Name -> source of training samples; a configuration names it as `sample:TASK`."""
+
+__all__ = ["DATASETS", "SampleTasks"]

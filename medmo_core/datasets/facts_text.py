@@ -119,7 +119,8 @@ def layout(view: View) -> tuple[str, tuple[Fact, ...]] | None:
         return None
     first = view.record.modality
     parts = [f"{s.name} {place(*view.centre(s))}" for s in seen]
-    facts = tuple(Fact(s.name, "present", side=s.structure.side) for s in seen)
+    # The place belongs to the facts: two views of the same organs in other places are two candidates.
+    facts = tuple(Fact(s.name, "present", site=place(*view.centre(s)), side=s.structure.side) for s in seen)
     return f"{first[0].upper() + first[1:]}: {', '.join(parts)}.", facts
 
 

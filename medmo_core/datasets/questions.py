@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from ..data.record import Answer
@@ -49,6 +50,7 @@ def visible(view: View, rng: Random, wanted: bool) -> Question | None:
     return yes_no("visible", f"Is the {name} visible?", wanted, name)
 
 
+@cache
 def _rarity(group: str, name: str, wanted: bool) -> float:
     """Return how rarely images of a volume show (or lack) a name, so that each name has both answers about as often."""
     records = [r for r in load_facts() if r.group == group]

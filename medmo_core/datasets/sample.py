@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ..data.crop import random_square_window
 from ..data.record import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
 from . import facts_text
 from .facts_table import SAMPLE_ROOT, FactsRecord, Seen, View, Window, load_facts, look, whole
@@ -32,21 +33,9 @@ SOURCE_WEIGHTS = {
     "phase-cell": 0.005,
 }
 NUM_SLOTS = 2000  # of the table that turns weights into repetitions
-CROP_RATIO = (0.55, 1.1)  # side of a crop over the shorter side of the image
 MAX_ATTEMPTS = 12
 ABSENT_RATIO = 0.1  # of grounding questions that ask for what is not there
 MAX_ALL_BOXES = 6
-
-
-def draw_window(width: int, height: int, rng: Random) -> Window:
-    """Draw a square window; one larger than the image reaches beyond it, where the picture is black.
-
-    Units: pixels of the stored image.
-    """
-    side = max(8, round(rng.uniform(*CROP_RATIO) * min(width, height)))
-    x0 = rng.randint(min(0, width - side), max(0, width - side))
-    y0 = rng.randint(min(0, height - side), max(0, height - side))
-    return x0, y0, x0 + side, y0 + side
 
 
 @dataclass(frozen=True)
@@ -142,7 +131,11 @@ class SampleTasks:
         for template, wanted in plan:
             for attempt in range(MAX_ATTEMPTS):
                 last = attempt == MAX_ATTEMPTS - 1
-                window = whole(record) if last or not self.crops else draw_window(record.width, record.height, rng)
+                window = (
+                    whole(record)
+                    if last or not self.crops
+                    else random_square_window((record.width, record.height), rng)
+                )
                 view = look(record, window)
                 draft = _draft(self.task, template, wanted, view, rng)
                 if draft is not None:
@@ -230,7 +223,7 @@ def _ground(template: str, view: View, rng: Random) -> Draft | None:
     return Draft("all", "Locate all nuclei.", boxes, nuclei, (Fact("nucleus", "present"),), "nucleus")
 
 
-def bind(task: str, draft: Draft, view: View, split: str | None = None) -> Sample:
+def bind(task: str, draft: Draft, view: View) -> Sample:
     """Return the sample of a draft and the view it was written from."""
     record = view.record
     width, height = view.size
@@ -247,8 +240,7 @@ def bind(task: str, draft: Draft, view: View, split: str | None = None) -> Sampl
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": draft.question}]},
     )
     boxes = tuple(
-        BoxAnnotation(s.name, _floats(s.xyxy_px), source=_source(s.structure.origin), code=s.structure.code)
-        for s in draft.boxes
+        BoxAnnotation(s.name, _floats(s.xyxy_px), source=s.structure.origin, code=s.structure.code) for s in draft.boxes
     )
     where = "whole" if view.is_whole else "-".join(str(v) for v in view.window)
     provenance: dict[str, Any] = {"template": draft.template, "source": record.source, "package": record.package}
@@ -262,7 +254,7 @@ def bind(task: str, draft: Draft, view: View, split: str | None = None) -> Sampl
         boxes=boxes,
         answer=draft.answer,
         facts=draft.facts,
-        split=split or record.split,
+        split=record.split,
         group=record.group,
         licence=record.licence,
         provenance=provenance,
@@ -274,15 +266,11 @@ def _floats(box: Window) -> tuple[float, float, float, float]:
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
 
 
-def _source(origin: str) -> str:
-    return origin
-
-
 def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 200, seed: int = 0) -> list[Sample]:
     """Return fixed samples to evaluate on; the same for the same arguments.
 
-    Sample i is drawn from the image of slot i * len / n by a generator of its own, so the images share the samples as
-    their weights say. Grounding questions ask for exactly one box. With whole images few distinct questions exist and
+    Each sample has an image and a generator of its own: the images share the samples as the weights of their sources
+    say, in an order that mixes them. Grounding questions ask for exactly one box. With whole images few distinct questions exist and
     the list may be shorter than `n`: each is asked once.
 
     Args:
@@ -302,4 +290,6 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
         record = usable[i * len(usable) // n]
         sample = source.draw(record, rng, plain_boxes=True)
         samples.setdefault(sample.id, sample)
-    return list(samples.values())
+    mixed = list(samples.values())
+    Random(f"{seed}/{task}/order").shuffle(mixed)
+    return mixed

@@ -1,7 +1,7 @@
 """Percentile bootstrap intervals, resampled by group.
 
 Protocol: groups (patients, volumes or slices) are drawn with replacement, each with all its values, as often as there
-are groups; the statistic is the mean over the drawn values. The interval is the 2.5 and 97.5 percentiles over `n` draws.
+are groups; the statistic is the mean over the drawn values, the interval its 2.5 and 97.5 percentiles over `n` draws.
 Pictures of one scan resemble each other: resampling single pictures would give intervals that are too narrow.
 """
 

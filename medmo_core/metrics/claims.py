@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from .lexicon import SPELLINGS, STRUCTURES, plurals
+from .lexicon import SPELLINGS, STRUCTURES, UNPAIRED, plurals
 from .text import MAX_TEXT
 
 PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 LEFT, RIGHT = "left", "right"
 
-_CLAUSE_END = re.compile(
-    r"\.(?!\d)|[;!?\n]+|\b(?:but|however|although|though|whereas|while|except)\b",
-)
+_CLAUSE_END = re.compile(r"\.(?!\d)|[;!?\n]+|\b(?:but|however|although|though|whereas|while|except)\b")
 _PREDICATE = re.compile(
     r"\b(?:(?P<denied>(?:not|isn t|aren t|cannot|can t|never)(?: \w+){0,2}? )?"
     r"(?:visible|seen|present|shown|identified|detected|found|visuali[sz]ed|depicted|recogni[sz]able|evident)"
@@ -34,7 +32,8 @@ _DENIED_BEFORE = re.compile(r"\b(?:no|not|without|neither|nor|absence of|free of
 _ONLY_SOUNDS_DENIED = re.compile(r"\b(?:not only|no doubt|not just|no change in)\b")
 _HEDGE = re.compile(r"\b(?:possibl[ey]|probabl[ey]|may|might|could|suspicious|suspected|uncertain|questionable)\b")
 _SIDE_BEFORE = re.compile(
-    r"\b(left|right|both|bilateral)(?: (?:and|or) (left|right))?(?: (?!and\b|or\b|of\b|side\b|with\b|is\b|are\b)\w+)?\s*$"
+    r"\b(left|right|both|bilateral)(?: (?:and|or) (left|right))?"
+    r"(?: (?!and\b|or\b|of\b|side\b|with\b|is\b|are\b)\w+)?\s*$"
 )
 _SIDE_AFTER = re.compile(r"^[^,:]{0,40}?\b(?:on|in|at|within) (?:the |its |their )?(?:patient s )?(left|right|both)\b")
 _SIDES = {"both": (LEFT, RIGHT), "bilateral": (LEFT, RIGHT), LEFT: (LEFT,), RIGHT: (RIGHT,)}
@@ -102,7 +101,7 @@ def read_claims(text: str, findings: Iterable[str] = ()) -> set[Claim]:
         mentions = [_Mention(forms[m.group()], m.start(), m.end()) for m in pattern.finditer(clause)]
         statuses = _statuses(clause, mentions)
         for index, mention in enumerate(mentions):
-            for side in _sides(clause, mentions, index):
+            for side in ("",) if mention.finding in UNPAIRED else _sides(clause, mentions, index):
                 claims.add(Claim(mention.finding, statuses[index], side))
     return claims
 

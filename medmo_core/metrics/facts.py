@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .claims import ABSENT, PRESENT, Claim, canonical, read_claims, sides_of
+from .lexicon import UNPAIRED
 from .text import completion_text
 
 if TYPE_CHECKING:
@@ -51,11 +52,12 @@ def report_fact_f1(text: str, facts: Sequence["Fact"]) -> float:
 
 
 def fact_claims(facts: Sequence["Fact"]) -> set[Claim]:
-    """Return facts as claims; a fact on both sides is two."""
+    """Return facts as claims; a fact on both sides is two, one of an unpaired organ has none."""
     truth: set[Claim] = set()
     for fact in facts:
         finding, named_sides = canonical(fact.finding)
-        for side in sides_of(fact.side) or named_sides or ("",):
+        sides = () if finding in UNPAIRED else sides_of(fact.side) or named_sides
+        for side in sides or ("",):
             truth.add(Claim(finding, fact.status or PRESENT, side))
     return truth
 

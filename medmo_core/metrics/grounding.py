@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+
 from medmo_kernels.box_reward import box_reward
 from medmo_kernels.giou import overlap_terms
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ..data.record import Answer
 
 
-def answer_reward(completions: Sequence[Any], *, answer: Sequence["Answer | None"], **columns: Any) -> list[float | None]:
+def answer_reward(
+    completions: Sequence[Any], *, answer: Sequence["Answer | None"], **columns: Any
+) -> list[float | None]:
     """Score 1 for a right answer and 0 for any other text, by the rules of `medmo_core.metrics.vqa`.
 
     Args:

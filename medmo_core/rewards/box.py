@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from medmo_kernels import box_reward as score_boxes
 
 from ..boxes import Boxes, parse_boxes
@@ -41,10 +42,10 @@ def box_reward(
         columns: not used.
 
     Returns:
-        Scores in [0, 1], or None where the task is not grounding or there is no image. A completion without readable boxes and without a
-        statement that there are none scores 0; boxes that cannot be used are left out, partly outside ones are clipped.
-        Where nothing is true, a completion with any fault scores 0. Labels are not compared where the grammar or the
-        true boxes have none.
+        Scores in [0, 1], or None where the task is not grounding or there is no image. A completion without readable
+        boxes and without a statement that there are none scores 0; boxes that cannot be used are left out, partly
+        outside ones are clipped. Where nothing is true, a completion with any fault scores 0. Labels are not compared
+        where the completion or the true boxes have none.
     """
     profiles = [profile] * len(completions) if isinstance(profile, CheckpointProfile) else profile
     scores: list[float | None] = [None] * len(completions)
@@ -76,9 +77,8 @@ def box_reward(
 
 _SIZE = (200, 100)
 _LIVER = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]), "pixel", _SIZE, ("liver",))
-_PAIR = Boxes(
-    torch.tensor([[20.0, 10.0, 60.0, 50.0], [120.0, 10.0, 160.0, 50.0]]), "pixel", _SIZE, ("left kidney", "right kidney")
-)
+_TWO = torch.tensor([[20.0, 10.0, 60.0, 50.0], [120.0, 10.0, 160.0, 50.0]])
+_PAIR = Boxes(_TWO, "pixel", _SIZE, ("left kidney", "right kidney"))
 _NONE = Boxes.empty(_SIZE)
 
 
@@ -94,6 +94,7 @@ def _said(*items: tuple[str, list[int]]) -> str:
 
 
 _RIGHT, _LEFT_HALF, _AWAY = [100, 100, 300, 500], [100, 100, 200, 500], [700, 700, 900, 900]
+_SECOND = [600, 100, 800, 500]
 
 EXAMPLES = (
     _example("the true box", _said(("Liver", _RIGHT)), 1.0),
@@ -103,7 +104,7 @@ EXAMPLES = (
     _example("a spurious box costs", _said(("liver", _RIGHT), ("liver", _AWAY)), 0.5),
     _example("a duplicate costs", _said(("liver", _RIGHT), ("liver", _RIGHT)), 0.5),
     _example("one of two", _said(("left kidney", _RIGHT)), 0.5, _PAIR),
-    _example("left and right exchanged", _said(("right kidney", _RIGHT), ("left kidney", [600, 100, 800, 500])), 0.0, _PAIR),
+    _example("sides exchanged", _said(("right kidney", _RIGHT), ("left kidney", _SECOND)), 0.0, _PAIR),
     _example("nothing said of something", "[]", 0.0),
     _example("nothing said of nothing", "[]", 1.0, _NONE),
     _example("something said of nothing", _said(("liver", _RIGHT)), 0.0, _NONE),

@@ -60,7 +60,7 @@ EXAMPLES = (
     _example("other words for it", "Liver and left kidney, without spleen.", 1.0),
     _example("one fact of three", "The liver is visible.", 0.5),
     _example("an invented finding", "Liver, left kidney and a lung, no spleen.", 6 / 7),
-    _example("a denial contradicts", "The liver is absent, the left kidney is visible, no spleen is seen.", 2 / 3 - 1 / 3),
+    _example("a denial contradicts", "The liver is absent. Left kidney. No spleen is seen.", 2 / 3 - 1 / 3),
     _example("the wrong side contradicts", "Liver and right kidney, no spleen.", 2 / 3 - 1 / 3),
     _example("no side where there is one", "Liver and a kidney, no spleen.", 2 / 3),
     _example("denying what nobody asserted is free", "Liver, left kidney, no spleen, no stomach.", 1.0),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from medmo_core.models.weights import find_folder
+from medmo_core.models.checkpoint import find_folder
 
 from .build import Kit, load_kit
 from .config import Data, Model, RunConfig

@@ -19,6 +19,7 @@ from medmo_core.boxes import Boxes, ParsedBoxes, parse_boxes
 from medmo_core.data.packing import pack
 from medmo_core.data.process import Processor
 from medmo_core.data.record import Sample
+from medmo_core.datasets.baselines import question_of
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
 from medmo_core.models.medmo import MedMO
 from medmo_core.profile import CheckpointProfile
@@ -44,7 +45,7 @@ class Baselines(Protocol):
         ...
 
     def boxes(self, sample: Sample) -> Boxes | None:
-        """Return the constant box that fits the asked structure best in training, in pixels of the sample's image."""
+        """Return the constant box of each label asked for, in pixels of the sample's image; None where none is known."""
         ...
 
 
@@ -210,7 +211,7 @@ def score_answers(
         Prediction(
             sample_id=sample.id,
             task=sample.task,
-            question=question_text(sample),
+            question=question_of(sample),
             text=text,
             truth=processor.target_text(sample),
             scores=score,
@@ -228,25 +229,15 @@ def score_answers(
 
 
 def read_boxes(text: str, image_size: tuple[int, int], profile: CheckpointProfile) -> ParsedBoxes:
-    """Read a checkpoint's boxes out of a text, in pixels of the image.
-
-    Any grammar is understood; the profile says in which frame the numbers are, and on which canvas.
+    """Read a checkpoint's boxes out of a text, in pixels of the image, as the box reward does.
 
     Args:
         text: what it wrote.
         image_size: (width, height) px.
-        profile: of the checkpoint.
+        profile: grammar and frame the checkpoint writes, and on which canvas.
     """
-    parsed = parse_boxes(text, profile.text_size(image_size), frame=profile.frame)
+    parsed = parse_boxes(text, profile.text_size(image_size), profile.grammar, profile.frame)
     return replace(parsed, boxes=parsed.boxes.resize(image_size))
-
-
-def question_text(sample: Sample) -> str:
-    """Return the text of the last user turn."""
-    content = next((m["content"] for m in reversed(sample.messages) if m["role"] == "user"), "")
-    if isinstance(content, str):
-        return content
-    return " ".join(part["text"] for part in content if part["type"] == "text")
 
 
 def score_texts(
@@ -263,10 +254,8 @@ def score_texts(
         ValueError: a task that is not scored here, or a sample without the truth its task needs.
     """
     pointing = [index for index, sample in enumerate(samples) if sample.task == "grounding"]
-    truths = [samples[index].truth_boxes() for index in pointing]
-    if any(truth is None for truth in truths):
-        raise ValueError("a grounding sample without an image cannot be scored")
-    found = grounding_scores([boxes[index] for index in pointing], [truth for truth in truths if truth is not None])
+    said = [boxes[index] for index in pointing]
+    found = grounding_scores(said, [_comparable(samples[i], b) for i, b in zip(pointing, said, strict=True)])
     pairs = dict(zip(pointing, zip(found.iou, found.f1, strict=True), strict=True))
     scores: list[dict[str, float]] = []
     for index, (sample, text) in enumerate(zip(samples, texts, strict=True)):
@@ -282,6 +271,14 @@ def score_texts(
                 "vqa needs an answer, grounding an image and its boxes, report facts"
             )
     return scores
+
+
+def _comparable(sample: Sample, said: Boxes | None) -> Boxes:
+    """Return the true boxes; without their labels where the answer's boxes have none either."""
+    truth = sample.truth_boxes()
+    if truth is None:
+        raise ValueError(f"{sample.id}: a grounding sample without an image cannot be scored")
+    return truth if said is None or any(said.labels) else truth.with_labels([""] * len(truth))
 
 
 def _baseline_scores(samples: Sequence[Sample], baselines: Baselines | None) -> list[dict[str, float]]:

@@ -334,6 +334,15 @@ def test_a_patients_name_leaves_no_trace(
         assert trace not in everything, trace
 
 
+def test_threads_leave_warnings_and_logger_as_they_were() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load_image, [BUNDLED / "MR_small.dcm", BUNDLED / "examples_palette.dcm"] * 8))
+    assert warnings.filters == before and not logging.getLogger("pydicom").disabled
+
+
 def test_bundled_files_keep_their_names_to_themselves() -> None:
     for path in sorted(BUNDLED.glob("*.dcm")):
         with warnings.catch_warnings():

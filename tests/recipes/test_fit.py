@@ -44,7 +44,11 @@ def final(folder: Path) -> dict[str, Tensor]:
 
 
 def test_a_run_learns_and_leaves_the_promised_files(tmp_path: Path) -> None:
-    run = config(tmp_path, optim={"lr": 1e-2}, train={"steps": 6, "save_every": 3, "eval_every": 3, "eval_docs": 4})
+    run = config(
+        tmp_path,
+        optim={"lr": 1e-2},
+        train={"steps": 6, "save_every": 3, "eval_every": 3, "eval_docs": 4, "eval_split": "test"},
+    )
     assert align.run(run)
     folder = tmp_path / "run"
     seen = metrics(folder)

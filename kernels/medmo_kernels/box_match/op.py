@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import runtime
-from .reference import COSTS, assign_reference, box_match_reference
+from .reference import COSTS, assign_reference, box_match_reference, check_counts, spans
 
 
 def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None = None) -> Tensor:
@@ -34,7 +34,8 @@ def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None
     for name, given, most in (("num_rows", num_rows, cost.shape[1]), ("num_cols", num_cols, cost.shape[2])):
         count = torch.full(cost.shape[:1], most, dtype=torch.int64, device=cost.device) if given is None else given
         if count.shape != cost.shape[:1] or count.dtype != torch.int64:
-            raise ValueError(f"assign: {name} {tuple(count.shape)} {count.dtype}, cost {tuple(cost.shape)}: expected (B,) int64")
+            given_as = f"{name} {tuple(count.shape)} {count.dtype}"
+            raise ValueError(f"assign: {given_as}, cost {tuple(cost.shape)}: expected one int64 per problem")
         counts.append(count)
     return _assign(cost, *counts)
 
@@ -52,7 +53,7 @@ def box_match(
 ) -> Tensor:
     """Match predicted with true boxes one to one, at the least total cost, in every problem of a ragged batch.
 
-    Shapes: B problems, P predicted and T true boxes over all problems; problem b owns rows offsets[b] to offsets[b + 1].
+    Shapes: B problems, P predicted and T true boxes over all problems; problem b has rows offsets[b] to offsets[b + 1].
     Units: pixels, or any unit that boxes and image_size share.
     Numerics: float64 inside on the CPU; deterministic. Min(P, T) pairs of a problem are matched, fewer where pairs are
         forbidden; a box with NaN matches nothing.
@@ -111,10 +112,11 @@ def check_problems(
         raise ValueError(f"{name}: only one of pred_labels and truth_labels is given: give both or neither")
     for field, labels, boxes in (("pred_labels", pred_labels, pred), ("truth_labels", truth_labels, truth)):
         if labels is not None and (labels.shape != boxes.shape[:1] or labels.dtype != torch.int64):
-            raise ValueError(f"{name}: {field} {tuple(labels.shape)} {labels.dtype}, {shapes}: expected one int64 per box")
+            given = f"{field} {tuple(labels.shape)} {labels.dtype}"
+            raise ValueError(f"{name}: {given}, {shapes}: expected one int64 per box")
     num_problems = pred_offsets.shape[0] - 1
     if image_size is not None and tuple(image_size.shape) != (num_problems, 2):
-        raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, expected ({num_problems}, 2): width and height")
+        raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, expected ({num_problems}, 2): width, height")
 
 
 @torch.library.custom_op("medmo_kernels::assign", mutates_args=())
@@ -131,6 +133,7 @@ def _(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
 def _(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
     if not runtime.has_native():
         return assign_reference(cost, num_rows, num_cols)
+    check_counts(num_rows, num_cols, cost.shape[1], cost.shape[2])
     return torch.ops.medmo_native.assign(cost.double().contiguous(), num_rows.contiguous(), num_cols.contiguous())
 
 
@@ -181,6 +184,8 @@ def _(
             pred, truth, pred_offsets, truth_offsets,
             pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
         )  # fmt: skip
+    spans(pred_offsets, len(pred), "pred_offsets")
+    spans(truth_offsets, len(truth), "truth_offsets")
     nothing = pred_offsets.new_empty(0)
     labels = [nothing if labels is None else labels.contiguous() for labels in (pred_labels, truth_labels)]
     # The native op takes no optional tensors: empty labels mean none, and the costs that need no diagonal ignore it.

@@ -22,7 +22,8 @@ def spans(offsets: Tensor, total: int, name: str) -> list[tuple[int, int]]:
         ValueError: the offsets do not rise from 0 to `total`.
     """
     bounds = offsets.tolist()
-    if not bounds or bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+    rising = all(a <= b for a, b in zip(bounds, bounds[1:], strict=False))
+    if not rising or bounds[0] != 0 or bounds[-1] != total:
         raise ValueError(f"{name} is {bounds}, expected numbers that rise from 0 to {total}, the number of boxes")
     return list(zip(bounds, bounds[1:], strict=False))
 
@@ -105,26 +106,39 @@ def pair_costs(pred: Tensor, truth: Tensor, cost: str, diagonal: float | None = 
         diagonal: of the image, in the unit of the boxes; for `medmo`.
 
     Returns:
-        (P, T) float64; NaN where a box has NaN.
+        (P, T) float64; inf where a box has a coordinate that is not finite.
     """
     iou, giou = overlap_terms(pred[:, None], truth[None, :])
     if cost == "overlap":
-        return 1 - (iou + giou.clamp(min=0)) / 2
-    if cost == "iou":
-        return 1 - iou
-    if cost == "giou":
-        return 1 - giou
-    assert cost == "medmo" and diagonal is not None
-    l1 = (pred[:, None] - truth[None, :]).abs().sum(-1) / (2 * diagonal)
-    return L1_WEIGHT * l1 + GIOU_WEIGHT * (1 - giou)
+        costs = 1 - (iou + giou.clamp(min=0)) / 2
+    elif cost == "iou":
+        costs = 1 - iou
+    elif cost == "giou":
+        costs = 1 - giou
+    else:
+        assert cost == "medmo" and diagonal is not None
+        l1 = (pred[:, None] - truth[None, :]).abs().sum(-1) / (2 * diagonal)
+        costs = L1_WEIGHT * l1 + GIOU_WEIGHT * (1 - giou)
+    usable = pred.isfinite().all(1)[:, None] & truth.isfinite().all(1)[None, :]
+    return costs.masked_fill(~usable, math.inf)
+
+
+def check_counts(num_rows: Tensor, num_cols: Tensor, rows: int, cols: int) -> None:
+    """Check that every problem fits its padded matrix.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for b, (m, n) in enumerate(zip(num_rows.tolist(), num_cols.tolist(), strict=True)):
+        if not (0 <= m <= rows and 0 <= n <= cols):
+            raise ValueError(f"assign: problem {b} has {m} x {n} pairs, the matrices hold {rows} x {cols}")
 
 
 def assign_reference(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
     """Assign rows to columns in a batch of padded cost matrices; see `assign`."""
+    check_counts(num_rows, num_cols, cost.shape[1], cost.shape[2])
     match = torch.full(cost.shape[:2], -1, dtype=torch.int64)
     for b, (rows, cols) in enumerate(zip(num_rows.tolist(), num_cols.tolist(), strict=True)):
-        if not (0 <= rows <= cost.shape[1] and 0 <= cols <= cost.shape[2]):
-            raise ValueError(f"assign: problem {b} has {rows} x {cols} pairs, the matrices hold {tuple(cost.shape[1:])}")
         if rows and cols:
             match[b, :rows] = torch.tensor(solve(cost[b, :rows, :cols].double().tolist()))
     return match.to(cost.device)

@@ -48,7 +48,7 @@ def box_reward(
     (P - matched)] / max(1, T). Where nothing is true it is 0 whatever is predicted. Known weaknesses: a small box five
     widths off its target still earns 0.74, and without lambda_fp spurious boxes are free.
 
-    Shapes: B problems, P predicted and T true boxes over all problems; problem b owns rows offsets[b] to offsets[b + 1].
+    Shapes: B problems, P predicted and T true boxes over all problems; problem b has rows offsets[b] to offsets[b + 1].
     Units: pixels, or any unit that boxes and image_size share.
     Numerics: matching in float64 on the CPU, scores in fp32 (float64 for float64); deterministic. Not differentiable.
 
@@ -147,8 +147,7 @@ def _(
         pred, truth, pred_offsets, truth_offsets,
         pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=formula,
     )  # fmt: skip
-    scored = score_matches(
+    return score_matches(
         pred, truth, pred_offsets, truth_offsets, match, image_size, formula,
         lambda_fn, lambda_fp, squared, penalty_per_truth,
     )  # fmt: skip
-    return scored
