@@ -362,7 +362,7 @@ def _take_object(item: Any, found: Found) -> None:
         if row is None:
             found.errors.append(f"{label or 'a box'}: {key} is not a list of four numbers")
         else:
-            found.rows.append((label, tuple(row[i] for i in range(4)) if key == "box_2d" else row))
+            found.rows.append((label, tuple(row[i] for i in Y_FIRST) if key == "box_2d" else row))
 
 
 def _json_corners(value: Any) -> Corners | None:

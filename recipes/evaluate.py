@@ -36,6 +36,7 @@ from .training.scoring import (
     Prediction,
     Score,
     answer,
+    answer_limit,
     caption_scores,
     image_key,
     score_answers,
@@ -141,13 +142,14 @@ def evaluate(
             continue
         if task not in METRICS:
             raise ValueError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
+        if not chosen:
+            raise ValueError(f"task {task!r}: no samples to score")
         asked = {task + suffix: list(chosen)}
         if task in shuffled:
             asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, seed)
+        limit = max_new_tokens or answer_limit(processor, chosen)
         for key, questions in asked.items():
-            if not questions:
-                continue
-            texts = answer(model, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            texts = answer(model, processor, questions, batch_size=batch_size, max_new_tokens=limit)
             # Truth, baseline and image of the sample itself, also where another image was shown.
             predictions = score_answers(chosen, texts, processor, baselines)
             result.predictions[key] = predictions

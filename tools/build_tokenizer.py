@@ -34,43 +34,43 @@ BOX_SPLIT = (
 )
 
 SENTENCES = """
-Locate every lesion in this image and report its bounding box coordinates in JSON format.
-Detect all visible structures. Outline the boxes of the following organs with their labels.
-Where is the abnormality? Give the bounding box of the region. If nothing is visible, answer with an empty list.
-What imaging modality is shown? Is this a computed tomography (CT) or a magnetic resonance (MR) image?
-Which plane is shown: axial, coronal or sagittal? Which organ is the largest structure in this slice?
-Is contrast agent visible? How many nuclei are visible? Is there a mass on the left side of the patient?
-Answer with yes or no. Answer the question with a single word or phrase. Choose one of the options: A, B, C or D.
-Describe this medical image. Write a short radiology report with findings and impression.
-Findings: The heart is normal in size. The lungs are clear. There is no pleural effusion or pneumothorax.
-Impression: No acute cardiopulmonary abnormality. Stable appearance compared with the prior examination.
-There is a small nodule in the right upper lobe measuring 12 mm in diameter. Follow-up is recommended.
-Enhancing mass in the left hemisphere with surrounding edema. Mild consolidation in the lower lobe.
-The liver, spleen, pancreas, gallbladder, stomach, both kidneys and adrenal glands are unremarkable.
-The aorta and the inferior vena cava are visible. The portal vein and splenic vein are patent.
-Vertebral bodies and ribs are intact. No fracture is seen. The bladder and the prostate are partially visible.
-The optic disc and the macula are visible in this fundus photograph of the left eye. Microaneurysms are present.
-Histology with immunohistochemical staining. Fluorescence microscopy of cell nuclei. Quantitative phase image of a cell.
-The patient presents with pain, fever and cough. History of hypertension and diabetes. Treatment with antibiotics.
-Diagnosis, symptoms, disease, tumour, tumor, cancer, infection, inflammation, bleeding, fluid, tissue, blood, bone, muscle.
-Contrast-enhanced, unenhanced, arterial and venous phase. T1-weighted, T2-weighted, diffusion-weighted, fat-suppressed sequences.
-Chest radiograph, mammography, ultrasound, endoscopy, dermoscopy, pathology slide, fundus photography, optical coherence tomography.
-Please correlate clinically. Further evaluation with contrast-enhanced CT is suggested if clinically indicated.
-The cardiomediastinal silhouette is within normal limits. Bilateral pleural effusions have increased since the previous study.
-Pneumonia, atelectasis, cardiomegaly, emphysema, fibrosis, opacity, granuloma, metastasis, carcinoma, hemorrhage, thrombosis.
-Degenerative changes of the thoracic and lumbar spine. Multiple calcified lymph nodes. Status post surgery with clips and catheter.
-The abdomen and pelvis are otherwise within normal limits. There is evidence of a hypodense cyst in the right lobe of the liver.
-What is the most likely diagnosis? Which of the following is true? What does this region show? How large is it? Why?
-The correct answer is that this structure belongs to the digestive system; its function is to store and release bile.
-It has been reported that the treatment of these patients should begin as soon as possible. However, some cases may require more time.
-Because of the risk, we recommend to repeat the measurement after several weeks. Both arms and legs, hands, feet, head and neck.
-one two three four five six seven eight nine ten first second third next last other same different about between under over into
-who which when where what how many much does can could would will shall must been being were was had have has do did not only also
-benign malignant acute chronic focal diffuse irregular round oval dense bright dark homogeneous heterogeneous enhanced increased decreased
-millimetres centimetres percent years months days male female adult child mg ml mm cm Hounsfield units intensity signal density
-small medium large upper lower middle anterior posterior superior inferior lateral medial central peripheral
-left right both sides image patient volume area size width height position centre top bottom corner edge
-present absent uncertain visible not visible normal abnormal positive negative possible likely unlikely
+Locate every lesion in this image and report its bounding box coordinates in JSON format. Detect all visible
+structures. Outline the boxes of the following organs with their labels. Where is the abnormality? Give the bounding
+box of the region. If nothing is visible, answer with an empty list. What imaging modality is shown? Is this a
+computed tomography (CT) or a magnetic resonance (MR) image? Which plane is shown: axial, coronal or sagittal? Which
+organ is the largest structure in this slice? Is contrast agent visible? How many nuclei are visible? Is there a mass
+on the left side of the patient? Answer with yes or no. Answer the question with a single word or phrase. Choose one
+of the options: A, B, C or D. Describe this medical image. Write a short radiology report with findings and
+impression. Findings: The heart is normal in size. The lungs are clear. There is no pleural effusion or pneumothorax.
+Impression: No acute cardiopulmonary abnormality. Stable appearance compared with the prior examination. There is a
+small nodule in the right upper lobe measuring 12 mm in diameter. Follow-up is recommended. Enhancing mass in the left
+hemisphere with surrounding edema. Mild consolidation in the lower lobe. The liver, spleen, pancreas, gallbladder,
+stomach, both kidneys and adrenal glands are unremarkable. The aorta and the inferior vena cava are visible. The
+portal vein and splenic vein are patent. Vertebral bodies and ribs are intact. No fracture is seen. The bladder and
+the prostate are partially visible. The optic disc and the macula are visible in this fundus photograph of the left
+eye. Microaneurysms are present. Histology with immunohistochemical staining. Fluorescence microscopy of cell nuclei.
+Quantitative phase image of a cell. The patient presents with pain, fever and cough. History of hypertension and
+diabetes. Treatment with antibiotics. Diagnosis, symptoms, disease, tumour, tumor, cancer, infection, inflammation,
+bleeding, fluid, tissue, blood, bone, muscle. Contrast-enhanced, unenhanced, arterial and venous phase. T1-weighted,
+T2-weighted, diffusion-weighted, fat-suppressed sequences. Chest radiograph, mammography, ultrasound, endoscopy,
+dermoscopy, pathology slide, fundus photography, optical coherence tomography. Please correlate clinically. Further
+evaluation with contrast-enhanced CT is suggested if clinically indicated. The cardiomediastinal silhouette is within
+normal limits. Bilateral pleural effusions have increased since the previous study. Pneumonia, atelectasis,
+cardiomegaly, emphysema, fibrosis, opacity, granuloma, metastasis, carcinoma, hemorrhage, thrombosis. Degenerative
+changes of the thoracic and lumbar spine. Multiple calcified lymph nodes. Status post surgery with clips and catheter.
+The abdomen and pelvis are otherwise within normal limits. There is evidence of a hypodense cyst in the right lobe of
+the liver. What is the most likely diagnosis? Which of the following is true? What does this region show? How large is
+it? Why? The correct answer is that this structure belongs to the digestive system; its function is to store and
+release bile. It has been reported that the treatment of these patients should begin as soon as possible. However,
+some cases may require more time. Because of the risk, we recommend to repeat the measurement after several weeks.
+Both arms and legs, hands, feet, head and neck. one two three four five six seven eight nine ten first second third
+next last other same different about between under over into who which when where what how many much does can could
+would will shall must been being were was had have has do did not only also benign malignant acute chronic focal
+diffuse irregular round oval dense bright dark homogeneous heterogeneous enhanced increased decreased millimetres
+centimetres percent years months days male female adult child mg ml mm cm Hounsfield units intensity signal density
+small medium large upper lower middle anterior posterior superior inferior lateral medial central peripheral left
+right both sides image patient volume area size width height position centre top bottom corner edge present absent
+uncertain visible not visible normal abnormal positive negative possible likely unlikely
 """
 
 
@@ -80,9 +80,8 @@ def texts() -> Iterator[str]:
     names = sorted({name for record in load_facts() for name in record.labelled})
     for name in names:
         yield from (name, f"the {name}", name.capitalize(), f"{name}.")
-    writers = [
-        Processor(Tokenizer(build_untrained()), {}, profile, min_pixels=1, max_pixels=1) for profile in (QWEN3_VL, MEDMO)
-    ]
+    untrained = Tokenizer(build_untrained())
+    writers = [Processor(untrained, {}, profile, min_pixels=1, max_pixels=1) for profile in (QWEN3_VL, MEDMO)]
     for task in TASKS:
         source = SampleTasks(task, "train", crops=True)
         for number in range(DRAWS):

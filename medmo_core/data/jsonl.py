@@ -108,7 +108,7 @@ def _parse(raw: bytes, faults: list[Fault]) -> Any:
             fix = "this looks like one JSON document over many lines: write each record on one line, without [ and ]"
         faults.append(Fault("", f"is not valid JSON ({error.msg} at {where})", "a JSON object", fix))
     except (RecursionError, ValueError):
-        faults.append(Fault("", "is not JSON that can be read (nested too deep, or a number too long)", "a JSON object"))
+        faults.append(Fault("", "cannot be read as JSON (nested too deep, or a number too long)", "a JSON object"))
     return None
 
 

@@ -56,14 +56,14 @@ def pack(items: Sequence[Item]) -> Batch:
         raise ValueError(f"items made for different encoders cannot share a batch: {sorted(set(names))}")
     lengths = np.cumsum([0, *(len(item.input_ids) for item in items)])
     encoders = names[0] if names else ()
-    with_images = [item for item in items if item.patches]
+    seeing = [item for item in items if item.patches]
     return Batch(
         input_ids=torch.from_numpy(np.concatenate([item.input_ids for item in items])),
         labels=_labels(items),
         position_ids=torch.from_numpy(np.concatenate([item.position_ids for item in items], axis=1)),
         cu_seqlens=torch.from_numpy(lengths.astype(np.int32)),
-        patches={n: torch.from_numpy(np.concatenate([i.patches[n] for i in with_images])) for n in encoders},
-        image_grid_thw={n: torch.from_numpy(np.concatenate([i.image_grid_thw[n] for i in with_images])) for n in encoders},
+        patches={n: torch.from_numpy(np.concatenate([i.patches[n] for i in seeing])) for n in encoders},
+        image_grid_thw={n: torch.from_numpy(np.concatenate([i.image_grid_thw[n] for i in seeing])) for n in encoders},
         sample_ids=tuple(item.sample.id for item in items),
     )
 

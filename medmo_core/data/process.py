@@ -181,7 +181,7 @@ class Processor:
         return [*messages, {"role": "assistant", "content": self.target_text(sample)}]
 
     def target_text(self, sample: Sample) -> str:
-        """Return the text the model is to say: the last assistant turn, or the answer; boxes as the profile writes them.
+        """Return what the model is to say: the last assistant turn, or the answer, boxes as the profile writes them.
 
         Raises:
             ValueError: the sample has no answer, or the profile's grammar cannot write its boxes.
@@ -193,7 +193,7 @@ class Processor:
             raise ValueError(f"{sample.id}: nothing to learn: no assistant turn at the end, and no answer")
         if answer.type != "boxes":
             if answer.value is None:
-                raise ValueError(f"{sample.id}: answer.value is missing; expected a text for an answer of type {answer.type!r}")
+                raise ValueError(f"{sample.id}: answer.value is missing; an answer of type {answer.type!r} is a text")
             return answer.value
         boxes = sample.truth_boxes()
         if boxes is None:

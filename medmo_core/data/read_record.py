@@ -36,6 +36,8 @@ def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample 
         faults.append(Fault("", f"the line is {shown(values)}", "a JSON object", "write one {...} per line"))
         return None
     values = expand(values, faults)
+    if "system" in values:
+        faults.append(Fault("system", "is given without a question", "question and system", "write a system message"))
     names = [field.name for field in dataclasses.fields(Sample) if field.name != "root"]
     reader = FieldReader(values, faults, "", [*names, *SHORT_FIELDS])
     sample = Sample(
@@ -96,9 +98,8 @@ def _check_relations(sample: Sample, faults: list[Fault]) -> None:
         faults.append(Fault("images", "the answer is boxes but there is no image", "an image", "add it"))
     for index, box in enumerate(sample.boxes):
         if box.image >= len(sample.images):
-            faults.append(
-                Fault(f"boxes[{index}].image", f"is {box.image}", f"an index below {len(sample.images)}", "count from 0")
-            )
+            expected = f"an index below {len(sample.images)}"
+            faults.append(Fault(f"boxes[{index}].image", f"is {box.image}", expected, "count from 0"))
     faults += box_faults(sample)
 
 
@@ -112,7 +113,8 @@ def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
     if crop is not None:
         cut = (crop[2] - crop[0], crop[3] - crop[1])
         if (width, height) not in ((None, None), cut):
-            reader.fault("width", f"{width}x{height} contradicts the crop", f"{cut[0]}x{cut[1]}", "state the size after it")
+            expected = f"{cut[0]}x{cut[1]}"
+            reader.fault("width", f"{width}x{height} contradicts the crop", expected, "state the size after the crop")
         width, height = cut
     window = value.get("window") if isinstance(value, dict) else None
     image = ImageRef(
@@ -145,7 +147,7 @@ def _read_message(value: Any, faults: list[Fault], path: str) -> Message | None:
         inner = FieldReader(part, faults, f"{path}.content[{index}]", ("type", "text"))
         kind = inner.option("type", ("text", "image"), required=True)
         if kind == "text":
-            inner.text("text", fix="quote it") if inner.has("text") else inner.fault("text", "is missing", "a text", "add it")
+            inner.text("text", required=part.get("text") != "")
         elif kind == "image" and role != "user":
             inner.fault("type", f"an image in a turn of the {role}", "text", "move it to the user's turn")
     return {"role": role, "content": content} if len(faults) == before else None

@@ -165,7 +165,7 @@ class Sample:
             return None
         reference = self.images[self.grounding_image]
         if reference.size is None:
-            raise ValueError(f"{self.id}: the size of {reference.path} is not stated; add width and height to the record")
+            raise ValueError(f"{self.id}: the size of {reference.path} is not stated; add width and height")
         return reference.size
 
     def truth_boxes(self) -> Boxes | None:

@@ -64,8 +64,8 @@ class Tokenizer:
         token_id = self._backend.token_to_id(token)
         if token_id is None:
             raise ValueError(
-                f"{self.source}: the vocabulary has no {token}; a Qwen3-VL model needs a tokenizer with Qwen's chat and "
-                "vision tokens"
+                f"{self.source}: the vocabulary has no {token}; a Qwen3-VL model needs a tokenizer with Qwen's chat "
+                "and vision tokens"
             )
         return token_id
 
@@ -101,7 +101,7 @@ class Tokenizer:
     @classmethod
     def embedded(cls) -> Tokenizer:
         """Return the small tokenizer that travels with the package, for tiny models."""
-        resource = importlib.resources.files(__package__) / "tokenizer" / TOKENIZER_FILE
+        resource = importlib.resources.files("medmo_core.data") / "tokenizer" / TOKENIZER_FILE
         backend = tokenizers.Tokenizer.from_str(resource.read_text(encoding="utf-8"))
         return cls(backend, source="embedded tokenizer")
 

@@ -1,7 +1,7 @@
 """Answers that need no look at the image: what a model must beat to show that it looks.
 
-All are fitted on training samples only: the commonest answer to each kind of question, one constant report, and for each
-label the one box that fits it best.
+All are fitted on training samples only: the commonest answer to each kind of question, one constant report, and for
+each label the one box that fits it best.
 
 Shapes: N boxes, xyxy as shares of the image.
 """
@@ -23,8 +23,8 @@ from .facts_text import listed
 from .sample import eval_samples
 
 GRID = 101  # positions a corner may take
-NUM_STARTS = 8
-FIT_SAMPLES = {"vqa": 3000, "grounding": 6000, "report": 600}
+NUM_STARTS = 4
+FIT_SAMPLES = {"vqa": 2000, "grounding": 3000, "report": 400}
 FIT_SEED = 20_000
 
 
@@ -47,7 +47,7 @@ class FittedBaselines:
         return self.answers.get(kind_of(sample, self.by))
 
     def boxes(self, sample: Sample) -> Boxes | None:
-        """Return the constant box of each label asked for, in pixels of the sample's image; None where none is known."""
+        """Return the constant box of each label asked for, in pixels of the image; None where none is known."""
         size = sample.image_size()
         labels = [label for label in dict.fromkeys(b.label for b in sample.boxes) if label in self.constant_boxes]
         if size is None or not labels:

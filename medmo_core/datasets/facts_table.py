@@ -89,9 +89,10 @@ class FactsRecord:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FactsRecord:
         """Read one line of facts.jsonl."""
-        tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        tuples["structures"] = tuple(Structure(**{**s, "xyxy_px": tuple(s["xyxy_px"])}) for s in values["structures"])
-        return cls(**tuples)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        rows: list[dict[str, Any]] = values["structures"]
+        fields["structures"] = tuple(Structure(**{**row, "xyxy_px": tuple(row["xyxy_px"])}) for row in rows)
+        return cls(**fields)
 
 
 @cache

@@ -1,158 +1,225 @@
-"""Questions with short answers, written from what a view shows: one function per template.
+"""Questions with short answers, written from what views of an image show.
 
-Each returns a question whose answer follows from the masks, or None where the view does not allow it. `wanted` asks for
-one of two answers (yes, left, upper, the first-named), so that answers come out balanced.
+Most are paired: of one image, a view where the answer is yes (or left, or upper) and one where it is no are found
+before the question is asked, and chance decides which is shown. So neither the words of the question nor the image it
+is asked of tell the answer; only the view does. The rest are facts of the image (modality, contrast, plane) or of the
+patient (side).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 
 from ..data.record import Answer
-from .facts_table import View, load_facts, names_in_group
+from .facts_table import FactsRecord, View, look, names_in_group
 from .facts_text import is_lesion
 
-MARGIN_RATIO = 0.08  # a centre nearer to the midline belongs to no half
+MARGIN_RATIO = 0.1  # a centre nearer to the midline belongs to no half
 MIN_NAMES = 3  # structures a volume must have before one of them is asked for
-LARGER_RATIO = 2.0
 MANY_NUCLEI = 5
+LESION_YES_RATIO = 0.65  # on slices with a lesion; those without one always say no
+NO_CONTRAST_RATIO = 0.3  # of unenhanced images that are asked about; there are three times as many
+PAIR_TRIALS = 24  # views looked at to find both answers
+NAME_TRIALS = 4
 SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its answer, the template it was written from and the structure it is about."""
+    """A question with its answer, the template that wrote it, the view it is asked of and the structure it is about."""
 
     template: str
     text: str
     answer: Answer
+    view: View
     about: str | None = None
 
 
-def yes_no(template: str, text: str, value: bool, about: str | None = None) -> Question:
-    """Return a question that is answered yes or no."""
-    return Question(template, text, Answer("yesno", "yes" if value else "no"), about)
+@dataclass(frozen=True)
+class Paired:
+    """A question with two answers, each of which some view of the image must give.
+
+    Attributes:
+        text: the question, with the structure's name in place of {}.
+        answers: the one where `holds` is true, then the other.
+        names: structures of an image that may be asked for.
+        holds: whether a view gives the first answer or the second; None: neither for certain.
+        first_ratio: how often the first answer is chosen.
+    """
+
+    text: str
+    answers: tuple[str, str]
+    names: Callable[[View, bool], tuple[str, ...]]
+    holds: Callable[[View, str], bool | None]
+    first_ratio: float = 0.5
 
 
-def visible(view: View, rng: Random, wanted: bool) -> Question | None:
-    """Ask whether an organ of the same volume is in view; rare answers of a name are drawn more often."""
+def organs(view: View, whole_only: bool) -> tuple[str, ...]:
+    """Return the organs to ask for: those the image shows, or where there are no crops those of its volume."""
     group = tuple(n for n in names_in_group(view.record.group) if not is_lesion(n))
     if len(group) < MIN_NAMES:
-        return None
-    names = [n for n in group if (n in view.visible_names if wanted else view.is_absent(n))]
-    if not names:
-        return None
-    weights = [_rarity(view.record.group, name, wanted) for name in names]
-    name = rng.choices(names, weights)[0]
-    return yes_no("visible", f"Is the {name} visible?", wanted, name)
+        return ()
+    return group if whole_only else tuple(n for n in group if n in view.visible_names)
 
 
-@cache
-def _rarity(group: str, name: str, wanted: bool) -> float:
-    """Return how rarely images of a volume show (or lack) a name, so that each name has both answers about as often."""
-    records = [r for r in load_facts() if r.group == group]
-    share = sum(any(s.name == name for s in r.structures) for r in records) / len(records)
-    return 1 / ((share if wanted else 1 - share) + 0.1)
+def lesions(view: View, whole_only: bool) -> tuple[str, ...]:
+    """Return the lesion that was looked for."""
+    return tuple(name for name in view.record.labelled if is_lesion(name))
 
 
-def image_half(view: View, rng: Random, wanted: bool) -> Question | None:
-    """Ask for the half of the picture, left or right, that the centre of a structure lies in."""
-    return _half(view, rng, wanted, axis=0, words=SIDES, template="image_half")
+def singles(view: View, whole_only: bool) -> tuple[str, ...]:
+    """Return structures of which the image shows one, in one piece."""
+    found = [s for s in view.seen if len(view.with_name(s.name)) == 1 and s.structure.parts == 1]
+    return tuple(sorted(s.name for s in found if s.name not in view.partial))
 
 
-def image_height(view: View, rng: Random, wanted: bool) -> Question | None:
-    """Ask for the half of the picture, upper or lower, that the centre of a structure lies in."""
-    return _half(view, rng, wanted, axis=1, words=("upper", "lower"), template="image_height")
+def is_visible(view: View, name: str) -> bool | None:
+    """Return whether a structure is visible; None where too little of it is."""
+    if name in view.visible_names:
+        return True
+    return False if view.is_absent(name) else None
 
 
-def _half(
-    view: View, rng: Random, wanted: bool, *, axis: int, words: tuple[str, str], template: str
+def is_before(axis: int) -> Callable[[View, str], bool | None]:
+    """Return a test whether a structure's centre is left of (axis 0) or above (axis 1) the middle of the view."""
+
+    def holds(view: View, name: str) -> bool | None:
+        found = view.with_name(name)
+        if len(found) != 1 or name in view.partial:
+            return None
+        centre = view.centre(found[0])[axis]
+        return None if abs(centre - 0.5) < MARGIN_RATIO else centre < 0.5
+
+    return holds
+
+
+PAIRED: dict[str, Paired] = {
+    "visible": Paired("Is the {} visible?", ("yes", "no"), organs, is_visible),
+    "image_half": Paired("Is the {} in the left or right half of the image?", SIDES, singles, is_before(0)),
+    "image_height": Paired(
+        "Is the {} in the upper or lower half of the image?", ("upper", "lower"), singles, is_before(1)
+    ),
+    "lesion": Paired("Is a lesion visible?", ("yes", "no"), lesions, is_visible, LESION_YES_RATIO),
+}
+
+
+def ask_paired(
+    template: str, record: FactsRecord, draw_view: Callable[[], View], rng: Random, *, crops: bool
 ) -> Question | None:
-    fitting = [
-        s.name
-        for s in view.seen
-        if len(view.with_name(s.name)) == 1
-        and s.name not in view.partial
-        and s.structure.parts == 1
-        and (view.centre(s)[axis] < 0.5 - MARGIN_RATIO if wanted else view.centre(s)[axis] > 0.5 + MARGIN_RATIO)
-    ]
-    if not fitting:
-        return None
-    name = rng.choice(sorted(fitting))
-    text = f"Is the {name} in the {words[0]} or {words[1]} half of the image?"
-    return Question(template, text, Answer("choice", words[0] if wanted else words[1], words), name)
+    """Ask one of `PAIRED` of an image; None where no structure has both answers."""
+    pair = PAIRED[template]
+    names = list(pair.names(look(record), not crops))
+    rng.shuffle(names)
+    wanted = rng.random() < pair.first_ratio
+    for name in names[:NAME_TRIALS] if crops else _wanted_first(names, pair, look(record), wanted):
+        views: dict[bool, View] = {}
+        for _ in range(PAIR_TRIALS if crops else 1):
+            view = draw_view()
+            value = pair.holds(view, name)
+            if value is not None:
+                views.setdefault(value, view)
+            if len(views) == 2:
+                break
+        lesion_free = template == "lesion" and not record.structures
+        if not crops or lesion_free:
+            wanted = next(iter(views), wanted)
+        elif len(views) < 2:
+            continue
+        if wanted in views:
+            text = pair.answers[0] if wanted else pair.answers[1]
+            kind = "yesno" if text in ("yes", "no") else "choice"
+            answer = Answer(kind, text, () if kind == "yesno" else pair.answers)
+            return Question(template, pair.text.format(name), answer, views[wanted], name)
+    return None
 
 
-def patient_side(view: View, rng: Random, wanted: bool) -> Question | None:
+def _wanted_first(names: list[str], pair: Paired, view: View, wanted: bool) -> list[str]:
+    """Order names so that those with the wanted answer come first; whole images have one answer per name."""
+    return sorted(names, key=lambda name: pair.holds(view, name) is not wanted)
+
+
+def patient_side(view: View, rng: Random) -> Question | None:
     """Ask for the patient's side of a structure whose name does not say it."""
-    side = SIDES[0] if wanted else SIDES[1]
-    names = sorted({s.name for s in view.seen if s.structure.side == side and not s.name.startswith(side)})
+    side = rng.choice(SIDES)
+    names = sorted({s.name for s in view.seen if s.structure.side == side and not s.name.startswith(SIDES)})
     if not names:
         return None
     name = rng.choice(names)
-    return Question("patient_side", f"On which side of the patient is the {name}?", Answer("choice", side, SIDES), name)
+    text = f"On which side of the patient is the {name}?"
+    return Question("patient_side", text, Answer("choice", side, SIDES), view, name)
 
 
-def lesion(view: View, rng: Random, wanted: bool) -> Question | None:
-    """Ask whether a lesion is annotated in view; no proof of health where none is."""
-    names = [name for name in view.record.labelled if is_lesion(name)]
-    if not names:
-        return None
-    holds = names[0] in view.visible_names if wanted else view.is_absent(names[0])
-    return yes_no("lesion", "Is a lesion visible?", wanted, names[0]) if holds else None
-
-
-def larger(view: View, rng: Random, wanted: bool) -> Question | None:
-    """Ask which of two structures that are wholly in view is larger, by at least two times."""
-    whole = sorted((s for s in view.seen if s.share == 1), key=lambda s: s.name)
-    pairs = [(a, b) for a in whole for b in whole if a.area_px >= LARGER_RATIO * b.area_px and a.name != b.name]
-    if not pairs:
-        return None
-    big, small = rng.choice(pairs)
-    names = (big.name, small.name) if wanted else (small.name, big.name)
-    text = f"Which is larger: the {names[0]} or the {names[1]}?"
-    return Question("larger", text, Answer("choice", big.name, names), big.name)
-
-
-def modality(view: View, rng: Random, wanted: bool) -> Question | None:
+def modality(view: View, rng: Random) -> Question | None:
     """Ask how the image was taken."""
-    return Question("modality", "Which imaging modality is this?", Answer("open", view.record.modality))
+    return Question("modality", "Which imaging modality is this?", Answer("open", view.record.modality), view)
 
 
-def contrast(view: View, rng: Random, wanted: bool) -> Question | None:
+def contrast(view: View, rng: Random) -> Question | None:
     """Ask whether contrast agent was given, where that is known."""
-    given = {"given": True, "none": False}.get(view.record.contrast or "")
-    return None if given is None or given != wanted else yes_no("contrast", "Was contrast agent given?", given)
+    value = {"given": "yes", "none": "no"}.get(view.record.contrast or "")
+    if value is None or (value == "no" and rng.random() > NO_CONTRAST_RATIO):
+        return None
+    return Question("contrast", "Was contrast agent given?", Answer("yesno", value), view)
 
 
-def plane(view: View, rng: Random, wanted: bool) -> Question | None:
+def plane(view: View, rng: Random) -> Question | None:
     """Ask for the plane of a slice; all volumes of the set are axial."""
     if view.record.plane is None:
         return None
-    return Question("plane", "Which plane is shown?", Answer("open", view.record.plane))
+    return Question("plane", "Which plane is shown?", Answer("open", view.record.plane), view)
 
 
-def many_nuclei(view: View, rng: Random, wanted: bool) -> Question | None:
-    """Ask whether there are more than five nuclei, where no count near five makes the answer doubtful."""
+def many_nuclei(view: View, rng: Random) -> Question | None:
+    """Ask whether there are more than five nuclei, where what is cut off cannot change the answer."""
     count = len(view.with_name("nucleus"))
-    cut = "nucleus" in view.partial
-    holds = count > MANY_NUCLEI if wanted else 0 < count <= MANY_NUCLEI and not cut
-    return yes_no("many_nuclei", "Are there more than five nuclei?", wanted, "nucleus") if holds else None
+    many = count > MANY_NUCLEI
+    if not count or ("nucleus" in view.partial and not many):
+        return None
+    answer = Answer("yesno", "yes" if many else "no")
+    return Question("many_nuclei", "Are there more than five nuclei?", answer, view, "nucleus")
 
 
-QUESTIONS: dict[str, tuple[float, Callable[[View, Random, bool], Question | None]]] = {
-    "visible": (0.40, visible),
-    "image_half": (0.18, image_half),
-    "image_height": (0.12, image_height),
-    "patient_side": (0.06, patient_side),
-    "lesion": (0.08, lesion),
-    "larger": (0.06, larger),
-    "modality": (0.04, modality),
-    "contrast": (0.04, contrast),
-    "plane": (0.01, plane),
-    "many_nuclei": (0.03, many_nuclei),
+PLAIN: dict[str, Callable[[View, Random], Question | None]] = {
+    "patient_side": patient_side,
+    "modality": modality,
+    "contrast": contrast,
+    "plane": plane,
+    "many_nuclei": many_nuclei,
 }
-"""Template -> (how often it is tried first, the function that writes it)."""
+
+TEMPLATE_WEIGHTS = {
+    "visible": 0.40,
+    "image_half": 0.20,
+    "image_height": 0.16,
+    "lesion": 0.10,
+    "patient_side": 0.05,
+    "modality": 0.04,
+    "contrast": 0.04,
+    "plane": 0.01,
+    "many_nuclei": 0.02,
+}
+"""Template -> how often it is tried first."""
+
+
+def ask(record: FactsRecord, draw_view: Callable[[], View], rng: Random, *, crops: bool) -> Question:
+    """Ask something of an image.
+
+    Args:
+        record: the image.
+        draw_view: returns the next view of it: a random crop, or the whole image every time.
+        rng: chooses template, structure and answer.
+        crops: whether `draw_view` crops.
+    """
+    left = dict(TEMPLATE_WEIGHTS)
+    while left:
+        template = rng.choices(list(left), list(left.values()))[0]
+        del left[template]
+        if template in PAIRED:
+            question = ask_paired(template, record, draw_view, rng, crops=crops)
+        else:
+            question = PLAIN[template](draw_view(), rng)
+        if question is not None:
+            return question
+    raise AssertionError("the modality can be asked of any image")

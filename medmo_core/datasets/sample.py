@@ -15,8 +15,8 @@ from typing import Any
 from ..data.crop import random_square_window
 from ..data.record import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
 from . import facts_text
-from .facts_table import SAMPLE_ROOT, FactsRecord, Seen, View, Window, load_facts, look, whole
-from .questions import QUESTIONS, Question
+from .facts_table import SAMPLE_ROOT, FactsRecord, Seen, View, Window, load_facts, look
+from .questions import Question, ask
 
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
 SPLITS = ("train", "test")
@@ -25,7 +25,7 @@ SOURCE_WEIGHTS = {
     "ct-contrast": 0.80,
     "mr-abdomen": 0.12,
     "ct-aorta": 0.10,
-    "lesion": 0.15,
+    "lesion": 0.10,
     "nuclei": 0.04,
     "fundus": 0.02,
     "mr-liver-overlay": 0.01,
@@ -127,47 +127,33 @@ class SampleTasks:
             rng: draws window and question.
             plain_boxes: ask grounding questions for exactly one box only.
         """
-        plan = _plan(self.task, rng, plain_boxes=plain_boxes)
-        for template, wanted in plan:
-            for attempt in range(MAX_ATTEMPTS):
-                last = attempt == MAX_ATTEMPTS - 1
-                window = (
-                    whole(record)
-                    if last or not self.crops
-                    else random_square_window((record.width, record.height), rng)
-                )
-                view = look(record, window)
-                draft = _draft(self.task, template, wanted, view, rng)
+        if self.task == "vqa":
+            question = ask(record, lambda: self._draw_view(record, rng), rng, crops=self.crops)
+            return bind(self.task, _from_question(question), question.view)
+        for template in _forms(self.task, rng, plain_boxes=plain_boxes):
+            for attempt in range(MAX_ATTEMPTS if self.crops else 1):
+                view = look(record) if attempt == MAX_ATTEMPTS - 1 else self._draw_view(record, rng)
+                draft = _draft(self.task, template, view, rng)
                 if draft is not None:
                     return bind(self.task, draft, view)
-                if not self.crops:
-                    break
-        raise RuntimeError(f"{record.id} allows no {self.task} question, though it was listed")
+        raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
+
+    def _draw_view(self, record: FactsRecord, rng: Random) -> View:
+        if not self.crops:
+            return look(record)
+        return look(record, random_square_window((record.width, record.height), rng))
 
 
-def _plan(task: str, rng: Random, *, plain_boxes: bool) -> list[tuple[str, bool]]:
-    """Draw templates in the order in which they are tried, each with the answer that is wanted of it.
-
-    Drawn before any window, so that what is hard to find is not asked less often.
-    """
-    if task == "vqa":
-        left = dict(QUESTIONS)
-        order: list[tuple[str, bool]] = []
-        while left:
-            name = rng.choices(list(left), [weight for weight, _ in left.values()])[0]
-            wanted = rng.random() < 0.5
-            order += [(name, wanted), (name, not wanted)] if name != "contrast" else [(name, wanted)]
-            del left[name]
-        return order
-    if task == "grounding" and not plain_boxes:
-        first = ["absent", "one"] if rng.random() < ABSENT_RATIO else ["one"]
-        return [(name, True) for name in (*first, "all")]
-    return [("one" if task == "grounding" else task, True)]
+def _forms(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
+    """Draw the forms of a task in the order in which they are tried."""
+    if task != "grounding":
+        return [task]
+    if plain_boxes:
+        return ["one"]
+    return ["absent", "one", "all"] if rng.random() < ABSENT_RATIO else ["one", "all"]
 
 
-def _draft(task: str, template: str, wanted: bool, view: View, rng: Random) -> Draft | None:
-    if task == "vqa":
-        return _from_question(QUESTIONS[template][1](view, rng, wanted), view)
+def _draft(task: str, template: str, view: View, rng: Random) -> Draft | None:
     if task == "grounding":
         return _ground(template, view, rng)
     if task == "caption":
@@ -181,9 +167,7 @@ def _draft(task: str, template: str, wanted: bool, view: View, rng: Random) -> D
     return Draft(task, facts_text.PROMPTS[task], Answer(kind, text), facts=facts)
 
 
-def _from_question(question: Question | None, view: View) -> Draft | None:
-    if question is None:
-        return None
+def _from_question(question: Question) -> Draft:
     facts: tuple[Fact, ...] = ()
     if question.about is not None and question.template in ("visible", "lesion"):
         facts = (Fact(question.about, "present" if question.answer.value == "yes" else "absent"),)
@@ -270,8 +254,8 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
     """Return fixed samples to evaluate on; the same for the same arguments.
 
     Each sample has an image and a generator of its own: the images share the samples as the weights of their sources
-    say, in an order that mixes them. Grounding questions ask for exactly one box. With whole images few distinct questions exist and
-    the list may be shorter than `n`: each is asked once.
+    say, in an order that mixes them. Grounding questions ask for exactly one box. Whole images allow few distinct
+    samples, each of which is returned once: the list may be shorter than `n`.
 
     Args:
         task: one of `TASKS`.

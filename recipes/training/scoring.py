@@ -124,8 +124,8 @@ def answer(
     processor: Processor,
     samples: Sequence[Sample],
     *,
+    max_new_tokens: int,
     batch_size: int = 64,
-    max_new_tokens: int | None = None,
 ) -> list[str]:
     """Answer samples greedily; their own answers are not shown to the model.
 
@@ -133,17 +133,16 @@ def answer(
         model: the model.
         processor: encodes prompts, decodes answers.
         samples: what is asked.
+        max_new_tokens: longest answer, see `answer_limit`.
         batch_size: answers decoded together.
-        max_new_tokens: longest answer; None: twice the longest true answer and some more.
 
     Returns:
         One text per sample.
     """
-    limit = max_new_tokens or answer_limit(processor, samples)
     texts: list[str] = []
     for chunk in batched(samples, batch_size):
         batch = pack([processor.encode(sample, for_generation=True) for sample in chunk])
-        outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=limit)
+        outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=max_new_tokens)
         texts += [processor.tokenizer.decode(generations[0].tokens) for generations in outcomes]
     return texts
 
@@ -163,7 +162,8 @@ def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
 def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     """Give every question the image of another sample, and leave the question and its truth as they are.
 
-    A model that looks must fall to what needs no looking. Samples that all share one image come back unchanged.
+    A model that looks must fall to what needs no looking. Samples that all share one image come back unchanged. The
+    result is for asking only: score the answers against the samples themselves, whose boxes fit their own image.
     """
     order = list(range(len(samples)))
     random.Random(seed).shuffle(order)

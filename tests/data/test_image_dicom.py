@@ -334,6 +334,16 @@ def test_a_patients_name_leaves_no_trace(
         assert trace not in everything, trace
 
 
+def test_a_persons_tags_are_never_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, opened = pydicom.dcmread, []
+    monkeypatch.setattr(
+        pydicom, "dcmread", lambda *args, **options: opened.append(read(*args, **options)) or opened[-1]
+    )
+    load_image(make(tmp_path / "a.dcm", RAMP))
+    assert len(opened) == 1 and "PixelData" in opened[0]
+    assert "Zzyzx" not in str(opened[0]) and "PatientName" not in opened[0]
+
+
 def test_threads_leave_warnings_and_logger_as_they_were() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

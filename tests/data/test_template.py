@@ -1,7 +1,7 @@
 """Chats: token for token Qwen3-VL's template, and the loss on the assistant's words alone."""
 
-from importlib.metadata import PackageNotFoundError, files
 from functools import cache
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
 
