@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder to write (default: %(default)s)")
     parser.add_argument("--num-samples", type=int, default=200, help="questions per task (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="answers decoded together (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: twice the longest true one)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: half as long again as the longest true one)")
     parser.add_argument("--seed", type=int, default=0, help="of crops, shuffling and bootstrap (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
@@ -127,7 +127,7 @@ def evaluate(
         shuffled: tasks whose questions are asked again with another sample's image.
         suffix: added to the names of metrics and predictions.
         batch_size: answers decoded together.
-        max_new_tokens: longest answer; None: twice the longest true one.
+        max_new_tokens: longest answer; None: half as long again as the longest true one.
         seed: of shuffling and bootstrap.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..batch import PatchSpec, mrope_position_ids
-from ..boxes import print_boxes
+from ..boxes import Boxes, print_boxes
 from ..profile import CheckpointProfile
 from .image import crop_pixels, load_image
 from .record import ImageRef, Message, Sample
@@ -170,7 +170,7 @@ class Processor:
         Raises:
             ValueError: there is no answer to learn, or the profile's grammar cannot write it.
         """
-        messages = list(sample.messages)
+        messages = [self._with_boxes_as_text(message, sample) for message in sample.messages]
         if self.profile.system_prompt is not None and not any(m["role"] == "system" for m in messages[:1]):
             messages.insert(0, {"role": "system", "content": self.profile.system_prompt})
         is_answered = bool(messages) and messages[-1]["role"] == "assistant"
@@ -187,7 +187,7 @@ class Processor:
             ValueError: the sample has no answer, or the profile's grammar cannot write its boxes.
         """
         if sample.messages and sample.messages[-1]["role"] == "assistant":
-            return _plain_text(sample.messages[-1]["content"])
+            return _plain_text(self._with_boxes_as_text(sample.messages[-1], sample)["content"])
         answer = sample.answer
         if answer is None:
             raise ValueError(f"{sample.id}: nothing to learn: no assistant turn at the end, and no answer")
@@ -195,7 +195,23 @@ class Processor:
             if answer.value is None:
                 raise ValueError(f"{sample.id}: answer.value is missing; an answer of type {answer.type!r} is a text")
             return answer.value
-        boxes = sample.truth_boxes()
+        return self._print_boxes(sample.truth_boxes(), sample)
+
+    def _with_boxes_as_text(self, message: Message, sample: Sample) -> Message:
+        """Return a turn whose parts of type `boxes` are written as the profile writes boxes."""
+        content = message["content"]
+        if isinstance(content, str) or not any(part["type"] == "boxes" for part in content):
+            return message
+        truth = sample.truth_boxes()
+        parts = [
+            {"type": "text", "text": self._print_boxes(truth and truth.select(part["boxes"]), sample)}
+            if part["type"] == "boxes"
+            else part
+            for part in content
+        ]
+        return {"role": message["role"], "content": parts}
+
+    def _print_boxes(self, boxes: Boxes | None, sample: Sample) -> str:
         if boxes is None:
             raise ValueError(f"{sample.id}: the answer is boxes, but the sample has no image")
         on_canvas = boxes.resize(self.profile.text_size(boxes.size))

@@ -72,12 +72,7 @@ def box_faults(sample: Sample) -> list[Fault]:
 
 def _check_relations(sample: Sample, faults: list[Fault]) -> None:
     """Check what several fields say together."""
-    placeholders = sum(
-        isinstance(part, dict) and part.get("type") == "image"
-        for message in sample.messages
-        if not isinstance(message["content"], str)
-        for part in message["content"]
-    )
+    placeholders = sum(part.get("type") == "image" for part in _parts(sample))
     if placeholders != len(sample.images):
         faults.append(
             Fault(
@@ -96,11 +91,21 @@ def _check_relations(sample: Sample, faults: list[Fault]) -> None:
         )
     if sample.answer is not None and sample.answer.type == "boxes" and not sample.images:
         faults.append(Fault("images", "the answer is boxes but there is no image", "an image", "add it"))
+    named = [i for part in _parts(sample) if part.get("type") == "boxes" for i in part["boxes"]]
+    if named and max(named) >= len(sample.boxes):
+        expected = f"an index below {len(sample.boxes)}"
+        faults.append(Fault("messages", f"a turn names box {max(named)}", expected, "count from 0, or add the box"))
     for index, box in enumerate(sample.boxes):
         if box.image >= len(sample.images):
             expected = f"an index below {len(sample.images)}"
             faults.append(Fault(f"boxes[{index}].image", f"is {box.image}", expected, "count from 0"))
     faults += box_faults(sample)
+
+
+def _parts(sample: Sample) -> list[dict[str, Any]]:
+    """Return the parts of all turns that are written as lists."""
+    lists = [m["content"] for m in sample.messages if not isinstance(m["content"], str)]
+    return [part for content in lists for part in content if isinstance(part, dict)]
 
 
 def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
@@ -144,12 +149,18 @@ def _read_message(value: Any, faults: list[Fault], path: str) -> Message | None:
     if not isinstance(content, str | list):
         reader.fault("content", f"is {shown(content)}", "a text or a list of parts", 'write [{"type": "text", ...}]')
     for index, part in enumerate(content if isinstance(content, list) else []):
-        inner = FieldReader(part, faults, f"{path}.content[{index}]", ("type", "text"))
-        kind = inner.option("type", ("text", "image"), required=True)
+        inner = FieldReader(part, faults, f"{path}.content[{index}]", ("type", "text", "boxes"))
+        kind = inner.option("type", ("text", "image", "boxes"), required=True)
         if kind == "text":
             inner.text("text", required=part.get("text") != "")
         elif kind == "image" and role != "user":
             inner.fault("type", f"an image in a turn of the {role}", "text", "move it to the user's turn")
+        elif kind == "boxes":
+            indices = part.get("boxes")
+            if role != "assistant":
+                inner.fault("type", f"boxes in a turn of the {role}", "text", "move them to the assistant's turn")
+            elif not isinstance(indices, list) or not all(type(i) is int and i >= 0 for i in indices):
+                inner.fault("boxes", f"is {shown(indices)}", "indices into the sample's boxes", "write [0, 2], or [] for none")
     return {"role": role, "content": content} if len(faults) == before else None
 
 

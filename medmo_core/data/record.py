@@ -20,7 +20,7 @@ from typing import Any
 
 from ..boxes import Boxes
 
-TASKS = ("caption", "vqa", "report", "retrieval", "grounding", "text")
+TASKS = ("caption", "vqa", "report", "retrieval", "grounding", "dialogue", "text")
 ANSWER_TYPES = ("yesno", "choice", "open", "boxes", "report")
 STATUSES = ("present", "absent", "uncertain")
 PLANES = ("axial", "coronal", "sagittal")

@@ -68,8 +68,9 @@ def _expand_answer(record: dict[str, Any]) -> None:
         record["answer"] = {"type": kind, "value": answer.strip(" .") if kind == "yesno" else answer}
         if choices:
             record["answer"]["choices"] = choices
-    elif answer is None and record.get("boxes") is not None and not _is_answered(record.get("messages")):
-        record["answer"] = {"type": "boxes"}
+    elif answer is None and record.get("boxes") is not None and record.get("task") in (None, "grounding"):
+        if not _is_answered(record.get("messages")):
+            record["answer"] = {"type": "boxes"}
 
 
 def _is_answered(messages: Any) -> bool:

@@ -224,7 +224,7 @@ def dress(backend: tokenizers.Tokenizer, split: str) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    backend.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([_added(token, special=True) for token in SPECIAL_TOKENS])
     backend.add_tokens([_added(token, special=False) for token in PLAIN_ADDED_TOKENS])
 

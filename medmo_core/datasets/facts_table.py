@@ -96,13 +96,13 @@ class FactsRecord:
 
 
 @cache
-def load_facts(root: Path = SAMPLE_ROOT) -> tuple[FactsRecord, ...]:
+def load_facts() -> tuple[FactsRecord, ...]:
     """Return every facts table of the embedded set, sorted by id.
 
     Raises:
         FileNotFoundError: the installation lacks the set.
     """
-    path = root / "facts.jsonl"
+    path = SAMPLE_ROOT / "facts.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: reinstall medmo, or rebuild the set with tools/build_sample.py")
     with path.open(encoding="utf-8") as lines:
@@ -110,18 +110,18 @@ def load_facts(root: Path = SAMPLE_ROOT) -> tuple[FactsRecord, ...]:
 
 
 @cache
-def mask_of(record: FactsRecord, root: Path = SAMPLE_ROOT) -> NDArray[np.uint8] | None:
+def mask_of(record: FactsRecord) -> NDArray[np.uint8] | None:
     """Return the mask (H, W) whose values are the structures' `mask_value`; None where only boxes are known."""
     if record.mask is None:
         return None
-    with Image.open(root / record.mask) as image:
+    with Image.open(SAMPLE_ROOT / record.mask) as image:
         return np.asarray(image, dtype=np.uint8)
 
 
 @cache
-def names_in_group(group: str, root: Path = SAMPLE_ROOT) -> tuple[str, ...]:
+def names_in_group(group: str) -> tuple[str, ...]:
     """Return the names of the structures that any image of a volume shows, sorted."""
-    return tuple(sorted({s.name for r in load_facts(root) if r.group == group for s in r.structures}))
+    return tuple(sorted({s.name for r in load_facts() if r.group == group for s in r.structures}))
 
 
 @dataclass(frozen=True)
@@ -184,24 +184,21 @@ class View:
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
 
 
-def whole(record: FactsRecord) -> Window:
-    """Return the window that is the whole image."""
-    return 0, 0, record.width, record.height
-
-
-def look(record: FactsRecord, window: Window | None = None, root: Path = SAMPLE_ROOT) -> View:
+def look(record: FactsRecord, window: Window | None = None, only: str | None = None) -> View:
     """Return what a window of an image shows; boxes are drawn anew round the visible part of the masks.
 
     Args:
         record: facts table of the image.
         window: (x0, y0, x1, y1) in pixels, may reach beyond the image; None: the whole image.
-        root: folder of the set.
+        only: the one name of interest, which saves the time of the others; None: all.
     """
-    window = window or whole(record)
-    mask = mask_of(record, root)
+    window = window or (0, 0, record.width, record.height)
+    mask = mask_of(record)
     seen: list[Seen] = []
     partial = set(record.traces)
     for structure in record.structures:
+        if only is not None and structure.name != only:
+            continue
         found = _masked(structure, mask, window) if mask is not None else _clipped(structure, window)
         if found is None:
             continue

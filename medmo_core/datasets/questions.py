@@ -19,11 +19,13 @@ from .facts_text import is_lesion
 MARGIN_RATIO = 0.1  # a centre nearer to the midline belongs to no half
 MIN_NAMES = 3  # structures a volume must have before one of them is asked for
 MANY_NUCLEI = 5
-LESION_YES_RATIO = 0.65  # on slices with a lesion; those without one always say no
-NO_CONTRAST_RATIO = 0.3  # of unenhanced images that are asked about; there are three times as many
+LESION_YES_RATIO = 0.8  # on slices with a lesion; those without one always say no
 PAIR_TRIALS = 24  # views looked at to find both answers
 NAME_TRIALS = 4
 SIDES = ("left", "right")
+
+DrawView = Callable[[str | None], View]
+"""Returns the next view of an image, looking for one name only or (None) for everything."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Paired:
         names: structures of an image that may be asked for.
         holds: whether a view gives the first answer or the second; None: neither for certain.
         first_ratio: how often the first answer is chosen.
+        needs_both: ask only where both answers can be shown; where images of both kinds exist that is not needed.
     """
 
     text: str
@@ -54,6 +57,7 @@ class Paired:
     names: Callable[[View, bool], tuple[str, ...]]
     holds: Callable[[View, str], bool | None]
     first_ratio: float = 0.5
+    needs_both: bool = True
 
 
 def organs(view: View, whole_only: bool) -> tuple[str, ...]:
@@ -101,13 +105,11 @@ PAIRED: dict[str, Paired] = {
     "image_height": Paired(
         "Is the {} in the upper or lower half of the image?", ("upper", "lower"), singles, is_before(1)
     ),
-    "lesion": Paired("Is a lesion visible?", ("yes", "no"), lesions, is_visible, LESION_YES_RATIO),
+    "lesion": Paired("Is a lesion visible?", ("yes", "no"), lesions, is_visible, LESION_YES_RATIO, needs_both=False),
 }
 
 
-def ask_paired(
-    template: str, record: FactsRecord, draw_view: Callable[[], View], rng: Random, *, crops: bool
-) -> Question | None:
+def ask_paired(template: str, record: FactsRecord, draw_view: DrawView, rng: Random, *, crops: bool) -> Question | None:
     """Ask one of `PAIRED` of an image; None where no structure has both answers."""
     pair = PAIRED[template]
     names = list(pair.names(look(record), not crops))
@@ -116,22 +118,19 @@ def ask_paired(
     for name in names[:NAME_TRIALS] if crops else _wanted_first(names, pair, look(record), wanted):
         views: dict[bool, View] = {}
         for _ in range(PAIR_TRIALS if crops else 1):
-            view = draw_view()
+            view = draw_view(name)
             value = pair.holds(view, name)
             if value is not None:
                 views.setdefault(value, view)
             if len(views) == 2:
                 break
-        lesion_free = template == "lesion" and not record.structures
-        if not crops or lesion_free:
-            wanted = next(iter(views), wanted)
-        elif len(views) < 2:
+        if not views or (crops and pair.needs_both and len(views) < 2):
             continue
-        if wanted in views:
-            text = pair.answers[0] if wanted else pair.answers[1]
-            kind = "yesno" if text in ("yes", "no") else "choice"
-            answer = Answer(kind, text, () if kind == "yesno" else pair.answers)
-            return Question(template, pair.text.format(name), answer, views[wanted], name)
+        value = wanted if wanted in views else next(iter(views))
+        text = pair.answers[0] if value else pair.answers[1]
+        kind = "yesno" if text in ("yes", "no") else "choice"
+        answer = Answer(kind, text, () if kind == "yesno" else pair.answers)
+        return Question(template, pair.text.format(name), answer, views[value], name)
     return None
 
 
@@ -159,7 +158,7 @@ def modality(view: View, rng: Random) -> Question | None:
 def contrast(view: View, rng: Random) -> Question | None:
     """Ask whether contrast agent was given, where that is known."""
     value = {"given": "yes", "none": "no"}.get(view.record.contrast or "")
-    if value is None or (value == "no" and rng.random() > NO_CONTRAST_RATIO):
+    if value is None:
         return None
     return Question("contrast", "Was contrast agent given?", Answer("yesno", value), view)
 
@@ -203,12 +202,12 @@ TEMPLATE_WEIGHTS = {
 """Template -> how often it is tried first."""
 
 
-def ask(record: FactsRecord, draw_view: Callable[[], View], rng: Random, *, crops: bool) -> Question:
+def ask(record: FactsRecord, draw_view: DrawView, rng: Random, *, crops: bool) -> Question:
     """Ask something of an image.
 
     Args:
         record: the image.
-        draw_view: returns the next view of it: a random crop, or the whole image every time.
+        draw_view: makes the next view of it: a random crop, or the whole image every time.
         rng: chooses template, structure and answer.
         crops: whether `draw_view` crops.
     """
@@ -219,7 +218,7 @@ def ask(record: FactsRecord, draw_view: Callable[[], View], rng: Random, *, crop
         if template in PAIRED:
             question = ask_paired(template, record, draw_view, rng, crops=crops)
         else:
-            question = PLAIN[template](draw_view(), rng)
+            question = PLAIN[template](draw_view(None), rng)
         if question is not None:
             return question
     raise AssertionError("the modality can be asked of any image")

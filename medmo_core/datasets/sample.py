@@ -128,7 +128,7 @@ class SampleTasks:
             plain_boxes: ask grounding questions for exactly one box only.
         """
         if self.task == "vqa":
-            question = ask(record, lambda: self._draw_view(record, rng), rng, crops=self.crops)
+            question = ask(record, lambda only: self._draw_view(record, rng, only), rng, crops=self.crops)
             return bind(self.task, _from_question(question), question.view)
         for template in _forms(self.task, rng, plain_boxes=plain_boxes):
             for attempt in range(MAX_ATTEMPTS if self.crops else 1):
@@ -138,10 +138,9 @@ class SampleTasks:
                     return bind(self.task, draft, view)
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
 
-    def _draw_view(self, record: FactsRecord, rng: Random) -> View:
-        if not self.crops:
-            return look(record)
-        return look(record, random_square_window((record.width, record.height), rng))
+    def _draw_view(self, record: FactsRecord, rng: Random, only: str | None = None) -> View:
+        window = random_square_window((record.width, record.height), rng) if self.crops else None
+        return look(record, window, only)
 
 
 def _forms(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:

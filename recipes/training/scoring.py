@@ -24,7 +24,7 @@ from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap,
 from medmo_core.models.medmo import MedMO
 from medmo_core.profile import CheckpointProfile
 
-SPARE_TOKENS = 16  # an answer may be twice as long as the longest true one, and this much more
+SPARE_TOKENS = 16  # an answer may be half as long again as the longest true one, and this much more
 MAX_ANSWER_TOKENS = 1024
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -148,9 +148,9 @@ def answer(
 
 
 def answer_limit(processor: Processor, samples: Sequence[Sample]) -> int:
-    """Return how many tokens an answer may take: room for twice the longest true one."""
+    """Return how many tokens an answer may take: room for one and a half times the longest true one."""
     longest = max((len(processor.tokenizer.encode(processor.target_text(sample))) for sample in samples), default=0)
-    return min(MAX_ANSWER_TOKENS, 2 * longest + SPARE_TOKENS)
+    return min(MAX_ANSWER_TOKENS, longest + longest // 2 + SPARE_TOKENS)
 
 
 def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
