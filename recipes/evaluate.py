@@ -14,6 +14,7 @@ Writes metrics.json and predictions.jsonl; neither names a patient. Research use
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder to write (default: %(default)s)")
     parser.add_argument("--num-samples", type=int, default=200, help="questions per task (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="answers decoded together (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: half as long again as the longest true one)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="longest answer (default: half as long again as the longest true one)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of crops, shuffling and bootstrap (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
@@ -310,7 +313,7 @@ def _rank_scores(ranks: Sequence[int], samples: Sequence[Sample], seed: int) -> 
     return {
         "recall1": Score(value=value, low=low, high=high, baseline=chance, **gain, **counts),
         # A median over so few ranks has no interval worth printing.
-        "median_rank": Score(value=middle, low=middle, high=middle, baseline=(len(ranks) + 1) / 2, **counts),
+        "median_rank": Score(value=middle, low=math.nan, high=math.nan, baseline=(len(ranks) + 1) / 2, **counts),
     }
 
 
@@ -336,12 +339,18 @@ def format_table(metrics: Mapping[str, Score]) -> str:
     """Write scores as a table for people."""
     rows = [("metric", "value", "95 % interval", "baseline", "gain over it", "answers", "images", "scans")]
     for name, s in metrics.items():
-        gain = "" if s.gain is None else f"{s.gain:+.3f} [{s.gain_low:+.3f}, {s.gain_high:+.3f}]"
-        interval = "" if s.low == s.high == s.value else f"[{s.low:.3f}, {s.high:.3f}]"
         baseline = "" if s.baseline is None else f"{s.baseline:.3f}"
-        rows.append((name, f"{s.value:.3f}", interval, baseline, gain, str(s.n), str(s.num_images), str(s.num_scans)))
+        gain = "" if s.gain is None else f"{s.gain:+.3f} {_interval(s.gain_low, s.gain_high, '+.3f')}"
+        counts = (str(s.n), str(s.num_images), str(s.num_scans))
+        rows.append((name, f"{s.value:.3f}", _interval(s.low, s.high, ".3f"), baseline, gain, *counts))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    """Write an interval; nothing where there is none."""
+    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    return f"[{low:{form}}, {high:{form}}]" if known else ""
 
 
 def write_evaluation(folder: Path, result: Evaluation) -> None:

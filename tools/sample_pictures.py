@@ -162,6 +162,7 @@ def add_pictures(writer: Writer, archive: Archive) -> None:
 
     ihc = Image.fromarray(read("ihc.png")).resize((256, 256), Image.Resampling.LANCZOS)
     table = Table("ihc", "ihc", "train", "scikit-image/ihc", "histology", "colon", "scikit-image")
+    table.licence = "no known copyright restrictions"
     table.structures = [curated("gland", (125, 154, 192, 256))]
     writer.add(table, np.asarray(ihc))
 

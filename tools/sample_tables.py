@@ -85,6 +85,7 @@ class Table:
     window: tuple[float, float] | None = None
     slice_index: int | None = None
     spacing_mm: tuple[float, float] | None = None
+    licence: str | None = None  # None: the package's
     labelled: list[str] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
     structures: list[Structure] = field(default_factory=list)
@@ -141,7 +142,7 @@ class Writer:
             Image.fromarray(kept).save(self.out / record["mask"], optimize=True)
         record |= {"width": width, "height": height}
         record |= {k: v for k, v in vars(table).items() if k not in ("id", "structures")}
-        record["licence"] = SOURCES[table.package]["licence"]
+        record["licence"] = table.licence or SOURCES[table.package]["licence"]
         record["structures"] = [
             {k: v for k, v in vars(s).items() if v is not None} for s in sorted(table.structures, key=lambda s: s.name)
         ]

@@ -25,16 +25,24 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
 
     Args:
         sample: with a known size of the image.
-        window: (x0, y0, x1, y1); may reach beyond the image, what lies there is black.
+        window: (x0, y0, x1, y1); may reach beyond the image, what lies there is black. An image that is a crop
+            already cannot be left: beyond it lies more of the stored picture, with structures that no box marks.
         image: index of the image.
         min_visible: share of its area that a box must keep.
 
     Raises:
-        ValueError: an empty window, or an image of unknown size.
+        ValueError: an empty window, one that leaves a crop, or an image of unknown size.
     """
     reference = sample.images[image]
     if reference.size is None:
         raise ValueError(f"{sample.id}: the size of {reference.path} must be known to crop it; state width and height")
+    x0, y0, x1, y1 = window
+    width, height = reference.size
+    if reference.crop is not None and not (x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height):
+        raise ValueError(
+            f"{sample.id}: window {list(window)} leaves the crop of {width}x{height} px that the sample shows; "
+            "crop the whole picture instead"
+        )
     inside = [i for i, box in enumerate(sample.boxes) if box.image == image]
     numbered = Boxes(
         [list(sample.boxes[i].xyxy_px) for i in inside],  # type: ignore[arg-type]
@@ -49,7 +57,6 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
         if box.image != image or i in corners
     )
     left, top = (reference.crop or (0, 0, 0, 0))[:2]
-    x0, y0, x1, y1 = window
     stored = (x0 + left, y0 + top, x1 + left, y1 + top)
     cropped = replace(reference, crop=stored, width=x1 - x0, height=y1 - y0)
     images = (*sample.images[:image], cropped, *sample.images[image + 1 :])
@@ -85,7 +92,7 @@ def random_square_crop(sample: Sample, rng: random.Random, lo: float = 0.55, hi:
         sample: its first image has a known size; without images the sample comes back as it is.
         rng: source of chance.
         lo: smallest side, as a share of the image's shorter side.
-        hi: largest; above 1 the window reaches beyond the image.
+        hi: largest; above 1 the window reaches beyond the image, unless the sample shows a crop already.
 
     Raises:
         ValueError: an image of unknown size.
@@ -95,4 +102,6 @@ def random_square_crop(sample: Sample, rng: random.Random, lo: float = 0.55, hi:
     size = sample.images[0].size
     if size is None:
         raise ValueError(f"{sample.id}: the size of {sample.images[0].path} must be known to crop it; state it")
+    if sample.images[0].crop is not None:
+        hi = min(hi, 1.0)
     return crop_sample(sample, random_square_window(size, rng, lo, hi))

@@ -160,7 +160,8 @@ def _read_message(value: Any, faults: list[Fault], path: str) -> Message | None:
             if role != "assistant":
                 inner.fault("type", f"boxes in a turn of the {role}", "text", "move them to the assistant's turn")
             elif not isinstance(indices, list) or not all(type(i) is int and i >= 0 for i in indices):
-                inner.fault("boxes", f"is {shown(indices)}", "indices into the sample's boxes", "write [0, 2], or [] for none")
+                expected = "indices into the sample's boxes"
+                inner.fault("boxes", f"is {shown(indices)}", expected, "write [0, 2], or [] for none")
     return {"role": role, "content": content} if len(faults) == before else None
 
 

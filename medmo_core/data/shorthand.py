@@ -68,14 +68,16 @@ def _expand_answer(record: dict[str, Any]) -> None:
         record["answer"] = {"type": kind, "value": answer.strip(" .") if kind == "yesno" else answer}
         if choices:
             record["answer"]["choices"] = choices
-    elif answer is None and record.get("boxes") is not None and record.get("task") in (None, "grounding"):
-        if not _is_answered(record.get("messages")):
-            record["answer"] = {"type": "boxes"}
+    elif answer is None and _asks_for_boxes(record):
+        record["answer"] = {"type": "boxes"}
 
 
-def _is_answered(messages: Any) -> bool:
+def _asks_for_boxes(record: dict[str, Any]) -> bool:
+    """Whether the boxes of a record are its answer: no other task is named, and nothing answers yet."""
+    messages = record.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    return isinstance(last, dict) and last.get("role") == "assistant"
+    is_answered = isinstance(last, dict) and last.get("role") == "assistant"
+    return record.get("boxes") is not None and record.get("task") in (None, "grounding") and not is_answered
 
 
 def _infer_task(record: dict[str, Any]) -> str:

@@ -109,12 +109,14 @@ def load_facts() -> tuple[FactsRecord, ...]:
         return tuple(FactsRecord.from_json(json.loads(line)) for line in lines)
 
 
-@cache
 def mask_of(record: FactsRecord) -> NDArray[np.uint8] | None:
     """Return the mask (H, W) whose values are the structures' `mask_value`; None where only boxes are known."""
-    if record.mask is None:
-        return None
-    with Image.open(SAMPLE_ROOT / record.mask) as image:
+    return None if record.mask is None else _read_mask(record.mask)
+
+
+@cache
+def _read_mask(path: str) -> NDArray[np.uint8]:
+    with Image.open(SAMPLE_ROOT / path) as image:
         return np.asarray(image, dtype=np.uint8)
 
 

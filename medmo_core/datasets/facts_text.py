@@ -67,7 +67,7 @@ def caption(view: View) -> tuple[str, tuple[Fact, ...]]:
         return f"{start}.", ()
     counts = {s.name: len(view.with_name(s.name)) for s in seen}
     names = tuple(s.name if counts[s.name] == 1 else plural(s.name) for s in seen)
-    facts = tuple(Fact(s.name, "present", side=s.structure.side) for s in seen)
+    facts = tuple(Fact(s.name, "present") for s in seen)  # a caption names no side but those that are part of a name
     return f"{start} showing {listed(names)}.", facts
 
 

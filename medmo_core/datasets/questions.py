@@ -101,10 +101,8 @@ def is_before(axis: int) -> Callable[[View, str], bool | None]:
 
 PAIRED: dict[str, Paired] = {
     "visible": Paired("Is the {} visible?", ("yes", "no"), organs, is_visible),
-    "image_half": Paired("Is the {} in the left or right half of the image?", SIDES, singles, is_before(0)),
-    "image_height": Paired(
-        "Is the {} in the upper or lower half of the image?", ("upper", "lower"), singles, is_before(1)
-    ),
+    "image_half": Paired("Is the {} in the left or right half?", SIDES, singles, is_before(0)),
+    "image_height": Paired("Is the {} in the upper or lower half?", ("upper", "lower"), singles, is_before(1)),
     "lesion": Paired("Is a lesion visible?", ("yes", "no"), lesions, is_visible, LESION_YES_RATIO, needs_both=False),
 }
 

@@ -115,12 +115,20 @@ class SampleTasks:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def record(self, index: int) -> FactsRecord:
+        """Return the image of slot `index`."""
+        return self._slots[index]
+
     def get(self, index: int, rng: Random) -> Sample:
         """Return a sample of image slot `index`; everything else is drawn from `rng`."""
         return self.draw(self._slots[index], rng)
 
     def draw(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> Sample:
-        """Return a sample of one image.
+        """Return a sample of one image; arguments as `draft`."""
+        return bind(self.task, *self.draft(record, rng, plain_boxes=plain_boxes))
+
+    def draft(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> tuple[Draft, View]:
+        """Return what a sample of one image says, and the view it says it of.
 
         Args:
             record: the image.
@@ -129,13 +137,13 @@ class SampleTasks:
         """
         if self.task == "vqa":
             question = ask(record, lambda only: self._draw_view(record, rng, only), rng, crops=self.crops)
-            return bind(self.task, _from_question(question), question.view)
-        for template in _forms(self.task, rng, plain_boxes=plain_boxes):
+            return from_question(question), question.view
+        for template in forms_of(self.task, rng, plain_boxes=plain_boxes):
             for attempt in range(MAX_ATTEMPTS if self.crops else 1):
                 view = look(record) if attempt == MAX_ATTEMPTS - 1 else self._draw_view(record, rng)
-                draft = _draft(self.task, template, view, rng)
+                draft = draft_of(self.task, template, view, rng)
                 if draft is not None:
-                    return bind(self.task, draft, view)
+                    return draft, view
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
 
     def _draw_view(self, record: FactsRecord, rng: Random, only: str | None = None) -> View:
@@ -143,7 +151,7 @@ class SampleTasks:
         return look(record, window, only)
 
 
-def _forms(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
+def forms_of(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
     """Draw the forms of a task in the order in which they are tried."""
     if task != "grounding":
         return [task]
@@ -152,7 +160,8 @@ def _forms(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
     return ["absent", "one", "all"] if rng.random() < ABSENT_RATIO else ["one", "all"]
 
 
-def _draft(task: str, template: str, view: View, rng: Random) -> Draft | None:
+def draft_of(task: str, template: str, view: View, rng: Random) -> Draft | None:
+    """Write one form of a task (other than vqa) from a view; None where the view does not allow it."""
     if task == "grounding":
         return _ground(template, view, rng)
     if task == "caption":
@@ -166,7 +175,8 @@ def _draft(task: str, template: str, view: View, rng: Random) -> Draft | None:
     return Draft(task, facts_text.PROMPTS[task], Answer(kind, text), facts=facts)
 
 
-def _from_question(question: Question) -> Draft:
+def from_question(question: Question) -> Draft:
+    """Turn a question into the draft of a vqa sample."""
     facts: tuple[Fact, ...] = ()
     if question.about is not None and question.template in ("visible", "lesion"):
         facts = (Fact(question.about, "present" if question.answer.value == "yes" else "absent"),)
@@ -222,9 +232,6 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
     messages: tuple[Message, ...] = (
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": draft.question}]},
     )
-    boxes = tuple(
-        BoxAnnotation(s.name, _floats(s.xyxy_px), source=s.structure.origin, code=s.structure.code) for s in draft.boxes
-    )
     where = "whole" if view.is_whole else "-".join(str(v) for v in view.window)
     provenance: dict[str, Any] = {"template": draft.template, "source": record.source, "package": record.package}
     if draft.about is not None:
@@ -234,7 +241,7 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
         task=task,
         images=(image,),
         messages=messages,
-        boxes=boxes,
+        boxes=box_annotations(draft),
         answer=draft.answer,
         facts=draft.facts,
         split=record.split,
@@ -242,6 +249,13 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
         licence=record.licence,
         provenance=provenance,
         root=SAMPLE_ROOT,
+    )
+
+
+def box_annotations(draft: Draft) -> tuple[BoxAnnotation, ...]:
+    """Return the boxes that a draft points at, in pixels of its view."""
+    return tuple(
+        BoxAnnotation(s.name, _floats(s.xyxy_px), source=s.structure.origin, code=s.structure.code) for s in draft.boxes
     )
 
 

@@ -6,7 +6,8 @@ A text is cut into clauses at sentence ends, semicolons and words such as `but`,
 - "no X", "without X", "free of X" deny the mentions after them; "X is not visible", "X is absent" deny the whole piece;
 - "possible X" and its kind make an affirmed mention uncertain;
 - a side is the word before the mention ("left X", "left and right X", "both X") or after it ("X on the left", "X in the
-  left Y").
+  left Y");
+- a mention that only says where ("lesion in the Y", "MR of the Y") is no claim, unless it is one the caller looks for.
 """
 
 import re
@@ -36,6 +37,7 @@ _SIDE_BEFORE = re.compile(
     r"(?: (?!and\b|or\b|of\b|side\b|with\b|is\b|are\b)\w+)?\s*$"
 )
 _SIDE_AFTER = re.compile(r"^[^,:]{0,40}?\b(?:on|in|at|within) (?:the |its |their )?(?:patient s )?(left|right|both)\b")
+_PLACE_BEFORE = re.compile(r"\b(?:(?:in|within|inside)(?: the)?|(?:of|from) the)(?: left| right)? $")
 _SIDES = {"both": (LEFT, RIGHT), "bilateral": (LEFT, RIGHT), LEFT: (LEFT,), RIGHT: (RIGHT,)}
 
 
@@ -95,12 +97,15 @@ def read_claims(text: str, findings: Iterable[str] = ()) -> set[Claim]:
         text: anything.
         findings: names to look for besides `STRUCTURES`.
     """
-    pattern, forms = _lexicon(tuple(sorted({canonical(name)[0] for name in findings})))
+    wanted = {canonical(name)[0] for name in findings}
+    pattern, forms = _lexicon(tuple(sorted(wanted)))
     claims: set[Claim] = set()
     for clause in _CLAUSE_END.split(plain(text)):
         mentions = [_Mention(forms[m.group()], m.start(), m.end()) for m in pattern.finditer(clause)]
         statuses = _statuses(clause, mentions)
         for index, mention in enumerate(mentions):
+            if mention.finding not in wanted and _PLACE_BEFORE.search(clause[: mention.start]):
+                continue
             for side in ("",) if mention.finding in UNPAIRED else _sides(clause, mentions, index):
                 claims.add(Claim(mention.finding, statuses[index], side))
     return claims

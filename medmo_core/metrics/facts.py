@@ -6,9 +6,9 @@ Protocol. Claims are read as `claims.py` states, with the findings of the facts 
 - contradicts where the facts know the finding with another status on that side, or present on the other side only;
 - is vague when it names no side where the facts have one: it counts as a claim, and hits nothing;
 - is unsupported when it says present (or uncertain) of a finding the facts do not mention. It is not counted when it
-  says absent, or when the finding is the site of a fact ("lesion in the liver").
+  says absent, or when the finding is the site of a fact.
 
-F1 = 2 hits / (counted claims + facts). A fact that one claim hits and another contradicts is not hit.
+F1 = 2 hits / (counted claims + facts). A fact that one claim hits and another denies is not hit.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def fact_score(text: str, facts: Sequence["Fact"]) -> FactScore:
             hit.update(agreeing)
             num_hitting += 1
         elif against:
-            spoiled.update(against)
+            spoiled.update(fact for fact in against if fact.status != claim.status)
             contradictions += 1
         elif claim.status != ABSENT:
             others += 1

@@ -15,14 +15,14 @@ STRUCTURES: tuple[str, ...] = (
     "brain", "brain lesion", "cerebellum", "edema", "eye", "hippocampus", "microaneurysm", "optic disc", "skull",
     "ventricle",
     # lesions and microscopy
-    "cell", "cyst", "fracture", "hemorrhage", "lesion", "mass", "metastasis", "nodule", "nucleus", "tumor",
+    "cyst", "fracture", "hemorrhage", "lesion", "mass", "metastasis", "nodule", "nucleus", "tumor",
 )  # fmt: skip
 """Canonical names. A mention of one that a sample's facts do not know counts as unsupported."""
 
 UNPAIRED = frozenset({
     "aorta", "bladder", "brain", "colon", "duodenum", "esophagus", "gallbladder", "heart", "inferior vena cava",
-    "liver", "pancreas", "portal vein", "prostate", "sacrum", "small bowel", "spinal cord", "spleen", "stomach", "trachea",
-    "vertebra",
+    "liver", "pancreas", "portal vein", "prostate", "sacrum", "small bowel", "spinal cord", "spleen", "stomach",
+    "trachea", "vertebra",
 })  # fmt: skip
 """Structures of which a body has one: a side says where it lies, not which one it is, and is not compared."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VQA_TYPES = ("yesno", "choice", "open")
 _OPPOSITE = {"yes": "no", "no": "yes"}
-_LEAD_IN = re.compile(r"^(?:answer|answer is|final answer|final answer is|it is)\s+(?=\S)")
+_LEAD_IN = re.compile(r"^(?:(?:final )?answer(?: is)?|it is)\s+(?=\S)")
 _ANSWER_IS = re.compile(r"^\s*(?:the )?(?:final )?answer(?: is)?\W*", re.IGNORECASE)
 _LETTER = re.compile(r"^\W*([A-Za-z])\s*(?:[).:,\]]\s*(.*))?$", re.DOTALL)
 _QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(%|[a-z]+)?")

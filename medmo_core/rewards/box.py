@@ -7,7 +7,7 @@ import torch
 
 from medmo_kernels import box_reward as score_boxes
 
-from ..boxes import Boxes, parse_boxes
+from ..boxes import GRAMMARS, Boxes, parse_boxes
 from ..metrics.matching import box_problems
 from ..metrics.text import completion_text
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
@@ -45,7 +45,8 @@ def box_reward(
         Scores in [0, 1], or None where the task is not grounding or there is no image. A completion without readable
         boxes and without a statement that there are none scores 0; boxes that cannot be used are left out, partly
         outside ones are clipped. Where nothing is true, a completion with any fault scores 0. Labels are not compared
-        where the completion or the true boxes have none.
+        where the grammar or the true boxes have none; a box without label is the questioned one where all true boxes
+        bear one label.
     """
     profiles = [profile] * len(completions) if isinstance(profile, CheckpointProfile) else profile
     scores: list[float | None] = [None] * len(completions)
@@ -63,7 +64,8 @@ def box_reward(
             continue
         rows.append(index)
         found.append(parsed.boxes.resize(size))
-        truth.append(true_boxes if any(parsed.boxes.labels) else true_boxes.with_labels([""] * len(true_boxes)))
+        labelled = GRAMMARS[spoken.grammar].labels != "none"
+        truth.append(true_boxes if labelled else true_boxes.with_labels([""] * len(true_boxes)))
     problems = box_problems(found, truth)
     result = score_boxes(
         problems.pred, problems.truth, problems.pred_offsets, problems.truth_offsets,
@@ -80,6 +82,7 @@ _LIVER = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]), "pixel", _SIZE, ("liver
 _TWO = torch.tensor([[20.0, 10.0, 60.0, 50.0], [120.0, 10.0, 160.0, 50.0]])
 _PAIR = Boxes(_TWO, "pixel", _SIZE, ("left kidney", "right kidney"))
 _NONE = Boxes.empty(_SIZE)
+_BARE = CheckpointProfile(grammar="medmo_bare_list")
 
 
 def _example(
@@ -115,5 +118,7 @@ EXAMPLES = (
     _example("no text at all", None, 0.0),
     _example("MedMO's grammar", "Liver <box>[[100, 100, 300, 500]]</box>", 1.0, profile=MEDMO),
     _example("boxes without label are the questioned one's", "<box>[[100, 100, 300, 500]]</box>", 1.0, profile=MEDMO),
+    _example("labels left out where they tell the boxes apart", _said(("", _RIGHT), ("", _SECOND)), 0.0, _PAIR),
+    _example("a grammar without labels", f"[{_RIGHT}, {_SECOND}]", 1.0, _PAIR, profile=_BARE),
     _example("another task", "yes", None, task="vqa"),
 )

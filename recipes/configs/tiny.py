@@ -31,8 +31,9 @@ def tiny_instruct() -> RunConfig:
         name="tiny_instruct",
         data={
             "sources": {
-                "sample:grounding": 5.0,
-                "sample:vqa": 3.0,
+                "sample:dialogue": 6.0,
+                "sample:grounding": 1.0,
+                "sample:vqa": 1.0,
                 "sample:caption": 0.5,
                 "sample:report": 0.5,
                 "sample:retrieval": 1.0,

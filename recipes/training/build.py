@@ -291,12 +291,13 @@ def load_mixture(data: Data, *, seed: int, split: str | None = None) -> Mixture:
 def load_source(name: str, data: Data, split: str) -> Source:
     """Open one entry of data.sources."""
     if name.startswith(SAMPLE_PREFIX):
+        from medmo_core.datasets.dialogue import Dialogues
         from medmo_core.datasets.sample import TASKS, SampleTasks
 
         task = name.removeprefix(SAMPLE_PREFIX)
-        if task not in TASKS:
-            raise unknown_key(name, [SAMPLE_PREFIX + t for t in TASKS], "data source")
-        return SampleTasks(task, split, crops=data.crops)
+        if task not in (*TASKS, "dialogue"):
+            raise unknown_key(name, [SAMPLE_PREFIX + t for t in (*TASKS, "dialogue")], "data source")
+        return Dialogues(split, data.crops) if task == "dialogue" else SampleTasks(task, split, crops=data.crops)
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"data.sources: {name} is no file; expected the path of a JSONL file, or {SAMPLE_PREFIX}TASK")

@@ -24,6 +24,7 @@ from .command_line import format_value, setting_types
 from .config import ConfigError, RunConfig
 from .data import SkippedSamples
 from .distributed import World, shard_model, whole_tensors
+from .inference import write_pixel_limits
 from .log import RunLog
 from .optim import Optimizer
 
@@ -201,5 +202,7 @@ def write_final(folder: Path, kit: Kit, world: World) -> Path:
             save_checkpoint(folder, tensors, config=config, tokenizer=kit.tokenizer, profile=kit.profile)
     elif world.is_main:
         model.save_pretrained(folder, tokenizer=kit.tokenizer, profile=kit.profile)
+    if world.is_main:
+        write_pixel_limits(folder, kit.processor.min_pixels, kit.processor.max_pixels)
     world.barrier()
     return folder

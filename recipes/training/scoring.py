@@ -45,7 +45,7 @@ class Baselines(Protocol):
         ...
 
     def boxes(self, sample: Sample) -> Boxes | None:
-        """Return the constant box of each label asked for, in pixels of the sample's image; None where none is known."""
+        """Return the constant box of each label asked for, in px of the sample's image; None where none is known."""
         ...
 
 
@@ -92,7 +92,7 @@ class Score:
 
     Attributes:
         value: mean.
-        low: lower end of the interval; NaN where there is only one image.
+        low: lower end of the interval; NaN where there is none to give (one image only, a median rank).
         high: upper end.
         n: answers.
         num_images: images they are about.
@@ -115,7 +115,7 @@ class Score:
     gain_high: float | None = None
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return plain values; an interval that a single image leaves open is None."""
+        """Return plain values; an interval that cannot be given is None."""
         return {name: None if value != value else value for name, value in asdict(self).items()}
 
 

@@ -1,4 +1,4 @@
-"""Records: short forms read as meant, and every fault is named with file, line, field, what was expected and the fix."""
+"""Records: short forms read as meant, and every fault is named with file, line, field, expectation and fix."""
 
 import hashlib
 import json
@@ -68,9 +68,7 @@ def test_the_short_form_needs_three_fields(folder: Path) -> None:
     """Sizes come from the file, the id from the line."""
     path = write(folder, {"image": "a.png", "question": "Is the liver visible?", "answer": "Yes"})
     (sample,) = load_jsonl(path)
-    assert sample == Sample(
-        "my:1", "vqa", (ImageRef("a.png", 40, 30),), tuple(ASK), answer=Answer("yesno", "Yes")
-    )
+    assert sample == Sample("my:1", "vqa", (ImageRef("a.png", 40, 30),), tuple(ASK), answer=Answer("yesno", "Yes"))
     assert sample.root == folder
     assert [fault.level for fault in iter_faults(path)] == ["warning"]
 
@@ -78,7 +76,11 @@ def test_the_short_form_needs_three_fields(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "task", "answer"),
     [
-        ({"image": "a.png", "question": "?", "boxes": [{"label": "liver", "xyxy": [0, 0, 40, 30]}]}, "grounding", "boxes"),
+        (
+            {"image": "a.png", "question": "?", "boxes": [{"label": "liver", "xyxy": [0, 0, 40, 30]}]},
+            "grounding",
+            "boxes",
+        ),
         ({"image": "a.png", "question": "?", "boxes": []}, "grounding", "boxes"),
         ({"image": "a.png", "question": "?", "answer": True}, "vqa", "yesno"),
         ({"image": "a.png", "question": "?", "answer": "no."}, "vqa", "yesno"),
@@ -127,31 +129,78 @@ FAULTS: list[tuple[Any, str, str, str]] = [
     (changed(images=[{"path": "a.png", "crop": [9, 0, 3, 3]}]), "images[0].crop", "is [9, 0, 3, 3]", "reorder"),
     (
         changed(images=[{"path": "a.png", "crop": [0, 0, 9, 9], "width": 40, "height": 30}]),
-        "images[0].width", "40x30 contradicts the crop; expected 9x9", "after the crop",
+        "images[0].width",
+        "40x30 contradicts the crop; expected 9x9",
+        "after the crop",
     ),
     (changed(images=[{"path": "a.png"}] * 2), "messages", "2 image(s) but 1 image placeholder(s)", '{"type": "image"}'),
     (changed(images=...), "messages", "0 image(s) but 1 image placeholder(s)", '{"type": "image"}'),
     (changed(messages=...), "messages", "1 image(s) but 0 image placeholder(s)", ""),
     (changed(messages=[{"role": "usr", "content": "x"}]), "messages[0].role", "is 'usr'", "did you mean 'user'?"),
-    (changed(messages=[*ASK, {"role": "system", "content": "x"}]), "messages[1].role", "in the middle", "first message"),
+    (
+        changed(messages=[*ASK, {"role": "system", "content": "x"}]),
+        "messages[1].role",
+        "in the middle",
+        "first message",
+    ),
     (changed(messages=[{"role": "user", "content": 3}]), "messages[0].content", "is 3; expected a text or a list", ""),
-    (changed(messages=[{"role": "user", "content": [{"type": "txt"}]}]), "messages[0].content[0].type", "is 'txt'", "'text'"),
-    (changed(messages=[{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text", "is missing", ""),
+    (
+        changed(messages=[{"role": "user", "content": [{"type": "txt"}]}]),
+        "messages[0].content[0].type",
+        "is 'txt'",
+        "'text'",
+    ),
+    (
+        changed(messages=[{"role": "user", "content": [{"type": "text"}]}]),
+        "messages[0].content[0].text",
+        "is missing",
+        "",
+    ),
     (changed(answer=...), "answer", "nothing to learn", "add one of the two"),
     (changed(answer={"type": "yesno", "value": "maybe"}), "answer.value", "is 'maybe'; expected yes or no", "'open'"),
-    (changed(answer={"type": "choice", "value": "C", "choices": ["CT", "MR"]}), "answer.value", "is 'C'", "add it to choices"),
+    (
+        changed(answer={"type": "choice", "value": "C", "choices": ["CT", "MR"]}),
+        "answer.value",
+        "is 'C'",
+        "add it to choices",
+    ),
     (changed(answer={"type": "open"}), "answer.value", "is missing", "add it"),
-    (changed(boxes=[{"label": "liver", "xyxy_px": [30, 2, 1, 20]}]), "boxes[0].xyxy_px", "reversed", "write [1, 2, 30, 20]"),
-    (changed(boxes=[{"label": "liver", "xyxy_px": [1, 2, 41, 20]}]), "boxes[0].xyxy_px", "outside its image of 40x30", "clip"),
+    (
+        changed(boxes=[{"label": "liver", "xyxy_px": [30, 2, 1, 20]}]),
+        "boxes[0].xyxy_px",
+        "reversed",
+        "write [1, 2, 30, 20]",
+    ),
+    (
+        changed(boxes=[{"label": "liver", "xyxy_px": [1, 2, 41, 20]}]),
+        "boxes[0].xyxy_px",
+        "outside its image of 40x30",
+        "clip",
+    ),
     (changed(boxes=[{"label": "liver", "xyxy_px": [1, 2, 3]}]), "boxes[0].xyxy_px", "expected a list of 4 numbers", ""),
-    ('{"image": "a.png", "question": "?", "boxes": [{"label": "x", "xyxy": [0, 0, NaN, 9]}]}', "boxes[0].xyxy_px", "nan", ""),
+    (
+        '{"image": "a.png", "question": "?", "boxes": [{"label": "x", "xyxy": [0, 0, NaN, 9]}]}',
+        "boxes[0].xyxy_px",
+        "nan",
+        "",
+    ),
     (changed(boxes=[{"xyxy_px": [1, 2, 3, 4]}]), "boxes[0].label", "is missing", "add it"),
     (changed(boxes=[{"label": "x", "xyxy_px": [1, 2, 3, 4], "image": 1}]), "boxes[0].image", "is 1", "count from 0"),
-    (changed(facts=[{"finding": "x", "status": "there"}]), "facts[0].status", "is 'there'; expected one of present", ""),
+    (
+        changed(facts=[{"finding": "x", "status": "there"}]),
+        "facts[0].status",
+        "is 'there'; expected one of present",
+        "",
+    ),
     (changed(split="trian"), "split", "is 'trian'", "did you mean 'train'?"),
-    ({"image": "a.png", "images": ["a.png"], "question": "?", "answer": "x"}, "image", "both image and images", "keep images"),
+    (
+        {"image": "a.png", "images": ["a.png"], "question": "?", "answer": "x"},
+        "image",
+        "both image and images",
+        "keep images",
+    ),
     ({"image": "a.png", "question": "", "answer": "x"}, "question", "is ''; expected a text", ""),
-]  # fmt: skip
+]
 
 
 FAULT_IDS = [f"{field or 'line'}-{number}" for number, (_, field, *_) in enumerate(FAULTS)]

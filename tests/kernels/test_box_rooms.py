@@ -57,7 +57,7 @@ def test_forbidden_pairs_are_left_out_before_anything_else(cost: list[list[float
     wide = [row[:4] for row in cost[:4]]
     bad = st.sampled_from([None, math.inf, math.nan, -math.inf])
     holes = [[data.draw(bad) for _ in row] for row in wide]
-    wide = [[c if h is None else h for c, h in zip(row, hole, strict=True)] for row, hole in zip(wide, holes, strict=True)]
+    wide = [[c if h is None else h for c, h in zip(*rows, strict=True)] for rows in zip(wide, holes, strict=True)]
     match = solve(wide)
     best = (0, 0.0)
     for columns in itertools.product([-1, *range(len(wide[0]))], repeat=len(wide)):
@@ -72,7 +72,8 @@ def test_forbidden_pairs_are_left_out_before_anything_else(cost: list[list[float
 # --- giou ------------------------------------------------------------------------------------------------------------
 
 EDGES = st.integers(0, 60)
-BOX = st.tuples(EDGES, EDGES, st.integers(1, 40), st.integers(1, 40)).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
+SIDES = st.integers(1, 40)
+BOX = st.tuples(EDGES, EDGES, SIDES, SIDES).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
 BOX_LISTS = st.lists(BOX, max_size=5)
 
 
@@ -175,7 +176,8 @@ def test_problems_do_not_see_each_other() -> None:
 
 
 def test_boxes_that_are_not_numbers_match_nothing() -> None:
-    pred, truth = boxes([[math.nan, 0, 9, 9], [0, 0, math.inf, 9], [9, 9, 0, 0], [0, 0, 9, 9]]), boxes([[0, 0, 9, 9]] * 4)
+    pred = boxes([[math.nan, 0, 9, 9], [0, 0, math.inf, 9], [9, 9, 0, 0], [0, 0, 9, 9]])
+    truth = boxes([[0, 0, 9, 9]] * 4)
     offsets = torch.tensor([0, 4])
     assert box_match(pred, truth, offsets, offsets, cost="iou")[:2].tolist() == [-1, -1]
     score, match = box_reward(pred, truth, offsets, offsets)
@@ -197,7 +199,7 @@ SIDE = torch.tensor([[1024.0, 1024.0]])
 def test_medmo_formula_gives_the_tabulated_values(
     size: int, half: float, touching: float, two_off: float, five_off: float, whole: float
 ) -> None:
-    """Values derived by hand from the published formula: a square shifted sideways, and the whole image as the answer."""
+    """Values derived by hand from the published formula: a square shifted sideways, and the whole image."""
     x, y = 0.0, 512.0 - size / 2
     truth = [[x, y, x + size, y + size]]
 
@@ -228,6 +230,7 @@ def test_medmo_formula_prices_and_variants() -> None:
 
 TWO, THREE = torch.zeros(2, 4), torch.zeros(3, 4)
 ONE_PROBLEM = torch.tensor([0, 2])
+FAULTY_SIZE = r"image_size \(2, 4\), expected \(1, 2\)"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ ONE_PROBLEM = torch.tensor([0, 2])
         (lambda: box_match(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, pred_labels=ONE_PROBLEM), "give both or neither"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, formula="giou"), "'giou'.*overlap, iou, medmo"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, lambda_fp=-1.0), "lambda_fp is -1.0"),
-        (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, image_size=TWO), r"image_size \(2, 4\), expected \(1, 2\)"),
+        (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, image_size=TWO), FAULTY_SIZE),
     ],
 )
 def test_wrong_input_is_named(call: object, message: str) -> None:

@@ -40,7 +40,13 @@ def config(own_data: Path, name: str, **changes: dict[str, object]) -> RunConfig
         model={"dtype": "float64"},
         data={"sources": {str(own_data): 1.0}, "crops": False},
         optim={"schedule": "constant", "warmup_ratio": 0.0, "clip_norm": 0.0},
-        train={"steps": 2, "docs_per_step": 3, "save_every": 1, "device": "cpu", "out_dir": str(own_data.parent / name)},
+        train={
+            "steps": 2,
+            "docs_per_step": 3,
+            "save_every": 1,
+            "device": "cpu",
+            "out_dir": str(own_data.parent / name),
+        },
         rollout={"num_generations": 4, "max_new_tokens": 5},
         rewards={"weights": {"toy": 1.0, "silent": 1.0}},
     )

@@ -22,17 +22,12 @@ SETTINGS = [
     "train.save_every=2",
     "train.device=cpu",
 ]
-RESUMING = """
-import sys
-from medmo_recipes import align
-status = align.main([*sys.argv[1:], "train.steps=2"])
-sys.exit(status or align.main([*sys.argv[1:], "train.resume=true"]))
-"""
 
 
 def torchrun(*words: str) -> str:
-    """Run a module or script in two processes; returns what they said."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    """Run align in two processes; returns what they said."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "medmo_recipes.align", *SETTINGS, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -62,16 +57,16 @@ def assert_same_training(folder: Path, alone: Path) -> None:
 
 
 def test_two_processes_with_copies_equal_one(tmp_path: Path, alone: Path) -> None:
-    said = torchrun("-m", "medmo_recipes.align", *SETTINGS, f"train.out_dir={tmp_path / 'run'}")
+    said = torchrun(f"train.out_dir={tmp_path / 'run'}")
     assert said.count("trains ") == 1  # one process speaks
     assert said.count("no sample was left out") == 2  # and says it for both
     assert_same_training(tmp_path / "run", alone)
 
 
 def test_two_processes_with_shards_resume_and_equal_one(tmp_path: Path, alone: Path) -> None:
-    script = tmp_path / "resuming.py"
-    script.write_text(RESUMING)
-    said = torchrun(str(script), *SETTINGS, "parallel.shard=true", f"train.out_dir={tmp_path / 'run'}")
+    words = ["parallel.shard=true", f"train.out_dir={tmp_path / 'run'}"]
+    torchrun(*words, "train.steps=2")
+    said = torchrun(*words, "train.resume=true")
     assert "resumed after step 2" in said
     newest = tmp_path / "run" / "checkpoints" / "step-000003"
     assert {"model-0-of-2.safetensors", "model-1-of-2.safetensors"} <= {path.name for path in newest.iterdir()}

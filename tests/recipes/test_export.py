@@ -1,0 +1,125 @@
+"""Export: what a run wrote becomes an official folder, bit for bit, and what is missing is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from medmo_core.models.medmo import MedMO
+from medmo_recipes import align, export
+from medmo_recipes.configs import CONFIGS
+from medmo_recipes.training.build import load_kit
+from medmo_recipes.training.config import RunConfig
+from medmo_recipes.training.inference import load_for_inference, read_pixel_limits
+
+
+@pytest.fixture
+def finished(own_data: Path) -> RunConfig:
+    """A debug run of two steps with unusual pixel limits."""
+    run = CONFIGS["debug_align"]().change(
+        data={"sources": {str(own_data): 1.0}, "min_pixels": 64 * 64, "max_pixels": 96 * 96},
+        train={"steps": 2, "save_every": 1, "device": "cpu", "out_dir": str(own_data.parent / "run")},
+    )
+    assert align.run(run)
+    return run
+
+
+def test_final_and_checkpoints_export_bit_for_bit(finished: RunConfig, capsys: pytest.CaptureFixture) -> None:
+    run = Path(finished.train.out_dir)
+    wanted = load_file(run / "final" / "model.safetensors")
+    for name, words in (("final", []), ("step", ["--step", "2"])):
+        out = run.parent / name
+        assert export.main(["--run", str(run), "--out", str(out), *words]) == 0
+        written = load_file(out / "model.safetensors")
+        assert written.keys() == wanted.keys()
+        assert all(torch.equal(written[key], wanted[key]) for key in wanted)
+        assert {"tokenizer.json", "medmo_profile.json", "generation_config.json"} <= {p.name for p in out.iterdir()}
+        assert read_pixel_limits(out) == (64 * 64, 96 * 96)
+    assert "every tensor is identical" in capsys.readouterr().out
+    kit = load_for_inference(run, device="cpu")  # a run's folder means its final/
+    assert not kit.model.training
+    assert (kit.processor.min_pixels, kit.processor.max_pixels) == (64 * 64, 96 * 96)
+    earlier = load_file(run.parent / "final" / "model.safetensors")
+    export.export(run / "checkpoints" / "step-000001", run.parent / "first")
+    first = load_file(run.parent / "first" / "model.safetensors")
+    assert any(not torch.equal(first[key], earlier[key]) for key in first)
+
+
+def test_transformers_reads_it_whole(finished: RunConfig) -> None:
+    transformers = pytest.importorskip("transformers")
+    out = export.export(Path(finished.train.out_dir) / "final", Path(finished.train.out_dir).parent / "out")
+    model, info = transformers.Qwen3VLForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ours = MedMO.from_pretrained(out)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in ours.parameters())
+
+
+def test_dtype_is_cast(finished: RunConfig) -> None:
+    out = export.export(
+        Path(finished.train.out_dir) / "final", Path(finished.train.out_dir).parent / "out", dtype="bfloat16"
+    )
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_sharded_checkpoint_is_put_together(finished: RunConfig) -> None:
+    """Two processes' shards, cut along the first dimension as FSDP cuts them."""
+    step = Path(finished.train.out_dir) / "checkpoints" / "step-000002"
+    whole = load_file(step / "model-0-of-1.safetensors")
+    halves = [{name: t.chunk(2)[rank].clone() if rank < len(t.chunk(2)) else t[:0].clone() for name, t in whole.items()}
+              for rank in range(2)]  # fmt: skip
+    for rank, half in enumerate(halves):
+        save_file(half, step / f"model-{rank}-of-2.safetensors")
+    state = json.loads((step / "state.json").read_text())
+    (step / "state.json").write_text(json.dumps({**state, "sharded": True, "world_size": 2}))
+    out = export.export(step, step.parent.parent.parent / "out")
+    written = load_file(out / "model.safetensors")
+    assert all(torch.equal(written[name], whole[name]) for name in written)
+    (step / "model-1-of-2.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model-1-of-2\.safetensors: file missing; copy it from where process 1"):
+        export.export(step, step.parent.parent.parent / "again")
+
+
+def test_what_cannot_be_exported_is_explained(finished: RunConfig, tmp_path: Path) -> None:
+    run = Path(finished.train.out_dir)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 7; there are: 1, 2"):
+        export.find_source(run, 7)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        export.find_source(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="nothing has been saved there yet"):
+        export.find_source(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        export.export(run / "final", run)
+
+
+def test_a_damaged_export_is_noticed(finished: RunConfig, tmp_path: Path) -> None:
+    source = Path(finished.train.out_dir) / "final"
+    tensors = load_file(source / "model.safetensors")
+    export.verify(source, tensors)
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1
+    with pytest.raises(ValueError, match=f"{name} does not read back"):
+        export.verify(source, tensors)
+
+
+def test_an_unfinished_run_says_how_to_export(finished: RunConfig, tmp_path: Path) -> None:
+    (Path(finished.train.out_dir) / "final").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="medmo export --run"):
+        load_for_inference(finished.train.out_dir, device="cpu")
+    assert export.find_source(finished.train.out_dir).name == "step-000002"
+
+
+def test_official_pixel_limits_are_read_in_both_spellings(tmp_path: Path) -> None:
+    assert read_pixel_limits(tmp_path) == (65_536, 16_777_216)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"min_pixels": 3136, "max_pixels": 12_845_056}))
+    assert read_pixel_limits(tmp_path) == (3136, 12_845_056)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="no readable image size"):
+        read_pixel_limits(tmp_path)
+
+
+def test_kit_on_meta_needs_no_weights(finished: RunConfig) -> None:
+    assert load_kit(finished, "meta").model.head_weight.is_meta
