@@ -40,7 +40,7 @@ class BuildNative(build_ext):
         """Say in words what the build lacks; an empty text when nothing."""
         if importlib.util.find_spec("torch") is None:
             return "torch is not importable in this build (use pip install --no-build-isolation)"
-        if shutil.which("cmake") is None:
+        if _cmake_path() is None:
             return "cmake is not installed"
         return ""
 
@@ -50,14 +50,21 @@ class BuildNative(build_ext):
         assert torch is not None and torch.origin is not None
         output = (ROOT / self.build_lib / "medmo_kernels").resolve()
         folder = (ROOT / self.build_temp / "native").resolve()
-        configure = ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DTORCH_ROOT={Path(torch.origin).parent}",
+        cmake = _cmake_path()
+        assert cmake is not None
+        configure = [cmake, "-S", str(ROOT), "-B", str(folder), f"-DTORCH_ROOT={Path(torch.origin).parent}",
                      f"-DMEDMO_OUTPUT={output}", "-DCMAKE_BUILD_TYPE=Release"]  # fmt: skip
-        for command in (configure, ["cmake", "--build", str(folder)]):
+        for command in (configure, [cmake, "--build", str(folder)]):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
                 return f"`{' '.join(command[:3])} ...` failed (its output is above)"
         return ""
+
+
+def _cmake_path() -> str | None:
+    """Find cmake, first beside the running Python: an environment need not be activated."""
+    return shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
 def native_build_arguments() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`medmo doctor`: what runs on this machine, op by op, and why; which optional parts are missing and how to get them."""
+"""`medmo doctor`: what runs on this machine, op by op, and why; which optional parts are missing; how to get them."""
 
 import argparse
 import importlib

@@ -229,13 +229,13 @@ def evaluate_file(
     source = JsonlSource(path, root)
     chosen: dict[str, list[Sample]] = {}
     for sample in source.samples:
-        if sample.split == split and sample.task in (*METRICS, "retrieval"):
+        if (sample.split or "train") == split and sample.task in (*METRICS, "retrieval"):
             chosen.setdefault(sample.task, []).append(sample)
     if not chosen:
-        found = ", ".join(sorted({f"{s.task} in {s.split}" for s in source.samples})) or "no sample at all"
+        found = ", ".join(sorted({f"{s.task} in {s.split or 'train'}" for s in source.samples})) or "no sample at all"
         scored = ", ".join([*METRICS, "retrieval"])
         raise ValueError(f"{path}: nothing to score in split {split!r} (tasks with a metric: {scored}); it has {found}")
-    training = [s for s in source.samples if s.split == "train" and split != "train"]
+    training = [s for s in source.samples if (s.split or "train") == "train"] if split != "train" else []
     return evaluate(
         model,
         processor,

@@ -3,8 +3,8 @@
     medmo quickstart                          the tiny model, minutes on two CPU cores
     medmo quickstart --size debug             seconds: shows that the machinery runs, learns nothing
 
-Writes under --out: align/, instruct/ and reinforce/ (each a whole run; reinforce/final is the checkpoint in the official
-layout), metrics.json (`stages[name][metric] = {value, low, high, baseline, n, ...}`), held_out.png and report.html.
+Writes under --out: align/, instruct/ and reinforce/ (each a whole run; reinforce/final is the checkpoint in the
+official layout), metrics.json (`stages[name][metric] = {value, low, high, baseline, n, ...}`), held_out.png and report.html.
 
 The stages' budgets are steps in the `tiny_*` configs, so that one seed gives one result. Research use only.
 """
@@ -29,7 +29,10 @@ from .training.inference import load_for_inference
 from .training.sharpening import TEMPERATURES, sampled_box_reward
 
 STAGES = ("align", "instruct", "reinforce")
-SIZES = {"tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20}, "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3}}
+SIZES = {
+    "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
+    "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},
+}
 
 
 @dataclass
@@ -54,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="medmo quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="model and budgets (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data and sampling (default: %(default)s)")
+    shown = "(default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help=f"folder to write {shown}")
+    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help=f"model and budgets {shown}")
+    parser.add_argument("--seed", type=int, default=0, help=f"of weights, data and sampling {shown}")
     arguments = parser.parse_args(argv)
     outcome = run(arguments.out, size=arguments.size, seed=arguments.seed)
     print(pages.format_verdicts(outcome))

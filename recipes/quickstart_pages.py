@@ -46,10 +46,11 @@ def verdicts(outcome: "Outcome") -> list[Verdict]:
     found: list[Verdict] = []
     instruct = outcome.evaluations.get("instruct")
     if instruct is not None:
-        found.append(_beats_baseline("After instruct, VQA beats the majority answer per template", instruct.metrics["vqa_accuracy"]))
-        found.append(
-            _beats_baseline("After instruct, grounding beats the best constant box per label", instruct.metrics["grounding_iou"])
-        )
+        claims = {
+            "vqa_accuracy": "After instruct, VQA beats the majority answer per template",
+            "grounding_iou": "After instruct, grounding beats the best constant box per label",
+        }
+        found += [_beats_baseline(claim, instruct.metrics[metric]) for metric, claim in claims.items()]
         found.append(_control(instruct))
     reinforce = outcome.evaluations.get("reinforce")
     if instruct is not None and reinforce is not None:
@@ -61,9 +62,9 @@ def verdicts(outcome: "Outcome") -> list[Verdict]:
 def _beats_baseline(claim: str, score: Score) -> Verdict:
     if score.gain is None or score.gain_low is None or score.gain_high is None:
         return Verdict(claim, f"{score.value:.3f}, no baseline", False)
+    interval = f"{score.gain:+.3f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}]"
     measured = (
-        f"{score.value:.3f} against {score.baseline:.3f}: {score.gain:+.3f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}], "
-        f"{score.n} questions, {_these_scans(score)}"
+        f"{score.value:.3f} against {score.baseline:.3f}: {interval}, {score.n} questions, {_these_scans(score)}"
     )
     return Verdict(claim, measured, score.gain_low > 0)
 
@@ -71,7 +72,8 @@ def _beats_baseline(claim: str, score: Score) -> Verdict:
 def _control(result: Evaluation) -> Verdict:
     real, shuffled = result.metrics["grounding_iou"], result.metrics["grounding_iou_shuffled"]
     constant = real.baseline if real.baseline is not None else float("nan")
-    measured = f"{shuffled.value:.3f} [{shuffled.low:.3f}, {shuffled.high:.3f}] with shuffled images, constant box {constant:.3f}"
+    interval = f"{shuffled.value:.3f} [{shuffled.low:.3f}, {shuffled.high:.3f}]"
+    measured = f"{interval} with shuffled images, constant box {constant:.3f}"
     return Verdict("With shuffled images, grounding falls to the constant box", measured, shuffled.low <= constant)
 
 

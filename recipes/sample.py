@@ -10,7 +10,8 @@ from medmo_core.datasets.contact_sheet import contact_sheet
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the sheet and say where it is."""
     parser = argparse.ArgumentParser(prog="medmo sample", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="PNG to write (default: %(default)s)")
+    default = Path("contact_sheet.png")
+    parser.add_argument("--out", type=Path, default=default, help="PNG to write (default: %(default)s)")
     arguments = parser.parse_args(argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(arguments.out)

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE_ROOTS = {"medmo_core": ROOT / "medmo_core", "medmo_kernels": ROOT / "kernels/medmo_kernels", "medmo_recipes": ROOT / "recipes"}
+SOURCE_ROOTS = {
+    "medmo_core": ROOT / "medmo_core",
+    "medmo_kernels": ROOT / "kernels/medmo_kernels",
+    "medmo_recipes": ROOT / "recipes",
+}
 MAX_LINES = 500
 
 # folder or file -> prefixes of our own modules it may import (besides itself). The longest matching key counts.
@@ -116,10 +120,9 @@ def test_kernel_rooms_do_not_import_one_another() -> None:
         others = {p.name for p in rooms.iterdir() if p.is_dir()} - {room.name}
         for path in room.rglob("*.py"):
             module = ".".join(["medmo_kernels", *path.relative_to(rooms).with_suffix("").parts])
-            used = {
-                n.split(".")[1] for n in imported_modules(module, path) if n.startswith("medmo_kernels.") and n.split(".")[1] in others
-            }
-            assert all(f"`{name}`" in docstring for name in used), f"{path}: uses {used}, its room's docstring does not say so"
+            ours = [n for n in imported_modules(module, path) if n.startswith("medmo_kernels.")]
+            used = {n.split(".")[1] for n in ours} & others
+            assert all(f"`{name}`" in docstring for name in used), f"{path} uses {used}; its docstring does not say so"
 
 
 def test_stages_do_not_import_one_another() -> None:
@@ -149,6 +152,12 @@ def test_the_kernels_folder_is_not_a_package() -> None:
     assert not (ROOT / "kernels/__init__.py").exists()
 
 
+def test_source_roots_are_imported_by_their_installed_names() -> None:
+    everything = [*FILES, *(("tests." + p.stem, p) for p in (ROOT / "tests").rglob("*.py"))]
+    wrong = {m for m, p in everything for n in imported_modules(m, p) if n.split(".")[0] in ("kernels", "recipes")}
+    assert wrong == set()
+
+
 def test_no_dustbin_names() -> None:
     banned = {"utils", "common", "helpers", "triton", "kernels", "misc"}
     assert [m for m, path in FILES if path.stem in banned] == []
@@ -156,8 +165,8 @@ def test_no_dustbin_names() -> None:
 
 def test_no_file_past_the_ceiling() -> None:
     tests = [(str(p.relative_to(ROOT)), p) for p in (ROOT / "tests").rglob("*.py")]
-    long = {name: n for name, path in [*FILES, *tests] if (n := path.read_text(encoding="utf-8").count("\n")) > MAX_LINES}
-    assert long == {}
+    lengths = {name: path.read_text(encoding="utf-8").count("\n") for name, path in [*FILES, *tests]}
+    assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
 
 
 def test_public_functions_and_classes_are_documented() -> None:
@@ -167,7 +176,9 @@ def test_public_functions_and_classes_are_documented() -> None:
         if tree.body and not ast.get_docstring(tree):
             missing.append(module)
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if not ast.get_docstring(node):
                 missing.append(f"{module}.{node.name}")
     assert missing == []
 

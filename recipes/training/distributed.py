@@ -62,6 +62,11 @@ class World:
         return range(self.rank, total, self.size)
 
 
+def num_launched() -> int:
+    """Return how many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) -> Iterator[World]:
     """Join the other processes (torchrun's protocol; alone without it) and leave at the end.
@@ -83,7 +88,7 @@ def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) 
         torch.cuda.set_device(here)
     if num_threads or local_size > 1:
         torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_size))
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = num_launched()
     grouped = size > 1 or shard
     if grouped:
         store = None if "MASTER_ADDR" in os.environ else dist.HashStore()

@@ -1,6 +1,5 @@
 """What a run would be, without running it: sizes, what trains, an estimate of memory, and the first batch to read."""
 
-import os
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ def dry_run(config: RunConfig) -> str:
     """
     kit = load_kit(config, "meta")
     trainable = choose_trainable(kit.model, config.model.trainable)
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = num_launched()
     lines = [f"{config.name} ({config.stage}), {processes} process(es)", *_stand_in(config), ""]
     lines += [*_parameter_table(kit), "", trainable.describe()]
     try:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,11 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
 def load_for_inference(
-    checkpoint: str | Path, *, device: str = "auto", dtype: str | None = None, max_pixels: int | None = None
+    checkpoint: str | Path,
+    *,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    max_pixels: int | None = None,
 ) -> Kit:
     """Load a checkpoint ready to generate.
 

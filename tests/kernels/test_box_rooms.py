@@ -247,6 +247,7 @@ FAULTY_SIZE = r"image_size \(2, 4\), expected \(1, 2\)"
         (lambda: box_match(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, cost="l2"), "'l2'.*overlap, iou, giou, medmo"),
         (lambda: box_match(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, cost="medmo"), "give image_size"),
         (lambda: box_match(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, pred_labels=ONE_PROBLEM), "give both or neither"),
+        (lambda: box_match(TWO, TWO.to("meta"), ONE_PROBLEM, ONE_PROBLEM), "pred is on cpu, other arguments on meta"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, formula="giou"), "'giou'.*overlap, iou, medmo"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, lambda_fp=-1.0), "lambda_fp is -1.0"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, image_size=TWO), FAULTY_SIZE),

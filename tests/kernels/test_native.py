@@ -121,12 +121,12 @@ def test_a_build_without_its_tools_warns_and_goes_on(
     if lacking == "torch":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
     elif lacking == "cmake":
-        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     else:
         fake = tmp_path / "cmake"
         fake.write_text(f"#!{sys.executable}\nraise SystemExit('No CMAKE_CXX_COMPILER could be found.')\n")
         fake.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # cmake is looked for beside Python first
     arguments = native_build.native_build_arguments()
     distribution = Distribution({"name": "medmo", **arguments})
     command = native_build.BuildNative(distribution)

@@ -28,7 +28,14 @@ def test_the_own_data_example_runs_as_printed(tmp_path: Path) -> None:
     assert len(script.splitlines()) <= 10
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-e"], input=script, text=True, capture_output=True, cwd=tmp_path, env=environment, timeout=240, check=False
+        ["bash", "-e"],
+        input=script,
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 samples, 0 faults" in done.stdout
@@ -38,7 +45,8 @@ def test_the_own_data_example_runs_as_printed(tmp_path: Path) -> None:
 
 def test_the_module_example_runs_as_printed(tmp_path: Path) -> None:
     script = block_after("Use a module in another model", "python")
-    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, cwd=tmp_path, timeout=120, check=False)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -55,7 +55,7 @@ def box_match(
 
     Shapes: B problems, P predicted and T true boxes over all problems; problem b has rows offsets[b] to offsets[b + 1].
     Units: pixels, or any unit that boxes and image_size share.
-    Numerics: float64 inside on the CPU; deterministic. Min(P, T) pairs of a problem are matched, fewer where pairs are
+    Numerics: float64 inside; deterministic. Min(P, T) pairs of a problem are matched, fewer where pairs are
         forbidden; a box with NaN matches nothing.
 
     Args:
@@ -114,6 +114,10 @@ def check_problems(
         if labels is not None and (labels.shape != boxes.shape[:1] or labels.dtype != torch.int64):
             given = f"{field} {tuple(labels.shape)} {labels.dtype}"
             raise ValueError(f"{name}: {given}, {shapes}: expected one int64 per box")
+    given = (truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    strangers = {str(tensor.device) for tensor in given if tensor is not None and tensor.device != pred.device}
+    if strangers:
+        raise ValueError(f"{name}: pred is on {pred.device}, other arguments on {', '.join(sorted(strangers))}")
     num_problems = pred_offsets.shape[0] - 1
     if image_size is not None and tuple(image_size.shape) != (num_problems, 2):
         raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, expected ({num_problems}, 2): width, height")

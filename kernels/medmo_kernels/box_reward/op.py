@@ -50,7 +50,7 @@ def box_reward(
 
     Shapes: B problems, P predicted and T true boxes over all problems; problem b has rows offsets[b] to offsets[b + 1].
     Units: pixels, or any unit that boxes and image_size share.
-    Numerics: matching in float64 on the CPU, scores in fp32 (float64 for float64); deterministic. Not differentiable.
+    Numerics: matching in float64, scores in fp32 (float64 for float64); bitwise repeatable on the CPU. No gradients.
 
     Args:
         pred: (P, 4) predicted boxes x1, y1, x2, y2; NaN or reversed corners make a box that never pays.
