@@ -4,7 +4,8 @@
     medmo quickstart --size debug             seconds: shows that the machinery runs, learns nothing
 
 Writes under --out: align/, instruct/ and reinforce/ (each a whole run; reinforce/final is the checkpoint in the
-official layout), metrics.json (`stages[name][metric] = {value, low, high, baseline, n, ...}`), held_out.png and report.html.
+official layout), metrics.json (`stages[name][metric] = {value, low, high, baseline, n, ...}`), held_out.png and
+report.html.
 
 The stages' budgets are steps in the `tiny_*` configs, so that one seed gives one result. Research use only.
 """

@@ -124,7 +124,7 @@ def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed:
         gallery_note="Solid green: true box. Dashed orange: predicted box, after reinforce, greedy decoding.",
         provenance=[
             f"seed {seed}",
-            *(f"{stage}: {config.train.steps} steps of {config.train.docs_per_step}" for stage, config in configs.items()),
+            *(f"{stage}: {c.train.steps} steps of {c.train.docs_per_step}" for stage, c in configs.items()),
             *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
             "Organ boxes are silver labels (TotalSegmentator's own predictions). Sources and licences: NOTICE.",
         ],

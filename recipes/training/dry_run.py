@@ -9,7 +9,7 @@ from medmo_core.batch import IGNORE_INDEX, Batch
 from .build import DTYPES, Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
 from .config import ConfigError, RunConfig
 from .data import Loader, SkippedSamples
-from .distributed import World
+from .distributed import World, num_launched
 from .log import count
 from .optim import HELD_IN_FP32
 
