@@ -244,7 +244,9 @@ def _grammar(name: str) -> Grammar:
     return GRAMMARS[name]
 
 
-def print_boxes(boxes: Boxes, grammar: str = "qwen3_vl_json", frame: str | None = None) -> str:
+def print_boxes(
+    boxes: Boxes, grammar: str = "qwen3_vl_json", frame: str | None = None, step: int = 1
+) -> str:
     """Write boxes as the text a model is to say.
 
     Args:
@@ -252,14 +254,17 @@ def print_boxes(boxes: Boxes, grammar: str = "qwen3_vl_json", frame: str | None 
         grammar: key of `GRAMMARS`.
         frame: frame of the written numbers; None: the grammar's own (`norm1000` for most). `norm1000` and `pixel` are
             rounded to integers inside the image, `unit` to four decimals.
+        step: integers are rounded to multiples of it; frame `unit` takes 1 only.
 
     Raises:
-        ValueError: the grammar is unknown, or cannot say the labels (see `Grammar.labels`).
+        ValueError: the grammar is unknown, `step` does not fit the frame, or cannot say the labels (see `Grammar.labels`).
     """
     chosen = _grammar(grammar)
     target = boxes.to(frame or chosen.frame)
     if chosen.bins != 1000 and target.frame != "norm1000":
         raise ValueError(f"grammar {grammar!r} writes bins of the image side: print it in frame 'norm1000'")
+    if step < 1 or (step > 1 and target.frame == "unit"):
+        raise ValueError(f"step is {step}, expected a whole number above 0, and 1 in frame 'unit'")
     decimals = 4 if target.frame == "unit" else None  # None: round() returns whole numbers
     scale = chosen.bins / 1000
     limits = [round(limit * scale, decimals) for limit in frame_limits(target.frame, boxes.size)] * 2
@@ -268,7 +273,7 @@ def print_boxes(boxes: Boxes, grammar: str = "qwen3_vl_json", frame: str | None 
         fault = chosen.label_fault(label)
         if fault:
             raise ValueError(f"box {index}: {fault}")
-        rounded = (round(value * scale, decimals) for value in row)
+        rounded = (round(value * scale / step, decimals) * step for value in row)
         rows.append((label, tuple(min(max(value, 0), limit) for value, limit in zip(rounded, limits, strict=True))))
     return chosen.print(rows, target.frame)
 

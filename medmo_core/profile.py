@@ -28,6 +28,8 @@ class CheckpointProfile:
         canvas: (width, height) in px of the square that training images were squashed to before their boxes were
             written; only for frame `pixel`. None: pixels of the image itself.
         system_prompt: put before the first user turn; None: no system turn.
+        step: written coordinates are multiples of it. Tens leave two digits that mean something, which a small model
+            learns sooner; reading does not depend on it.
 
     Raises:
         ValueError: unknown frame or grammar, or a canvas where it has no meaning.
@@ -37,6 +39,7 @@ class CheckpointProfile:
     grammar: str = "qwen3_vl_json"
     canvas: tuple[int, int] | None = None
     system_prompt: str | None = None
+    step: int = 1
 
     def __post_init__(self) -> None:
         if self.frame not in FRAMES:
@@ -45,6 +48,8 @@ class CheckpointProfile:
             raise ValueError(f"checkpoint profile: grammar is {self.grammar!r}, expected one of {', '.join(GRAMMARS)}")
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
             raise ValueError(f"checkpoint profile: system_prompt is {self.system_prompt!r}, expected text or null")
+        if type(self.step) is not int or self.step < 1 or (self.step > 1 and self.frame == "unit"):
+            raise ValueError(f"checkpoint profile: step is {self.step!r}, expected a whole number above 0 (1 for 'unit')")
         if self.canvas is None:
             return
         if self.frame != "pixel":
@@ -121,6 +126,9 @@ class CheckpointProfile:
 QWEN3_VL = CheckpointProfile()
 """Official Qwen3-VL: a JSON list of `bbox_2d` and `label`, thousandths of the image."""
 
+QWEN3_VL_TENS = CheckpointProfile(step=10)
+"""As Qwen3-VL, its coordinates rounded to tens: for small models."""
+
 MEDMO = CheckpointProfile(frame="norm1000", grammar="medmo_box")
 """Published MedMO: `<box>[[x1, y1, x2, y2]]</box>`.
 
@@ -130,4 +138,9 @@ Its authors do not state the frame; every published example fits a 0 to 999 grid
 MEDMO_CANVAS768 = CheckpointProfile(frame="pixel", grammar="medmo_box", canvas=(768, 768))
 """MedMO as its released fine-tuning loaders would train it: pixels of a 768 x 768 canvas."""
 
-PROFILES = {"qwen3_vl": QWEN3_VL, "medmo": MEDMO, "medmo_canvas768": MEDMO_CANVAS768}
+PROFILES = {
+    "qwen3_vl": QWEN3_VL,
+    "qwen3_vl_tens": QWEN3_VL_TENS,
+    "medmo": MEDMO,
+    "medmo_canvas768": MEDMO_CANVAS768,
+}

@@ -216,7 +216,7 @@ class Processor:
             raise ValueError(f"{sample.id}: the answer is boxes, but the sample has no image")
         on_canvas = boxes.resize(self.profile.text_size(boxes.size))
         try:
-            return print_boxes(on_canvas, grammar=self.profile.grammar, frame=self.profile.frame)
+            return print_boxes(on_canvas, self.profile.grammar, self.profile.frame, self.profile.step)
         except ValueError as error:
             raise ValueError(f"{sample.id}: {error}") from None
 

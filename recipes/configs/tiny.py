@@ -17,7 +17,7 @@ def tiny_align() -> RunConfig:
     return RunConfig(
         stage="align",
         name="tiny_align",
-        model=Model(init="tiny"),
+        model=Model(init="tiny", profile="qwen3_vl_tens"),
         data=Data(sources={"sample:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024, crops=True),
         optim=Optim(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.01),
         train=Train(steps=60, docs_per_step=32, micro_batch=32, save_every=60, out_dir="runs/tiny_align"),

@@ -129,7 +129,7 @@ class Model(Section):
     """What trains: "all", the parts "encoder", "projector", "decoder", or prefixes of parameter names."""
     tokenizer: str = "auto"
     """"auto" (the checkpoint's own, else the embedded one), "embedded", a tokenizer.json or a .tiktoken file."""
-    profile: Literal["auto", "qwen3_vl", "medmo", "medmo_canvas768"] = "auto"
+    profile: Literal["auto", "qwen3_vl", "qwen3_vl_tens", "medmo", "medmo_canvas768"] = "auto"
     """Box frame and grammar the checkpoint speaks; "auto" reads medmo_profile.json, else Qwen3-VL's."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""

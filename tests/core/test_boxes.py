@@ -53,6 +53,24 @@ def test_text_holds_a_box_to_half_a_thousandth(boxes: Boxes) -> None:
     assert error.numel() == 0 or error.max() <= 0.5 + 1e-9
 
 
+@given(boxes_of_an_image(), st.sampled_from([2, 10]))
+@settings(max_examples=40, deadline=None)
+def test_a_step_rounds_what_is_written_and_nothing_else(boxes: Boxes, step: int) -> None:
+    said = parse_boxes(print_boxes(boxes, step=step), boxes.size)
+    numbers = said.boxes.xyxy
+    assert bool((numbers % step == 0).all())
+    kept = boxes.to("norm1000").xyxy
+    if len(numbers) == len(kept):
+        assert bool(((numbers - kept).abs() <= step / 2 + 1e-9).all())
+
+
+def test_a_step_must_fit_the_frame() -> None:
+    boxes = Boxes([[0, 0, 5, 5]], "pixel", (10, 10))
+    for frame, step in (("norm1000", 0), ("unit", 10)):
+        with pytest.raises(ValueError, match=f"step is {step}"):
+            print_boxes(boxes, frame=frame, step=step)
+
+
 @pytest.mark.parametrize(
     ("corners", "words"),
     [
