@@ -257,7 +257,7 @@ def print_boxes(
         step: integers are rounded to multiples of it; frame `unit` takes 1 only.
 
     Raises:
-        ValueError: the grammar is unknown, `step` does not fit the frame, or cannot say the labels (see `Grammar.labels`).
+        ValueError: the grammar is unknown or cannot say the labels (see `Grammar.labels`), or `step` does not fit.
     """
     chosen = _grammar(grammar)
     target = boxes.to(frame or chosen.frame)

@@ -49,7 +49,8 @@ class CheckpointProfile:
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
             raise ValueError(f"checkpoint profile: system_prompt is {self.system_prompt!r}, expected text or null")
         if type(self.step) is not int or self.step < 1 or (self.step > 1 and self.frame == "unit"):
-            raise ValueError(f"checkpoint profile: step is {self.step!r}, expected a whole number above 0 (1 for 'unit')")
+            expected = "a whole number above 0, and 1 in frame 'unit'"
+            raise ValueError(f"checkpoint profile: step is {self.step!r}, expected {expected}")
         if self.canvas is None:
             return
         if self.frame != "pixel":

@@ -43,12 +43,14 @@ class Outcome:
     Attributes:
         evaluations: "random" and each stage -> its scores.
         sampled: temperature -> mean box reward of the instruct model's samples on held-out prompts.
+        sampled_after: the same of the reinforced model, at temperature 1.
         seconds: part of the run -> wall clock.
         num_parameters: of the model.
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     sampled: dict[float, float] = field(default_factory=dict)
+    sampled_after: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     num_parameters: int = 0
 
@@ -97,9 +99,14 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
         with timed(outcome, f"evaluate {stage}"):
             kit = load_for_inference(out / stage / "final", device="cpu")
             measure(outcome, stage, kit, size)
+        prompts = SIZES[size]["num_samples"] // 4
         if stage == "instruct":
             with timed(outcome, "sample instruct"):
-                outcome.sampled = sampled_box_reward(kit, num_prompts=SIZES[size]["num_samples"] // 4, seed=seed)
+                outcome.sampled = sampled_box_reward(kit, num_prompts=prompts, seed=seed)
+        elif stage == "reinforce":
+            with timed(outcome, "sample reinforce"):
+                after = sampled_box_reward(kit, num_prompts=prompts, temperatures=(1.0,), seed=seed)
+                outcome.sampled_after = after[1.0]
         write_metrics(out, outcome, seed)
     pages.write(out, outcome, configs, seed)
     return outcome
@@ -133,6 +140,7 @@ def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
         "torch": torch.__version__,
         "stages": {name: result.to_json() for name, result in outcome.evaluations.items()},
         "sampled_box_reward_of_instruct": {f"{t:g}": outcome.sampled[t] for t in TEMPERATURES if t in outcome.sampled},
+        "sampled_box_reward_of_reinforce": {"1": outcome.sampled_after} if "reinforce" in outcome.evaluations else {},
         "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
         "verdicts": [vars(verdict) for verdict in pages.verdicts(outcome)],
     }

@@ -17,9 +17,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a wheel from a copy of the tracked tree and unpack it into a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"
-    names = ("medmo_core", "kernels", "recipes", "setup.py", "native_build.py", "pyproject.toml", "README.md", "LICENSE")
+    packages = ("medmo_core", "kernels", "recipes")
+    files = ("setup.py", "native_build.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "CMakeLists.txt")
     tree.mkdir()
-    for name in (*names, "NOTICE", "CMakeLists.txt"):
+    for name in (*packages, *files):
         subprocess.run(["cp", "-r", str(ROOT / name), str(tree / name)], check=True)
     build = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(tree)]
     subprocess.run(build, check=True, capture_output=True)
@@ -48,7 +49,8 @@ def test_sample_runs_from_the_wheel_alone(installed: Path, tmp_path: Path) -> No
 def test_tokenizer_tables_and_report_travel(installed: Path, tmp_path: Path) -> None:
     code = (
         "from medmo_core.data.tokenizer import Tokenizer; from medmo_recipes.report import TEMPLATE;"
-        "import medmo_kernels; print(Tokenizer.embedded().vocab_size > 1000, TEMPLATE.is_file(), medmo_kernels.__file__)"
+        "import medmo_kernels as kernels;"
+        "print(Tokenizer.embedded().vocab_size > 1000, TEMPLATE.is_file(), kernels.__file__)"
     )
     assert run(code, installed, tmp_path).startswith("True True " + str(installed))
 

@@ -49,10 +49,11 @@ def test_train_evaluate_and_generate_name_nobody(
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     run = tmp_path / "run"
     small = ["train.steps=1", "train.docs_per_step=2", "train.micro_batch=2", f"train.out_dir={run}"]
+    asked = ["--image", str(scan), "--prompt", "Where?", "--out", str(tmp_path / "a.png")]
     commands = [
         ["train", "instruct", "--config", "debug_instruct", "--data", str(data), *small],
         ["evaluate", "--checkpoint", str(run), "--data", str(data), "--out", str(tmp_path / "scores")],
-        ["generate", "--checkpoint", str(run), "--image", str(scan), "--prompt", "Where?", "--out", str(tmp_path / "a.png")],
+        ["generate", "--checkpoint", str(run), *asked],
     ]
     for command in commands:
         assert cli.main(command) == 0
