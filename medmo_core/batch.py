@@ -65,6 +65,8 @@ class Batch:
             floating rows are already normalised. Width is 3 * p * p [C, p, p] for stills and
             3 * temporal_patch_size * p * p [C, T, p, p] for frame pairs; a batch that mixes both repeats its stills.
         image_grid_thw: per encoder name (I, 3) int64 grids in patches, in order of appearance in `input_ids`.
+        image_index: (J,) int64, which image of `image_grid_thw` each image of the text is; None: each in turn. Documents
+            about one image name it again and again, and it is encoded once.
         sample_ids: one name per document, for error messages and for sampling seeds; may be empty.
     """
 
@@ -74,6 +76,7 @@ class Batch:
     cu_seqlens: Tensor
     patches: dict[str, Tensor] = field(default_factory=dict)
     image_grid_thw: dict[str, Tensor] = field(default_factory=dict)
+    image_index: Tensor | None = None
     sample_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,6 +112,20 @@ class Batch:
     def document_name(self, index: int) -> str:
         """Return the sample id of one document, or its index where no ids were given."""
         return self.sample_ids[index] if index < len(self.sample_ids) else f"document {index}"
+
+    def shown_rows(self, encoder: str, merge_size: int) -> Tensor | None:
+        """Return the rows of the visual tokens in order of appearance in the text; None where they are in that order.
+
+        Args:
+            encoder: whose grids to count by.
+            merge_size: patches along each side of a visual token.
+        """
+        if self.image_index is None:
+            return None
+        counts = self.image_grid_thw[encoder].prod(dim=1) // merge_size**2
+        lengths = counts[self.image_index]
+        starts = (counts.cumsum(0) - counts)[self.image_index] - (lengths.cumsum(0) - lengths)
+        return torch.arange(int(lengths.sum()), device=lengths.device) + starts.repeat_interleave(lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return a copy whose tensors live on `device`."""

@@ -18,7 +18,7 @@ from medmo_core.batch import Batch
 
 from .training.build import assert_only_projector, choose_trainable, load_kit, load_mixture
 from .training.config import RunConfig
-from .training.distributed import connect
+from .training.distributed import connect, leave
 from .training.fit import fit, new_loader
 from .training.launch import launch
 from .training.run import open_run, say
@@ -61,4 +61,4 @@ def run(config: RunConfig) -> bool:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -32,7 +32,7 @@ from medmo_core.models.medmo import MedMO
 
 from .training.build import choose_trainable, load_kit, load_mixture
 from .training.config import Rollout, RunConfig
-from .training.distributed import connect, shard_model, sum_gradients
+from .training.distributed import connect, leave, shard_model, sum_gradients
 from .training.fit import NonFiniteLoss, not_finite_message
 from .training.launch import launch
 from .training.rollout import (
@@ -305,4 +305,4 @@ def summarise(run: Run, groups: Sequence[Group], update: Update) -> dict[str, fl
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -41,7 +41,8 @@ def pack(items: Sequence[Item]) -> Batch:
     """Lay documents end to end.
 
     Args:
-        items: at least one; documents without images may stand among documents with images.
+        items: at least one; documents without images may stand among documents with images. Items that hold the same
+            arrays of patches show the same images, which enter the batch once.
 
     Returns:
         The batch. `labels` is None when no item has any; an item without labels among others is not learned.
@@ -56,7 +57,7 @@ def pack(items: Sequence[Item]) -> Batch:
         raise ValueError(f"items made for different encoders cannot share a batch: {sorted(set(names))}")
     lengths = np.cumsum([0, *(len(item.input_ids) for item in items)])
     encoders = names[0] if names else ()
-    seeing = [item for item in items if item.patches]
+    seeing, image_index = _distinct([item for item in items if item.patches])
     return Batch(
         input_ids=torch.from_numpy(np.concatenate([item.input_ids for item in items])),
         labels=_labels(items),
@@ -64,8 +65,27 @@ def pack(items: Sequence[Item]) -> Batch:
         cu_seqlens=torch.from_numpy(lengths.astype(np.int32)),
         patches={n: torch.from_numpy(np.concatenate([i.patches[n] for i in seeing])) for n in encoders},
         image_grid_thw={n: torch.from_numpy(np.concatenate([i.image_grid_thw[n] for i in seeing])) for n in encoders},
+        image_index=image_index,
         sample_ids=tuple(item.sample.id for item in items),
     )
+
+
+def _distinct(seeing: Sequence[Item]) -> tuple[list[Item], Tensor | None]:
+    """Return one item per set of images, and which of their images each document shows, where any is shown twice."""
+    first: dict[tuple[int, ...], tuple[int, int]] = {}  # identity of the arrays -> number of the first image, and how many
+    kept: list[Item] = []
+    shown: list[int] = []
+    num_images = 0
+    for item in seeing:
+        key = tuple(id(rows) for rows in item.patches.values())
+        if key not in first:
+            count = len(next(iter(item.image_grid_thw.values())))
+            first[key] = (num_images, count)
+            num_images += count
+            kept.append(item)
+        start, count = first[key]
+        shown.extend(range(start, start + count))
+    return kept, torch.tensor(shown) if len(kept) < len(seeing) else None
 
 
 def _labels(items: Sequence[Item]) -> Tensor | None:

@@ -130,8 +130,34 @@ class Processor:
             ValueError: the sample cannot be used, naming it.
         """
         messages = self.messages(sample, for_generation=for_generation)
+        patches, grids = self._images(sample)
+        return self._item(sample, messages, patches, grids, for_generation=for_generation)
+
+    def encode_turns(self, sample: Sample) -> list[Item]:
+        """Return every turn of a sample as a document of its own, about the same images.
+
+        Nothing of the other turns can be copied, so each answer must come from the images; `pack` lets them be encoded
+        once. A sample with images after its first user turn stays one conversation.
+
+        Raises:
+            TooLong: a turn has more than `max_tokens` tokens.
+            ValueError: the sample cannot be used, naming it.
+        """
+        messages = self.messages(sample)
+        patches, grids = self._images(sample)
+        turns = independent_turns(messages)
+        return [self._item(sample, turn, patches, grids, for_generation=False) for turn in turns]
+
+    def _item(
+        self,
+        sample: Sample,
+        messages: Sequence[Message],
+        patches: dict[str, NDArray[np.uint8]],
+        grids: dict[str, NDArray[np.int64]],
+        *,
+        for_generation: bool,
+    ) -> Item:
         try:
-            patches, grids = self._images(sample)
             encoded = encode_chat(
                 self.tokenizer,
                 messages,
@@ -222,6 +248,12 @@ class Processor:
 
     def _images(self, sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]:
         """Return patches and grids of all images, per encoder."""
+        try:
+            return self._cut(sample)
+        except ValueError as error:
+            raise ValueError(f"{sample.id}: {error}") from error
+
+    def _cut(self, sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]:
         patches: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.specs}
         grids: dict[str, list[tuple[int, int, int]]] = {name: [] for name in self.specs}
         root = sample.root if sample.root is not None else self.root
@@ -265,6 +297,30 @@ class Processor:
 
     def _num_tokens(self, grid: NDArray[np.int64]) -> int:
         return int(grid.prod()) // next(iter(self.specs.values())).merge_size ** 2
+
+
+def independent_turns(messages: Sequence[Message]) -> list[list[Message]]:
+    """Return one conversation per answer: the system turn, the images of the first question, the question, the answer.
+
+    Messages that are not pairs of question and answer with all images in the first come back whole.
+    """
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    rest = list(messages[len(system) :])
+    pairs = list(zip(rest[::2], rest[1::2], strict=False))
+    paired = len(rest) % 2 == 0 and all((q["role"], a["role"]) == ("user", "assistant") for q, a in pairs)
+    if not paired or any(part["type"] == "image" for question, _ in pairs[1:] for part in _parts(question)):
+        return [list(messages)]
+    images = [part for part in _parts(pairs[0][0]) if part["type"] == "image"] if pairs else []
+    turns = []
+    for question, answer in pairs:
+        words = [part for part in _parts(question) if part["type"] != "image"]
+        turns.append([*system, {"role": "user", "content": [*images, *words]}, answer])
+    return turns
+
+
+def _parts(message: Message) -> list[dict[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _plain_text(content: Any) -> str:

@@ -21,6 +21,8 @@ from .positions import frame_grids
 from .protocol import EncoderOutput
 
 ROPE_THETA = 10_000.0
+POSITION_BASE = 100.0  # longest wave of a new position table, in patches, over 2 pi
+POSITION_SCALE = 0.5  # beside patches of about unit size
 
 
 class VisionBlock(nn.Module):
@@ -141,6 +143,22 @@ class Qwen3VLEncoder(nn.Module):
             if index in self.deepstack_layers:
                 taps.append(x)
         return EncoderOutput(x, tuple(taps))
+
+    @torch.no_grad()
+    def init_positions(self) -> None:
+        """Fill the learned position table with sines and cosines of row and column.
+
+        A new model can tell places apart from its first step on; drawn at random the table would have to grow first.
+        """
+        weight = self.pos_embed.weight
+        side, quarter = int(weight.shape[0] ** 0.5), weight.shape[1] // 4
+        rates = POSITION_BASE ** -(torch.arange(quarter, device=weight.device) / quarter)
+        angles = torch.arange(side, device=weight.device)[:, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        rows = waves[:, None].expand(side, side, -1)
+        columns = waves[None].expand(side, side, -1)
+        table = POSITION_SCALE * torch.cat([rows, columns], dim=2).flatten(0, 1)
+        weight[: side * side, : 4 * quarter].copy_(table)
 
     def _rope_table(self, frames: list[tuple[int, int]], merge_size: int, device: torch.device) -> RopeTable:
         tables = [axial_table(*grid, merge_size, self.head_dim, ROPE_THETA, device) for grid in frames]

@@ -17,10 +17,14 @@ from ..batch import IGNORE_INDEX, Batch
 from ..decoders.qwen3 import KeepKV, Qwen3Decoder
 from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
+from ..encoders.qwen3_vl import Qwen3VLEncoder
 from ..losses.chunked_head import linear_cross_entropy, token_logprobs
 from ..modules.projector import Projector
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
 from .generation import Generation, generate
+
+
+INIT_GAIN = 0.7
 
 
 class VisionTower(nn.Module):
@@ -193,15 +197,23 @@ class MedMO(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw all weights anew: normal matrices and tables, zero biases, unit norms."""
-        std = self.config.initializer_range
+        """Draw all weights anew: matrices by their fan-in, tables by the config, zero biases, unit norms.
+
+        A matrix of n inputs gets the deviation 0.7 / sqrt(n): at 128 inputs that is three times the usual 0.02, and a
+        small model begins to look at its images within hundreds of steps instead of thousands.
+        """
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d, nn.Conv3d)):
-                nn.init.normal_(module.weight, std=std)
-            elif getattr(module, "weight", None) is not None:
-                nn.init.ones_(module.weight)  # pyright: ignore[reportArgumentType]
+            weight = getattr(module, "weight", None)
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+                nn.init.normal_(module.weight, std=INIT_GAIN * module.weight[0].numel() ** -0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            elif isinstance(weight, nn.Parameter):
+                nn.init.ones_(weight)
             if isinstance(getattr(module, "bias", None), nn.Parameter):
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+        if isinstance(self.encoder, Qwen3VLEncoder):
+            self.encoder.init_positions()
 
     @property
     def encoder(self) -> Encoder:
@@ -247,6 +259,9 @@ class MedMO(nn.Module):
         index, deepstack = None, []
         if batch.patches:
             visual, deepstack = self.model.visual(batch.patches, batch.image_grid_thw)
+            shown = batch.shown_rows(self.primary_encoder, self.merge_size)
+            if shown is not None:
+                visual, deepstack = visual[shown], [level[shown] for level in deepstack]
             index = self._visual_index(batch, visual.shape[0])
             x = x.index_copy(0, index, visual.to(x.dtype))
         else:

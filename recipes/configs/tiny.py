@@ -38,6 +38,7 @@ def tiny_instruct() -> RunConfig:
                 "sample:report": 0.5,
                 "sample:retrieval": 1.0,
             },
+            "independent_turns": True,
         },
         train={"steps": 600, "save_every": 200, "out_dir": "runs/tiny_instruct"},
     )

@@ -154,6 +154,9 @@ class Data(Section):
     """Largest image area after resizing, in px (4096 x 4096, the Qwen3-VL default); one token covers 32 x 32 px."""
     max_tokens: int | None = None
     """Longer samples are dropped and counted, never cut; none = no limit."""
+    independent_turns: bool = False
+    """Learn every question of a sample by itself: the picture is encoded once, no answer can lean on another. Off: one
+    conversation."""
     crops: bool = False
     """Train on random square crops; boxes move along. It is what makes a small model look at the image. In JSONL files
     only samples whose answer is boxes are cropped: a crop could hide what another answer speaks of."""

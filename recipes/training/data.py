@@ -113,6 +113,7 @@ class Loader:
         skipped: where samples that cannot be used are counted.
         equal: give every process the same number of batches and an image in each, as sharded models need (their
             processes gather weights block by block, so all must run the same blocks).
+        independent_turns: every turn of a sample is a document of its own.
     """
 
     def __init__(
@@ -125,9 +126,10 @@ class Loader:
         micro_batch: int,
         skipped: SkippedSamples,
         equal: bool = False,
+        independent_turns: bool = False,
     ) -> None:
         self.draw, self.processor, self.world, self.skipped = draw, processor, world, skipped
-        self.docs_per_step, self.micro_batch = docs_per_step, micro_batch
+        self.docs_per_step, self.micro_batch, self.independent_turns = docs_per_step, micro_batch, independent_turns
         self._filler = self._find_filler() if equal else None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._ahead: tuple[int, Future[tuple[list[Batch], list[Fault]]]] | None = None
@@ -154,13 +156,13 @@ class Loader:
         """Stop working ahead."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def encode(self, number: int) -> Item | Fault:
-        """Return draw `number` ready to pack, or why it cannot be used."""
+    def encode(self, number: int) -> list[Item] | Fault:
+        """Return the documents of draw `number` ready to pack, or why it cannot be used."""
         sample_id = f"draw {number}"
         try:
             sample = self.draw(number)
             sample_id = sample.id
-            return self.processor.encode(sample)
+            return self.processor.encode_turns(sample) if self.independent_turns else [self.processor.encode(sample)]
         except (ValueError, OSError) as error:
             kind = "too long" if isinstance(error, TooLong) else "unreadable"
             return Fault(draw=number, sample_id=sample_id, reason=str(error), kind=kind)
@@ -175,7 +177,7 @@ class Loader:
         for start in range(0, count, self.micro_batch):
             outcomes = [self.encode(number) for number in numbers[start : start + self.micro_batch]]
             faults += [o for o in outcomes if isinstance(o, Fault)]
-            items = [o for o in outcomes if not isinstance(o, Fault)]
+            items = [item for o in outcomes if not isinstance(o, Fault) for item in o]
             if self._filler is not None and not any(item.patches for item in items):
                 items.append(self._filler)
             if items:
@@ -186,10 +188,10 @@ class Loader:
         """Return a document that teaches nothing but passes through every block, with an image if the data has any."""
         found: Item | None = None
         for number in range(SEARCH_FILLER):
-            item = self.encode(number)
-            if not isinstance(item, Fault) and (found is None or item.patches):
-                found = item
-                if item.patches:
+            items = self.encode(number)
+            if not isinstance(items, Fault) and (found is None or items[0].patches):
+                found = items[0]
+                if found.patches:
                     break
         if found is None:
             raise BadData(f"none of the first {SEARCH_FILLER} samples could be used: {self.encode(0)}")

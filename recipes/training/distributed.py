@@ -5,12 +5,13 @@ processes is the gradient of the global mean: one process, two processes and acc
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -105,6 +106,20 @@ def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) 
     finally:
         if grouped:
             dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """End the program with an exit status; the last line of a stage launched as a program.
+
+    Among several processes it ends at once, without tearing torch down: about one FSDP2 run over gloo in thirty aborts
+    there ("terminate called without an active exception", torch 2.13, also without any of our code), after all is
+    written, and torchrun would call the finished run a failure.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if num_launched() > 1:
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

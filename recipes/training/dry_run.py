@@ -100,7 +100,15 @@ def _first_batch(config: RunConfig, kit: Kit) -> tuple[Batch, SkippedSamples]:
     skipped = SkippedSamples(None)
     shown = min(config.train.docs_per_step, config.train.micro_batch)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    loader = Loader(mixture.draw, kit.processor, world=world, docs_per_step=shown, micro_batch=shown, skipped=skipped)
+    loader = Loader(
+        mixture.draw,
+        kit.processor,
+        world=world,
+        docs_per_step=shown,
+        micro_batch=shown,
+        skipped=skipped,
+        independent_turns=config.data.independent_turns,
+    )
     batches = loader.step(0, look_ahead=False)
     loader.close()
     if not batches:

@@ -168,4 +168,5 @@ def new_loader(run: Run, draw: Callable[[int], object], *, held_out: bool = Fals
         micro_batch=train.micro_batch,
         skipped=skipped,
         equal=run.config.parallel.shard,
+        independent_turns=run.config.data.independent_turns,
     )
