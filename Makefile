@@ -23,8 +23,9 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 quickstart: $(STAMP)
 	$(BIN)/medmo quickstart
 
+# Two workers of one thread each: two threads in each would wait for one another.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 native: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cmake ninja

@@ -63,7 +63,9 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
     return replace(sample, images=images, boxes=boxes)
 
 
-def random_square_window(size: tuple[int, int], rng: random.Random, lo: float = 0.55, hi: float = 1.1) -> Window:
+def random_square_window(
+    size: tuple[int, int], rng: random.Random, lo: float = 0.55, hi: float = 1.1, overhang: float = 0.0
+) -> Window:
     """Draw a square window, anywhere that lies inside the image or, where the window is larger, contains it.
 
     Units: pixels.
@@ -73,16 +75,18 @@ def random_square_window(size: tuple[int, int], rng: random.Random, lo: float = 
         rng: source of chance; three numbers are drawn.
         lo: smallest side, as a share of the image's shorter side.
         hi: largest; above 1 the window reaches beyond the image.
+        overhang: share of the side by which the window may reach further out, on any edge.
     """
     width, height = size
     side = max(1, round(min(width, height) * rng.uniform(lo, hi)))
-    x0, y0 = (_offset(length - side, rng) for length in (width, height))
+    x0, y0 = (_offset(length - side, round(overhang * side), rng) for length in (width, height))
     return x0, y0, x0 + side, y0 + side
 
 
-def _offset(slack: int, rng: random.Random) -> int:
-    """Draw a start from 0 to `slack`, or from `slack` to 0 where it is negative."""
-    return round(rng.random() * slack)
+def _offset(slack: int, overhang: int, rng: random.Random) -> int:
+    """Draw a start between 0 and `slack`, whichever is larger, or up to `overhang` further out on both ends."""
+    low, high = min(0, slack) - overhang, max(0, slack) + overhang
+    return low + round(rng.random() * (high - low))
 
 
 def random_square_crop(sample: Sample, rng: random.Random, lo: float = 0.55, hi: float = 1.1) -> Sample:

@@ -21,19 +21,22 @@ from .questions import Question, ask
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
 SPLITS = ("train", "test")
 SOURCE_WEIGHTS = {
-    "ct-abdomen": 0.55,
-    "ct-contrast": 0.80,
-    "mr-abdomen": 0.12,
-    "ct-aorta": 0.10,
-    "lesion": 0.10,
-    "nuclei": 0.04,
-    "fundus": 0.02,
+    "ct-abdomen": 0.76,
+    "ct-contrast": 0.88,
+    "mr-abdomen": 0.07,
+    "ct-aorta": 0.04,
+    "lesion": 0.08,
+    "nuclei": 0.02,
+    "fundus": 0.01,
     "mr-liver-overlay": 0.01,
     "ihc": 0.005,
     "phase-cell": 0.005,
 }
 NUM_SLOTS = 2000  # of the table that turns weights into repetitions
 MAX_ATTEMPTS = 12
+CROP_RATIOS = (0.55, 1.3)  # side of a crop over the shorter side of the image
+CROP_OVERHANG = 0.25  # of the crop's side that may hang over an edge: a constant place is a poor answer then
+MIN_TARGET_RATIO = 0.1  # of the crop's side; a box thinner than that is not asked for
 ABSENT_RATIO = 0.1  # of grounding questions that ask for what is not there
 MAX_ALL_BOXES = 6
 
@@ -147,7 +150,8 @@ class SampleTasks:
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
 
     def _draw_view(self, record: FactsRecord, rng: Random, only: str | None = None) -> View:
-        window = random_square_window((record.width, record.height), rng) if self.crops else None
+        size = (record.width, record.height)
+        window = random_square_window(size, rng, *CROP_RATIOS, CROP_OVERHANG) if self.crops else None
         return look(record, window, only)
 
 
@@ -192,7 +196,13 @@ def _single(view: View) -> list[Seen]:
         and len(view.with_name(s.name)) == 1
         and s.name != "nucleus"
         and (s.structure.parts == 1 or s.name == "vertebra")
+        and _thinnest(s) >= MIN_TARGET_RATIO * min(view.size)
     ]
+
+
+def _thinnest(seen: Seen) -> int:
+    x0, y0, x1, y1 = seen.xyxy_px
+    return min(x1 - x0, y1 - y0)
 
 
 def _ground(template: str, view: View, rng: Random) -> Draft | None:
