@@ -65,8 +65,8 @@ class Batch:
             floating rows are already normalised. Width is 3 * p * p [C, p, p] for stills and
             3 * temporal_patch_size * p * p [C, T, p, p] for frame pairs; a batch that mixes both repeats its stills.
         image_grid_thw: per encoder name (I, 3) int64 grids in patches, in order of appearance in `input_ids`.
-        image_index: (J,) int64, which image of `image_grid_thw` each image of the text is; None: each in turn. Documents
-            about one image name it again and again, and it is encoded once.
+        image_index: (J,) int64, which image of `image_grid_thw` each image of the text is; None: each in turn. So an
+            image that many documents are about is encoded once.
         sample_ids: one name per document, for error messages and for sampling seeds; may be empty.
     """
 

@@ -72,7 +72,7 @@ def pack(items: Sequence[Item]) -> Batch:
 
 def _distinct(seeing: Sequence[Item]) -> tuple[list[Item], Tensor | None]:
     """Return one item per set of images, and which of their images each document shows, where any is shown twice."""
-    first: dict[tuple[int, ...], tuple[int, int]] = {}  # identity of the arrays -> number of the first image, and how many
+    first: dict[tuple[int, ...], tuple[int, int]] = {}  # identity of the arrays -> their first image, and how many
     kept: list[Item] = []
     shown: list[int] = []
     num_images = 0

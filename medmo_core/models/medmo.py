@@ -23,7 +23,6 @@ from ..modules.projector import Projector
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
 from .generation import Generation, generate
 
-
 INIT_GAIN = 0.7
 
 
