@@ -11,7 +11,6 @@ The stages' budgets are steps in the `tiny_*` configs, so that one seed gives on
 """
 
 import argparse
-import importlib
 import json
 import time
 from collections.abc import Sequence
@@ -26,9 +25,11 @@ from .configs import CONFIGS
 from .evaluate import Evaluation, evaluate_embedded
 from .training.build import Kit, load_kit
 from .training.config import ConfigError, RunConfig
+from .training.distributed import torchrun
 from .training.inference import load_for_inference
 from .training.sharpening import TEMPERATURES, sampled_box_reward
 
+NUM_PROCESSES = 2  # the same on every machine, so that one seed gives one result
 STAGES = ("align", "instruct", "reinforce")
 SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
@@ -95,7 +96,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
     for stage, config in configs.items():
         say(f"\n{stage}: {config.train.steps} steps")
         with timed(outcome, stage):
-            importlib.import_module(f"medmo_recipes.{stage}").run(config)
+            launch_stage(stage, size, config)
         with timed(outcome, f"evaluate {stage}"):
             kit = load_for_inference(out / stage / "final", device="cpu")
             measure(outcome, stage, kit, size)
@@ -121,6 +122,21 @@ def stage_configs(out: Path, size: str, seed: int) -> dict[str, RunConfig]:
             config = config.change(model={"init": str(out / STAGES[index - 1] / "final")})
         configs[stage] = config
     return configs
+
+
+def launch_stage(stage: str, size: str, config: RunConfig) -> None:
+    """Run a stage under torchrun, as a user would.
+
+    Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait.
+
+    Raises:
+        RuntimeError: the stage failed; it has said why.
+    """
+    words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
+    words += ["train.num_threads=1", f"train.out_dir={config.train.out_dir}", f"train.seed={config.train.seed}"]
+    status = torchrun(f"medmo_recipes.{stage}", words, num_processes=NUM_PROCESSES)
+    if status:
+        raise RuntimeError(f"{stage} ended with status {status}; its own message stands above")
 
 
 def measure(outcome: Outcome, name: str, kit: Kit, size: str) -> None:

@@ -37,6 +37,7 @@ MAX_ATTEMPTS = 12
 CROP_RATIOS = (0.55, 1.3)  # side of a crop over the shorter side of the image
 CROP_OVERHANG = 0.25  # of the crop's side that may hang over an edge: a constant place is a poor answer then
 MIN_TARGET_RATIO = 0.1  # of the crop's side; a box thinner than that is not asked for
+MIN_TARGET_SHARE = 0.9  # cut boxes pile up at the edges, and a model that is unsure would answer "at the edge"
 ABSENT_RATIO = 0.1  # of grounding questions that ask for what is not there
 MAX_ALL_BOXES = 6
 
@@ -196,6 +197,7 @@ def _single(view: View) -> list[Seen]:
         and len(view.with_name(s.name)) == 1
         and s.name != "nucleus"
         and (s.structure.parts == 1 or s.name == "vertebra")
+        and s.share >= MIN_TARGET_SHARE
         and _thinnest(s) >= MIN_TARGET_RATIO * min(view.size)
     ]
 

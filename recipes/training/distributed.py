@@ -5,9 +5,10 @@ processes is the gradient of the global mean: one process, two processes and acc
 """
 
 import os
+import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -106,6 +107,20 @@ def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) 
     finally:
         if grouped:
             dist.destroy_process_group()
+
+
+def torchrun(module: str, words: Sequence[str], *, num_processes: int) -> int:
+    """Run a module under torchrun on this machine and wait for it; returns its exit status.
+
+    Args:
+        module: dotted name.
+        words: its command line.
+        num_processes: processes, of one thread each.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    # Said here, since torchrun warns when nobody says how many threads a process may use.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, "-m", module, *words], env=environment, check=False).returncode
 
 
 def leave(status: int) -> NoReturn:

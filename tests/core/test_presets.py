@@ -105,5 +105,21 @@ def test_weights_follow_the_seed_and_norms_start_at_one() -> None:
             assert torch.equal(a, torch.ones_like(a)), name
         elif name.endswith("bias"):
             assert not a.any(), name
-        elif a.numel() > 1000:
+        elif name.endswith("embed_tokens.weight"):
             assert abs(a.std().item() - 0.1) < 0.01, name
+        elif a.numel() > 1000 and "pos_embed" not in name:
+            expected = 0.7 * a[0].numel() ** -0.5  # by fan-in
+            assert abs(a.std().item() / expected - 1) < 0.1, name
+
+
+def test_a_new_position_table_tells_rows_from_columns() -> None:
+    table = MedMO.from_config("tiny").model.visual.pos_embed.weight
+    grid = table.detach().view(16, 16, -1)
+    half = grid.shape[-1] // 2
+    assert torch.equal(grid[3, :, :half], grid[3, :1, :half].expand(16, half))  # a row's waves do not see its columns
+    assert torch.equal(grid[:, 5, half:], grid[:1, 5, half:].expand(16, half))
+    distances = torch.cdist(table, table) + 10 * torch.eye(256)
+    assert distances.min() > 0.3
+    nearest = distances.argmin(dim=1)
+    steps = (nearest // 16 - torch.arange(256) // 16).abs() + (nearest % 16 - torch.arange(256) % 16).abs()
+    assert steps.max() == 1  # what looks most alike lies next to it
