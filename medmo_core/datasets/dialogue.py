@@ -16,7 +16,7 @@ from .questions import ask
 from .sample import Draft, SampleTasks, bind, box_annotations, draft_of, forms_of, from_question
 
 NUM_TURNS = 4
-TURN_WEIGHTS = {"grounding": 0.6, "vqa": 0.25, "caption": 0.05, "report": 0.05, "retrieval": 0.05}
+TURN_WEIGHTS = {"grounding": 0.7, "vqa": 0.2, "caption": 0.03, "report": 0.04, "retrieval": 0.03}
 
 
 class Dialogues:

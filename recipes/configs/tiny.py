@@ -32,11 +32,11 @@ def tiny_instruct() -> RunConfig:
         data={
             "sources": {
                 "sample:dialogue": 6.0,
-                "sample:grounding": 1.0,
+                "sample:grounding": 3.0,
                 "sample:vqa": 1.0,
-                "sample:caption": 0.5,
-                "sample:report": 0.5,
-                "sample:retrieval": 1.0,
+                "sample:caption": 0.3,
+                "sample:report": 0.4,
+                "sample:retrieval": 0.3,
             },
             "independent_turns": True,
         },
