@@ -20,12 +20,15 @@ def tiny_align() -> RunConfig:
         model=Model(init="tiny", profile="qwen3_vl_tens"),
         data=Data(sources={"sample:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024, crops=True),
         optim=Optim(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.01),
-        train=Train(steps=60, docs_per_step=32, micro_batch=32, save_every=60, out_dir="runs/tiny_align"),
+        train=Train(steps=60, docs_per_step=12, micro_batch=12, save_every=60, out_dir="runs/tiny_align"),
     )
 
 
 def tiny_instruct() -> RunConfig:
-    """Train on all tasks, mostly boxes, under random crops: without them a constant box is a strong answer."""
+    """Train on all tasks, mostly boxes, under random crops: without them a constant box is a strong answer.
+
+    Many small steps: at the same number of images a few documents a step taught far more than 32.
+    """
     return tiny_align().change(
         stage="instruct",
         name="tiny_instruct",
@@ -40,7 +43,13 @@ def tiny_instruct() -> RunConfig:
             },
             "independent_turns": True,
         },
-        train={"steps": 600, "save_every": 200, "out_dir": "runs/tiny_instruct"},
+        train={
+            "steps": 2200,
+            "docs_per_step": 8,
+            "micro_batch": 8,
+            "save_every": 1100,
+            "out_dir": "runs/tiny_instruct",
+        },
     )
 
 
@@ -51,7 +60,7 @@ def tiny_reinforce() -> RunConfig:
         name="tiny_reinforce",
         data={"sources": {"sample:grounding": 8.0, "sample:vqa": 1.0, "sample:report": 1.0}},
         optim={"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant"},
-        train={"steps": 160, "docs_per_step": 8, "micro_batch": 64, "save_every": 80, "out_dir": "runs/tiny_reinforce"},
+        train={"steps": 120, "docs_per_step": 8, "micro_batch": 64, "save_every": 120, "out_dir": "runs/tiny_reinforce"},
         rollout=Rollout(num_generations=8, max_new_tokens=48),
         rewards=Rewards(weights={"box": 1.0, "answer": 1.0, "factuality": 1.0, "format": 0.2}),
     )
