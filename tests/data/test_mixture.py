@@ -200,6 +200,18 @@ def test_windows_reach_every_side_and_both_sizes() -> None:
     assert any(w[2] >= 100 for w in windows)
 
 
+def test_an_overhanging_window_leaves_the_image_on_every_edge_by_that_share_at_most() -> None:
+    windows = [random_square_window((100, 80), random.Random(i), overhang=0.25) for i in range(400)]
+    reach = {"left": 0.0, "top": 0.0, "right": 0.0, "bottom": 0.0}
+    for x0, y0, x1, y1 in windows:
+        side = x1 - x0
+        if side <= 80:
+            out = {"left": -x0, "top": -y0, "right": x1 - 100, "bottom": y1 - 80}
+            assert max(out.values()) <= 0.25 * side + 1
+            reach = {edge: max(reach[edge], out[edge] / side) for edge in reach}
+    assert min(reach.values()) > 0.15
+
+
 def test_an_image_of_unknown_size_cannot_be_cropped() -> None:
     blind = Sample("s", "grounding", (ImageRef("a.png"),))
     with pytest.raises(ValueError, match=r"s: the size of a\.png must be known to crop it"):
