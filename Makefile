@@ -1,12 +1,15 @@
 # Two commands start from a machine that has only Python 3.11+ and make:
 #   make quickstart    three stages, evaluation and a report on embedded real images
 #   make test          the whole test suite
+# For those who change kernels (no GPU needed):
+#   make kernels         compile every shipped kernel for sm_80, sm_90 and sm_100, rewrite the tables in kernels/README.md
+#   make kernels-oldest  the same compilation under the oldest supported Triton
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install quickstart test native lint clean
+.PHONY: install quickstart test native kernels kernels-oldest lint clean
 
 install: $(STAMP)
 
@@ -31,6 +34,16 @@ native: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cmake ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps --force-reinstall -e .
 	$(BIN)/python -c 'from medmo_kernels import runtime; print("native part:", runtime.native_status())'
+
+kernels: $(STAMP)
+	mkdir -p build
+	$(BIN)/python tools/compile_kernels.py --json build/compiled.json
+	$(BIN)/python tools/kernel_tables.py build/compiled.json --write
+
+OLDEST_TRITON := build/triton-3.6
+kernels-oldest: $(STAMP)
+	test -d $(OLDEST_TRITON) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST_TRITON) triton==3.6.0
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python tools/compile_kernels.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,6 +22,11 @@ EXTRAS["test"] = sorted(
         *EXTRAS["medical"],
         *EXTRAS["demo"],
         *EXTRAS["bench"],
+        # The CPU build of torch brings no Triton; kernels are tested in its interpreter and compiled ahead of time.
+        "triton>=3.6",
+        "liger-kernel>=0.8",
+        "cmake>=3.25",
+        "ninja>=1.11",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
@@ -51,7 +56,7 @@ setup(
     ],
     package_data={
         "medmo_core": ["py.typed", "data/tokenizer/*.json", "datasets/sample/*", "datasets/sample/*/*"],
-        "medmo_kernels": ["py.typed", "*.so"],
+        "medmo_kernels": ["py.typed", "*.so", "*/table.json"],
         "medmo_recipes": ["*.html.j2"],
     },
     install_requires=["torch>=2.11", "numpy>=2.0", "safetensors>=0.5", "einops>=0.8", "pillow>=11", "tokenizers>=0.21"],

@@ -1,11 +1,13 @@
-"""What a room tells the tests and the benchmark about its op."""
+"""What a room tells the tests, the compiler gate and the benchmark about its op."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .runtime import Choice
 
 Arguments = dict[str, Any]
 """Keyword arguments of an op, tensors among them."""
@@ -24,6 +26,24 @@ class Tolerance:
     factor: float = 2.0
 
 
+@dataclass(frozen=True)
+class Gate:
+    """What a compiled kernel must keep to.
+
+    Attributes:
+        hgmma: on Hopper its matrix products must be warp-group instructions.
+        max_stack: most bytes of stack per thread. 0 for every forward; a recorded ceiling that may not grow elsewhere.
+    """
+
+    hgmma: bool = False
+    max_stack: int = 0
+
+
+def no_gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
+    """Return the gate of kernels without matrix products: no stack."""
+    return Gate()
+
+
 def uncounted(arguments: Arguments) -> float:
     """Return 0 FLOPs: for ops whose work nobody counts."""
     return 0.0
@@ -36,7 +56,7 @@ def tensor_bytes(arguments: Arguments) -> float:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """Describe one op: the walker tests it and the benchmark times it from this alone.
+    """Describe one op: the walkers test it, the compiler gate compiles it and the benchmark times it from this alone.
 
     Args:
         name: public name; the room's folder, or a second op of that room.
@@ -48,11 +68,16 @@ class OpSpec:
         tolerance: by dtype.
         differentiable: names of the arguments that receive gradients.
         exact: indices of outputs that must equal the reference's exactly (counts, choices).
+        faults: wrong versions of the op by name, each of which the walker must catch (a wrong mask, a dropped term).
         op: the registered op, for torch's own checks; None: a composition of torch ops.
         op_arguments: turns the public arguments into those of the registered op.
         outputs: turns a result into comparable tensors, for results that may differ and still be right.
-        num_bytes: bytes that must move for these arguments.
-        num_flops: floating-point operations for these arguments.
+        kernel_sizes: sizes for the Triton code in the interpreter, tiny; empty where the op has no kernel.
+        compile_sizes: by name, (size, dtype) of real models: what is compiled ahead of time, backward included.
+        gate: (kernel's name, its compile-time constants) -> what the compiled kernel must keep to.
+        choices: (device) -> which back end serves which class of shapes, for the doctor.
+        num_bytes: bytes that must move for these arguments, forward.
+        num_flops: floating-point operations for these arguments, forward.
     """
 
     name: str
@@ -64,10 +89,15 @@ class OpSpec:
     tolerance: dict[torch.dtype, Tolerance]
     differentiable: Sequence[str] = ()
     exact: Sequence[int] = ()
+    faults: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     op: Any = None
     op_arguments: Callable[[Arguments], Arguments] = field(default=lambda arguments: arguments)
     outputs: Callable[[Arguments, Any], Sequence[Tensor]] = field(
         default=lambda arguments, result: [result] if isinstance(result, Tensor) else list(result)
     )
+    kernel_sizes: dict[str, Any] = field(default_factory=dict)
+    compile_sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
+    gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
+    choices: Callable[[torch.device], Mapping[str, Choice]] | None = None
     num_bytes: Callable[[Arguments], float] = tensor_bytes
     num_flops: Callable[[Arguments], float] = uncounted

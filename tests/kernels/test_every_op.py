@@ -1,8 +1,11 @@
-"""One walk over every room: values and gradients against the float64 reference, torch's own checks, files and names."""
+"""One walk over every room: values and gradients against the float64 reference, torch's own checks, files and names.
+
+Then the same for the Triton code itself: on the chip where there is one, else in Triton's interpreter.
+"""
 
 import ast
 import importlib
-from collections.abc import Callable
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,74 +14,37 @@ import torch
 from torch import Tensor
 
 import medmo_kernels
-from medmo_kernels.spec import Arguments, OpSpec, Tolerance
+from medmo_kernels import runtime, verify
+from medmo_kernels.spec import OpSpec, Tolerance
 
 ROOMS_ROOT = Path(medmo_kernels.__file__).parent
 ROOMS = sorted(path.parent.name for path in ROOMS_ROOT.glob("*/op.py"))
 SPECS: list[OpSpec] = [
     spec for room in ROOMS for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS
 ]
+KERNEL_SPECS = [spec for spec in SPECS if spec.kernel_sizes]
+# bf16 products are wrong in Triton's interpreter (it multiplies bit patterns): bf16 is for the chip.
+ON_CHIP = torch.cuda.is_available()
+DEVICE = "cuda" if ON_CHIP else "cpu"
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_CHIP else (torch.float32, torch.float16)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 CASES = [
-    pytest.param(spec, size, dtype, id=f"{spec.name}-{size}-{str(dtype).removeprefix('torch.')}")
+    pytest.param(spec, size, dtype, id=f"{spec.name}-{size}-{name_of(dtype)}")
     for spec in SPECS
     for size in spec.sizes
     for dtype in spec.tolerance
 ]
-SEED = 0
-
-
-def make(spec: OpSpec, size: str, dtype: torch.dtype) -> Arguments:
-    return spec.make(spec.sizes[size], torch.Generator().manual_seed(SEED), dtype)
-
-
-def widened(arguments: Arguments) -> Arguments:
-    """The same numbers in float64."""
-    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
-
-
-def run(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, and the gradients of their weighted sum."""
-    leaves = {k: v.detach().clone().requires_grad_(k in spec.differentiable) if isinstance(v, Tensor) else v
-              for k, v in arguments.items()}  # fmt: skip
-    outputs = list(spec.outputs(leaves, function(**leaves)))
-    if not spec.differentiable:
-        return outputs, []
-    generator = torch.Generator().manual_seed(SEED + 1)
-    total = torch.zeros((), dtype=torch.float64)
-    for output in outputs:
-        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        total = total + (output.double() * weights).sum()
-    gradients = torch.autograd.grad(total, [leaves[name] for name in spec.differentiable])
-    return [output.detach() for output in outputs], list(gradients)
-
-
-def assert_close(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance, what: str) -> None:
-    assert got.shape == truth.shape, what
-    if truth.numel() == 0:
-        return
-    error, allowed = ((t.double() - truth.double()).abs().max().item() for t in (got, plain))
-    bound = tolerance.factor * allowed + tolerance.eps * max(1.0, truth.abs().max().item())
-    assert error <= bound, f"{what}: off by {error:.3g}, at most {bound:.3g}: {tolerance.reason}"
-
-
-def check(spec: OpSpec, function: Callable[..., Any], arguments: Arguments, tolerance: Tolerance) -> None:
-    """Compare a function with the reference in float64 and in its own precision."""
-    outputs, gradients = run(spec, function, arguments)
-    plain_outputs, plain_gradients = run(spec, spec.reference, arguments)
-    true_outputs, true_gradients = run(spec, spec.reference, widened(arguments))
-    for index, triple in enumerate(zip(outputs, plain_outputs, true_outputs, strict=True)):
-        if index in spec.exact:
-            assert torch.equal(triple[0], triple[2]), f"output {index}"
-        else:
-            assert_close(*triple, tolerance, f"output {index}")
-    for name, *triple in zip(spec.differentiable, gradients, plain_gradients, true_gradients, strict=True):
-        assert triple[0].dtype == arguments[name].dtype
-        assert_close(*triple, tolerance, f"gradient of {name}")
 
 
 @pytest.mark.parametrize(("spec", "size", "dtype"), CASES)
 def test_values_and_gradients(spec: OpSpec, size: str, dtype: torch.dtype) -> None:
-    check(spec, spec.function, make(spec, size, dtype), spec.tolerance[dtype])
+    with verify.poisoned():
+        verify.check(spec, verify.arguments_of(spec, spec.sizes[size], dtype))
 
 
 REGISTERED = [pytest.param(s, size, id=f"{s.name}-{size}") for s in SPECS if s.op is not None for size in s.sizes]
@@ -87,52 +53,130 @@ REGISTERED = [pytest.param(s, size, id=f"{s.name}-{size}") for s in SPECS if s.o
 @pytest.mark.parametrize(("spec", "size"), REGISTERED)
 def test_torch_accepts_the_registration(spec: OpSpec, size: str) -> None:
     """Schema, fake tensors, autograd registration and tracing with dynamic shapes."""
-    arguments = spec.op_arguments(make(spec, size, torch.float32))
+    arguments = verify.arguments_of(spec, spec.sizes[size], torch.float32)
     for name in spec.differentiable:
-        arguments[name].requires_grad_()
-    torch.library.opcheck(spec.op, tuple(arguments.values()))
+        if isinstance(arguments[name], Tensor):
+            arguments[name].requires_grad_()
+    torch.library.opcheck(spec.op, tuple(spec.op_arguments(arguments).values()))
 
 
 @pytest.mark.parametrize(("spec", "size", "dtype"), CASES)
 def test_runs_are_equal_bit_for_bit(spec: OpSpec, size: str, dtype: torch.dtype) -> None:
-    first, second = (run(spec, spec.function, make(spec, size, dtype)) for _ in range(2))
+    arguments = verify.arguments_of(spec, spec.sizes[size], dtype)
+    first, second = (verify.run(spec, spec.function, arguments) for _ in range(2))
     for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s.differentiable], ids=lambda s: s.name)
-def test_the_walk_catches_faults(spec: OpSpec) -> None:
-    """A last element that is not written and a gradient term that is dropped must not pass."""
-    size = list(spec.sizes)[2]
-    arguments = make(spec, size, torch.float64)
+def faults_of(spec: OpSpec) -> dict[str, Any]:
+    """Wrong versions of an op: those the room names, and the two that every differentiable op can have."""
 
-    def unwritten(**kwargs: Any) -> Tensor:
-        out = spec.function(**kwargs)
-        return torch.cat([out.flatten()[:-1], out.flatten()[-1:] * float("nan")]).view_as(out)
+    def unwritten(**kwargs: Any) -> Any:
+        result = spec.function(**kwargs)
+        out = result if isinstance(result, Tensor) else result[0]
+        holed = torch.cat([out.flatten()[:-1], out.flatten()[-1:] * float("nan")]).view_as(out)
+        return holed if isinstance(result, Tensor) else (holed, *result[1:])
 
-    def cut(**kwargs: Any) -> Tensor:
-        first = spec.differentiable[0]
-        return spec.function(**{**kwargs, first: kwargs[first].detach() + 0 * kwargs[first]})
+    def cut(name: str) -> Any:
+        return lambda **kwargs: spec.function(**{**kwargs, name: kwargs[name].detach() + 0 * kwargs[name]})
 
-    for fault in (unwritten, cut):
-        with pytest.raises((AssertionError, ValueError)):
-            check(spec, fault, arguments, spec.tolerance[torch.float64])
+    faults = dict(spec.faults)
+    if spec.differentiable:
+        faults["last element unwritten"] = unwritten
+        faults |= {f"gradient of {name} dropped": cut(name) for name in spec.differentiable}
+    return faults
+
+
+FAULTS = [pytest.param(s, fault, id=f"{s.name}-{fault}") for s in SPECS for fault in faults_of(s)]
+
+
+@pytest.mark.parametrize(("spec", "fault"), FAULTS)
+def test_the_walk_catches_faults(spec: OpSpec, fault: str) -> None:
+    """Each fault must show at one size at least."""
+    dtype = next(dtype for dtype in (torch.float64, torch.float32) if dtype in spec.tolerance)
+    for size in spec.sizes.values():
+        arguments = verify.arguments_of(spec, size, dtype)
+        if any(arguments[name] is None for name in spec.differentiable):
+            continue
+        try:
+            verify.check(spec, arguments, faults_of(spec)[fault])
+        except (AssertionError, ValueError):
+            return
+    pytest.fail(f"{spec.name}: {fault!r} passes at every size")
+
+
+def test_every_room_plants_faults() -> None:
+    bare = [room for room in ROOMS if not any(faults_of(s) for s in SPECS if s.name == room)]
+    assert bare == []
+
+
+# --- the Triton code -------------------------------------------------------------------------------------------------
+
+KERNEL_CASES = [
+    pytest.param(spec, size, dtype, id=f"{spec.name}-{size}-{name_of(dtype)}")
+    for spec in KERNEL_SPECS
+    for size in (spec.kernel_sizes | (spec.sizes if ON_CHIP else {}))
+    for dtype in KERNEL_DTYPES
+    if dtype in spec.tolerance
+]
+
+
+@pytest.fixture
+def triton_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every op runs its Triton kernels."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    monkeypatch.setenv(runtime.SWITCH, "triton")
+
+
+@pytest.mark.usefixtures("triton_mode")
+@pytest.mark.parametrize(("spec", "size", "dtype"), KERNEL_CASES)
+def test_kernels_values_and_gradients(spec: OpSpec, size: str, dtype: torch.dtype) -> None:
+    """The real kernels, all memory filled with NaN before they write it."""
+    arguments = verify.arguments_of(spec, (spec.sizes | spec.kernel_sizes)[size], dtype, DEVICE)
+    with verify.poisoned():
+        verify.check(spec, arguments)
+
+
+@pytest.mark.usefixtures("triton_mode")
+@pytest.mark.parametrize("spec", KERNEL_SPECS, ids=lambda spec: spec.name)
+def test_kernels_run_at_all(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk above must not have compared the reference with itself: without Triton's compiler the op breaks."""
+    module = importlib.import_module(f"medmo_kernels.{spec.function.__module__.split('.')[1]}.triton_kernel")
+    kernels = [name for name, value in vars(module).items() if type(value).__name__ in KERNEL_TYPES]
+    assert kernels, "triton_kernel.py holds no kernel"
+    for name in kernels:
+        monkeypatch.setattr(module, name, None)
+    size = list(spec.kernel_sizes.values())[-1]
+    with pytest.raises((TypeError, AttributeError)):
+        verify.run(spec, spec.function, verify.arguments_of(spec, size, torch.float32, DEVICE))
+
+
+KERNEL_TYPES = ("InterpretedFunction", "JITFunction")
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_is_complete(room: str) -> None:
     folder = ROOMS_ROOT / room
-    for name in ("__init__", "reference", "op", "cases"):
+    for name in ("__init__", "reference", "triton_kernel", "op", "cases"):
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), f"{room}/{name}.py has no docstring"
     package = importlib.import_module(f"medmo_kernels.{room}")
     assert callable(getattr(package, room)), "the op bears the room's name"
     assert getattr(package, room).__doc__
-    assert {spec.name for spec in SPECS if spec.name == room}, "cases.py describes the op"
+    (spec,) = (spec for spec in SPECS if spec.name == room)
+    assert spec.kernel_sizes and spec.compile_sizes and spec.choices, "cases.py describes the kernels"
 
 
 def test_a_nan_error_is_not_within_bounds() -> None:
     """The comparison itself must not let NaN through."""
     nan, one = torch.tensor([float("nan")]), torch.ones(1)
-    with pytest.raises(AssertionError):
-        assert_close(nan, one, one, Tolerance(1.0, "any"), "nan")
+    assert not verify.distance(nan, one, one, Tolerance(1.0, "any"), "nan").ok
+
+
+def test_inputs_lie_between_nan() -> None:
+    tensor = torch.randn(3, 4)
+    inside = verify.surrounded(tensor)
+    assert torch.equal(inside, tensor) and inside.is_contiguous() and inside.data_ptr() % 64 == 0
+    beyond = torch.as_strided(inside, (1,), (1,), inside.storage_offset() + inside.numel())
+    assert beyond.isnan().all()

@@ -1,0 +1,251 @@
+"""Compile every shipped Triton kernel ahead of time, with no GPU, and hold the result to its gate.
+
+    python tools/compile_kernels.py                # all rooms, for sm_80, sm_90 and sm_100; exit status 1 on a fault
+    python tools/compile_kernels.py --rooms giou   # one room
+
+Each op runs at its `compile_sizes` (backward included) with launches intercepted: nothing is executed, every kernel is
+compiled exactly as its launcher would launch it on such a device. The cubin tells registers, stack, shared memory and
+matrix instructions. `make kernels-oldest` does the same under the oldest supported Triton.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["MEDMO_KERNELS"] = "triton"
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+import medmo_kernels  # noqa: E402
+from medmo_kernels import runtime  # noqa: E402
+from medmo_kernels.spec import OpSpec  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+CAPABILITIES = (80, 90, 100)
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+"""Bytes of shared memory that one block may have, by capability."""
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+@dataclass
+class Record:
+    """One kernel as compiled for one device."""
+
+    op: str
+    size: str
+    kernel: str
+    constants: dict[str, Any]
+    capability: int
+    num_warps: int
+    num_stages: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    hgmma: int
+    seconds: float
+    faults: list[str]
+
+
+def specs() -> Iterator[OpSpec]:
+    """Yield the specs of every room that has kernels."""
+    for path in sorted(Path(medmo_kernels.__path__[0]).glob("*/triton_kernel.py")):
+        yield from importlib.import_module(f"medmo_kernels.{path.parent.name}.cases").SPECS
+
+
+class PretendedDriver:
+    """Stands where Triton asks for the device at hand. The number of the device is its capability."""
+
+    capability = 90
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+        return divmod(self.capability, 10)
+
+
+def launches(spec: OpSpec, size: str, capability: int) -> list[tuple[JITFunction, Any, dict[str, Any], float]]:
+    """Run an op forward and backward and return what it would have launched: kernel, compiled form, constants."""
+    found: dict[str, tuple[JITFunction, Any, dict[str, Any], float]] = {}
+    plain_run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        started = time.perf_counter()
+        compiled = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
+        if hasattr(compiled, "result"):
+            compiled = compiled.result()
+        names = [parameter.name for parameter in self.params]
+        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        constants = {p.name: bound.get(p.name, p.default) for p in self.params if p.is_constexpr}
+        # A compiled kernel's hash covers source, specialisation and options.
+        found.setdefault(compiled.hash, (self, compiled, constants, time.perf_counter() - started))
+
+    driver = PretendedDriver()
+    driver.capability = capability
+    triton.runtime.driver.set_active(driver)
+    runtime.DEFAULT_CAPABILITY = capability
+    JITFunction.run = compile_only
+    try:
+        what, dtype = spec.compile_sizes[size]
+        arguments = spec.make(what, torch.Generator().manual_seed(0), dtype)
+        for name in spec.differentiable:
+            if arguments.get(name) is not None:
+                arguments[name].requires_grad_()
+        result = spec.function(**arguments)
+        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+        learned = [out for out in outputs if isinstance(out, torch.Tensor) and out.requires_grad]
+        if learned:
+            torch.autograd.backward(learned, [torch.ones_like(out) for out in learned])
+    finally:
+        JITFunction.run = plain_run
+    return list(found.values())
+
+
+def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
+    """Compile what an op launches at one size for one device, and read the cubins."""
+    records = []
+    for kernel, compiled, constants, seconds in launches(spec, size, capability):
+        registers, stack, spills, hgmma = read_cubin(compiled.asm["cubin"])
+        name = kernel.fn.__name__
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in constants.items()}
+        meta = compiled.metadata
+        record = Record(spec.name, size, name, plain, capability, meta.num_warps, meta.num_stages, registers,
+                        stack, spills, meta.shared, hgmma, round(seconds, 2), [])  # fmt: skip
+        gate = spec.gate(name, constants)
+        if stack > gate.max_stack or (spills and not gate.max_stack):
+            record.faults.append(f"{stack} bytes of stack and {spills} spills, at most {gate.max_stack} bytes allowed")
+        if meta.shared > SHARED_LIMIT[capability]:
+            record.faults.append(f"{meta.shared} bytes of shared memory, the device has {SHARED_LIMIT[capability]}")
+        if gate.hgmma and capability == 90 and not hgmma:
+            record.faults.append("no HGMMA instruction")
+        records.append(record)
+    if not records:
+        raise RuntimeError(f"{spec.name}, size {size!r}: nothing was launched")
+    return records
+
+
+def read_cubin(cubin: bytes) -> tuple[int, int, int, int]:
+    """Return registers, bytes of stack, spill instructions and warp-group matrix instructions of a compiled kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
+        sass = subprocess.run([TOOLS / "cuobjdump", "-sass", path], capture_output=True, text=True, check=True)
+    both = usage.stdout + usage.stderr
+    found = re.search(r"REG:(\d+) STACK:(\d+)", both)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told no registers:\n{both}")
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", sass.stdout))
+    return int(found[1]), int(found[2]), spills, len(re.findall(r"\bHGMMA\b", sass.stdout))
+
+
+class ReadRows:
+    """Stands for `runtime.table_row` and notes which rows of the shipped tables the launchers read."""
+
+    def __init__(self) -> None:
+        self.look_up = runtime.table_row
+        self.rows: set[str] = set()
+
+    def __call__(self, room: str, device_capability: int, **key: Any) -> Any:
+        row = self.look_up(room, device_capability, **key)
+        self.rows.add(row_name(room, row))
+        return row
+
+
+def row_name(room: str, row: Any) -> str:
+    """Return a row of a room's table as one line of text."""
+    return f"{room}: {json.dumps(dict(row), sort_keys=True)}"
+
+
+def unused_rows(used: set[str], capabilities: Sequence[int]) -> list[str]:
+    """Return the rows of launch configurations that nothing was compiled with."""
+    rooms = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob(f"*/{runtime.TABLE}"))
+    shipped = [row_name(room, row) for room in rooms for row in runtime.table(room)["rows"]
+               if "num_warps" in row and row["capability"] in capabilities]  # fmt: skip
+    return [name for name in shipped if name not in used]
+
+
+def compile_one(task: tuple[str, str, int]) -> tuple[list[Record], set[str]]:
+    """Compile one (op, size, capability); runs in a worker process. Also returns the table rows that were read."""
+    torch.set_num_threads(1)
+    name, size, capability = task
+    spec = next(spec for spec in specs() if spec.name == name)
+    reader = ReadRows()
+    runtime.table_row = reader  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return inspect(spec, size, capability), reader.rows
+    finally:
+        runtime.table_row = reader.look_up
+
+
+def compile_all(rooms: Sequence[str], capabilities: Sequence[int], jobs: int) -> tuple[list[Record], set[str]]:
+    """Compile the named rooms (all of them where none is named), telling progress; also return the rows read."""
+    tasks = [
+        (spec.name, size, capability)
+        for spec in specs()
+        if not rooms or spec.name in rooms or spec.function.__module__.split(".")[1] in rooms
+        for size in spec.compile_sizes
+        for capability in capabilities
+    ]
+    if not tasks:
+        raise SystemExit(f"no room with kernels is called {', '.join(rooms)}")
+    records: list[Record] = []
+    used: set[str] = set()
+    with ProcessPoolExecutor(jobs) as pool:
+        for (name, size, capability), (found, rows) in zip(tasks, pool.map(compile_one, tasks), strict=True):
+            records += found
+            used |= rows
+            for r in found:
+                verdict = "; ".join(r.faults) or "ok"
+                print(f"{name} | {size} | sm_{capability} | {r.kernel}: {r.registers} registers, {r.stack} B stack, "
+                      f"{r.shared} B shared, {r.hgmma} HGMMA, {r.seconds} s: {verdict}", flush=True)  # fmt: skip
+    return records, used
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile, print, and return 1 where a kernel breaks its gate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rooms", nargs="*", default=[], help="rooms or ops; default: all")
+    parser.add_argument("--capabilities", nargs="*", type=int, default=list(CAPABILITIES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="write the records here")
+    arguments = parser.parse_args(argv)
+    started = time.perf_counter()
+    records, used = compile_all(arguments.rooms, arguments.capabilities, arguments.jobs)
+    unused = [] if arguments.rooms else unused_rows(used, arguments.capabilities)
+    for name in unused:
+        print(f"never compiled: {name}")
+    if arguments.json:
+        listed = [asdict(record) for record in records]
+        found = {"triton": triton.__version__, "records": listed, "unused_rows": unused}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    faults = [record for record in records if record.faults]
+    print(f"triton {triton.__version__}: {len(records)} kernels in {time.perf_counter() - started:.0f} s, "
+          f"{len(faults)} break their gate")  # fmt: skip
+    return 1 if faults or unused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
