@@ -76,6 +76,7 @@ class OpSpec:
         compile_sizes: by name, (size, dtype) of real models: what is compiled ahead of time, backward included.
         gate: (kernel's name, its compile-time constants) -> what the compiled kernel must keep to.
         choices: (device) -> which back end serves which class of shapes, for the doctor.
+        slow_reference: the reference is a loop in Python: the benchmark does not time it and compares at `sizes` only.
         num_bytes: bytes that must move for these arguments, forward.
         num_flops: floating-point operations for these arguments, forward.
     """
@@ -99,5 +100,6 @@ class OpSpec:
     compile_sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
     gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
     choices: Callable[[torch.device], Mapping[str, Choice]] | None = None
+    slow_reference: bool = False
     num_bytes: Callable[[Arguments], float] = tensor_bytes
     num_flops: Callable[[Arguments], float] = uncounted
