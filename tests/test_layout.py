@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_core/box_text": (),
     "medmo_core/profile": ("medmo_core.boxes", "medmo_core.box_text"),
     "medmo_core/batch": ("medmo_kernels",),
+    "medmo_core/accelerate": ("medmo_kernels", "medmo_core.modules"),
     "medmo_core/doctor": ("medmo_kernels", "medmo_core.modules"),
     "medmo_core/modules": ("medmo_kernels",),
     "medmo_core/losses": ("medmo_kernels",),

@@ -1,40 +1,120 @@
-// Optimal one-to-one assignment by shortest augmenting paths with potentials (Jonker and Volgenant 1987).
+// Optimal one-to-one assignment by shortest augmenting paths with prices (Jonker and Volgenant 1987).
 //
 // The same definition as kernels/medmo_kernels/box_match/reference.py: as many allowed pairs as possible, and of those
-// the cheapest; a cost that is not finite forbids its pair. A solver belongs to one thread and keeps its scratch.
+// the cheapest; a cost of infinity forbids its pair. A solver belongs to one thread and keeps its scratch.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
+#include "lanes.h"
+
 namespace medmo {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Returns the least of values[0 .. width).
+MEDMO_WIDEST inline double least(const double* values, int64_t width) {
+  Lanes lowest = all(kInfinity);
+  for (int64_t j = 0; j < width; j += kLanes) lowest = smaller(load(values + j), lowest);
+  return least(lowest);
+}
+
+// Writes row - price + closed to reduced and returns the least of it; closed is 0, or infinity.
+MEDMO_WIDEST inline double reduce(const double* row, const double* price, const double* closed, double* reduced,
+                                  int64_t width) {
+  Lanes lowest = all(kInfinity);
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const Lanes value = load(row + j) - load(price + j) + load(closed + j);
+    store(reduced + j, value);
+    lowest = smaller(value, lowest);
+  }
+  return least(lowest);
+}
+
+// Shortens the distances of open columns by way of one row and returns the least of them.
+MEDMO_WIDEST inline double relax(const double* row, const double* price, const double* closed, double base, double way,
+                                 double* distance, double* via, int64_t width) {
+  Lanes lowest = all(kInfinity);
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const Lanes shut = load(closed + j), before = load(distance + j);
+    const Lanes longer = base + (load(row + j) - load(price + j)) + shut;
+    const Lanes nearest = smaller(longer, before);
+    store(distance + j, nearest);
+    store(via + j, longer < before ? all(way) : load(via + j));
+    lowest = smaller(nearest + shut, lowest);
+  }
+  return least(lowest);
+}
+
+// Returns the least rank of the columns whose values + closed equal `wanted`.
+MEDMO_WIDEST inline double least_rank(const double* values, const double* closed, const double* rank, double wanted,
+                                      int64_t width) {
+  Lanes lowest = all(kInfinity);
+  for (int64_t j = 0; j < width; j += kLanes) {
+    lowest = smaller(load(values + j) + load(closed + j) == wanted ? load(rank + j) : all(kInfinity), lowest);
+  }
+  return least(lowest);
+}
+
+// Subtracts what each column's distance lacks of `reach` from its price.
+MEDMO_WIDEST inline void lower_prices(const double* distance, double reach, double* price, int64_t width) {
+  for (int64_t j = 0; j < width; j += kLanes) {
+    store(price + j, load(price + j) - larger(reach - load(distance + j), all(0.0)));
+  }
+}
+
+// Shifts costs by `low`; infinity becomes `forbidden`.
+MEDMO_WIDEST inline void shift(double* costs, double low, double forbidden, int64_t count) {
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const Lanes cost = load(costs + k);
+    store(costs + k, cost < kInfinity ? cost - low : all(forbidden));
+  }
+}
+
+// Returns the largest finite of values[0 .. width), or -infinity.
+MEDMO_WIDEST inline double most(const double* values, int64_t width) {
+  Lanes lowest = all(kInfinity);
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const Lanes value = load(values + j);
+    lowest = smaller(value < kInfinity ? -value : all(kInfinity), lowest);
+  }
+  return -least(lowest);
+}
 
 class Assignment {
  public:
-  // Room for the costs of a problem of `rows` x `cols`, row by row; rows <= cols. Filled by the caller.
-  double* costs(int64_t rows, int64_t cols) {
+  // Makes room for a problem of rows <= cols. Rows lie width() apart; the caller fills their first `cols` costs.
+  void resize(int64_t rows, int64_t cols) {
     rows_ = rows;
     cols_ = cols;
-    cost_.resize(static_cast<size_t>(rows * cols));
-    return cost_.data();
+    width_ = padded(cols);
+    if (static_cast<int64_t>(cost_.size()) < rows * width_) cost_.resize(rows * width_);
   }
+  int64_t width() const { return width_; }
+  double* row(int64_t index) { return cost_.data() + index * width_; }
 
   // Solves the problem whose costs were filled in. The result is the column of each row, -1 where it has none.
   const std::vector<int64_t>& solve() {
     match_.assign(rows_, -1);
     owner_.assign(cols_, -1);
-    row_price_.assign(rows_, 0.0);
-    col_price_.assign(cols_, 0.0);
-    distance_.resize(cols_);
-    via_.resize(cols_);
-    order_.resize(cols_);
-    const double limit = replace_forbidden();
-    for (int64_t row = 0; row < rows_; ++row) augment(row);
-    for (int64_t row = 0; row < rows_; ++row) {
-      if (cost_[row * cols_ + match_[row]] >= limit) match_[row] = -1;
+    price_.assign(width_, 0.0);
+    beyond_.assign(width_, 0.0);
+    std::fill(beyond_.begin() + cols_, beyond_.end(), kInfinity);
+    rank_.resize(width_);
+    for (int64_t j = 0; j < width_; ++j) rank_[j] = static_cast<double>(j);
+    closed_.resize(width_);
+    distance_.resize(width_);
+    via_.resize(width_);
+    const double forbidden = replace_forbidden();
+    free_.clear();
+    for (int64_t i = 0; i < rows_; ++i) free_.push_back(i);
+    if (cols_ > 1) take_cheapest();
+    for (int64_t i : free_) augment(i);
+    for (int64_t i = 0; i < rows_; ++i) {
+      if (row(i)[match_[i]] >= forbidden) match_[i] = -1;
     }
     return match_;
   }
@@ -42,71 +122,88 @@ class Assignment {
  private:
   // Shifts the costs to start at 0 and gives forbidden pairs a price above any set of allowed ones.
   double replace_forbidden() {
-    double low = std::numeric_limits<double>::infinity(), high = -low;
-    for (double c : cost_) {
-      if (std::isfinite(c)) {
-        low = std::min(low, c);
-        high = std::max(high, c);
-      }
+    double low = kInfinity, high = -kInfinity;
+    for (int64_t i = 0; i < rows_; ++i) {
+      double* costs = row(i);
+      std::fill(costs + cols_, costs + width_, kInfinity);
+      low = std::min(low, least(costs, width_));
+      high = std::max(high, most(costs, width_));
     }
     const bool any = low <= high;
     const double forbidden = any ? (high - low) * static_cast<double>(rows_ + 1) + 1.0 : 1.0;
-    for (double& c : cost_) c = std::isfinite(c) ? c - low : forbidden;
+    if (!any) low = 0.0;
+    shift(cost_.data(), low, forbidden, rows_ * width_);
     return forbidden;
+  }
+
+  void give(int64_t column, int64_t taker) {
+    owner_[column] = taker;
+    match_[taker] = column;
+    rank_[column] = static_cast<double>(column + kOwned);
+  }
+
+  // Gives rows their cheapest columns, lowering a column's price to where its row would rather have its second choice;
+  // who loses a column tries again ("augmenting row reduction"). Leaves in free_ the rows that need a whole path.
+  void take_cheapest() {
+    std::vector<int64_t>& still_free = taken_;
+    still_free.clear();
+    int64_t steps = 4 * rows_;  // rounding could keep two rows bidding for ever
+    for (size_t next = 0; next < free_.size();) {
+      const int64_t i = free_[next++];
+      const double first = reduce(row(i), price_.data(), beyond_.data(), distance_.data(), width_);
+      int64_t column = cheapest(distance_.data(), beyond_.data(), first);
+      distance_[column] = kInfinity;
+      const double second = least(distance_.data(), width_);
+      if (first == second && owner_[column] >= 0) column = cheapest(distance_.data(), beyond_.data(), first);
+      const int64_t loser = owner_[column];
+      if (loser >= 0 && (first == second || --steps < 0)) {
+        still_free.push_back(i);
+        continue;
+      }
+      price_[column] -= second - first;
+      give(column, i);
+      if (loser >= 0) free_[--next] = loser;
+    }
+    free_.swap(still_free);
+  }
+
+  // Returns a column of that value, a free one if there is any.
+  int64_t cheapest(const double* values, const double* closed, double value) const {
+    const auto rank = static_cast<int64_t>(least_rank(values, closed, rank_.data(), value, width_));
+    return rank >= kOwned ? rank - kOwned : rank;
   }
 
   // Gives `start` a column along the cheapest path of reassignments.
   void augment(int64_t start) {
-    std::fill(distance_.begin(), distance_.end(), std::numeric_limits<double>::infinity());
-    for (int64_t j = 0; j < cols_; ++j) order_[j] = j;
-    int64_t settled = 0;  // order_[0 .. settled) are columns whose shortest distance is known
-    int64_t row = start, sink = -1;
-    double reach = 0.0;
+    std::fill(distance_.begin(), distance_.end(), kInfinity);
+    std::copy(beyond_.begin(), beyond_.end(), closed_.begin());
+    int64_t i = start, column = -1;
+    double reach = 0.0, base = 0.0;  // a constant added to all distances of `start` changes nothing
     while (true) {
-      const double base = reach - row_price_[row];
-      const double* costs = cost_.data() + row * cols_;
-      int64_t nearest = settled;
-      double shortest = std::numeric_limits<double>::infinity();
-      for (int64_t k = settled; k < cols_; ++k) {
-        const int64_t j = order_[k];
-        const double longer = base + costs[j] - col_price_[j];
-        if (longer < distance_[j]) {
-          distance_[j] = longer;
-          via_[j] = row;
-        }
-        // A free column at the same distance ends the search.
-        if (distance_[j] < shortest || (distance_[j] == shortest && owner_[j] < 0)) {
-          shortest = distance_[j];
-          nearest = k;
-        }
-      }
-      std::swap(order_[settled], order_[nearest]);
-      const int64_t column = order_[settled];
-      reach = shortest;
-      if (owner_[column] < 0) {
-        sink = column;
-        break;
-      }
-      ++settled;
-      row = owner_[column];
+      reach = relax(row(i), price_.data(), closed_.data(), base, static_cast<double>(i), distance_.data(), via_.data(),
+                    width_);
+      column = cheapest(distance_.data(), closed_.data(), reach);
+      i = owner_[column];
+      if (i < 0) break;
+      closed_[column] = kInfinity;
+      base = reach - (row(i)[column] - price_[column]);
     }
-    row_price_[start] += reach;
-    for (int64_t k = 0; k < settled; ++k) {
-      const int64_t j = order_[k];
-      row_price_[owner_[j]] += reach - distance_[j];
-      col_price_[j] -= reach - distance_[j];
-    }
-    for (int64_t column = sink;;) {
-      const int64_t taker = via_[column];
-      owner_[column] = taker;
-      std::swap(column, match_[taker]);
+    lower_prices(distance_.data(), reach, price_.data(), width_);
+    while (true) {
+      const auto taker = static_cast<int64_t>(via_[column]);
+      const int64_t given_up = match_[taker];
+      give(column, taker);
       if (taker == start) break;
+      column = given_up;
     }
   }
 
-  int64_t rows_ = 0, cols_ = 0;
-  std::vector<double> cost_, row_price_, col_price_, distance_;
-  std::vector<int64_t> match_, owner_, via_, order_;
+  static constexpr int64_t kOwned = int64_t{1} << 40;  // added to the rank of columns with an owner: free ones first
+
+  int64_t rows_ = 0, cols_ = 0, width_ = 0;
+  // Column numbers and ways are kept as float64 beside the distances, so that one loop handles both.
+  std::vector<double> cost_, price_, beyond_, closed_, distance_, via_, rank_;
+  std::vector<int64_t> match_, owner_, free_, taken_;
 };
 
 }  // namespace medmo

@@ -5,10 +5,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
+
 #include "assignment.h"
 
 namespace {
 
+using medmo::kInfinity;
 using torch::stable::Tensor;
 
 // Order of COSTS in kernels/medmo_kernels/box_match/reference.py.
@@ -28,19 +31,63 @@ struct Box {
   double area() const { return std::max(x2 - x1, 0.0) * std::max(y2 - y1, 0.0); }
 };
 
-double pair_cost(const Box& p, const Box& t, int64_t cost, double diagonal) {
-  const double inter = std::max(std::min(p.x2, t.x2) - std::max(p.x1, t.x1), 0.0) *
-                       std::max(std::min(p.y2, t.y2) - std::max(p.y1, t.y1), 0.0);
-  const double hull = std::max(std::max(p.x2, t.x2) - std::min(p.x1, t.x1), 0.0) *
-                      std::max(std::max(p.y2, t.y2) - std::min(p.y1, t.y1), 0.0);
-  const double total = p.area() + t.area() - inter;
-  const double iou = total > 0.0 ? inter / total : 0.0;
-  if (cost == kIou) return 1.0 - iou;
-  const double giou = iou - (hull > 0.0 ? (hull - total) / hull : 0.0);
-  if (cost == kOverlap) return 1.0 - (iou + std::max(giou, 0.0)) / 2.0;
-  if (cost == kGiou) return 1.0 - giou;
-  const double l1 = std::fabs(p.x1 - t.x1) + std::fabs(p.y1 - t.y1) + std::fabs(p.x2 - t.x2) + std::fabs(p.y2 - t.y2);
-  return kL1Weight * l1 / (2.0 * diagonal) + kGiouWeight * (1.0 - giou);
+// Boxes of one set, corner by corner. One that is not finite is put at the origin and marked.
+struct Columns {
+  std::vector<double> x1, y1, x2, y2, area, forbidden;
+
+  void fill(const Box* boxes, int64_t count) {
+    for (auto* part : {&x1, &y1, &x2, &y2, &area, &forbidden}) part->assign(medmo::padded(count), 0.0);
+    for (int64_t j = 0; j < count; ++j) {
+      const Box& box = boxes[j];
+      if (!box.finite()) {
+        forbidden[j] = kInfinity;
+        continue;
+      }
+      x1[j] = box.x1, y1[j] = box.y1, x2[j] = box.x2, y2[j] = box.y2, area[j] = box.area();
+    }
+  }
+};
+
+template <Cost cost>
+MEDMO_INLINE void fill_row(const Box& box, const Columns& columns, double per_l1, double* out, int64_t width) {
+  using namespace medmo;
+  const Lanes zero = all(0.0), one = all(1.0), area = all(box.area());
+  const Lanes ax1 = all(box.x1), ay1 = all(box.y1), ax2 = all(box.x2), ay2 = all(box.y2);
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const Lanes x1 = load(&columns.x1[j]), y1 = load(&columns.y1[j]);
+    const Lanes x2 = load(&columns.x2[j]), y2 = load(&columns.y2[j]);
+    const Lanes inter = larger(smaller(ax2, x2) - larger(ax1, x1), zero) *
+                        larger(smaller(ay2, y2) - larger(ay1, y1), zero);
+    const Lanes hull = larger(larger(ax2, x2) - smaller(ax1, x1), zero) *
+                       larger(larger(ay2, y2) - smaller(ay1, y1), zero);
+    const Lanes total = area + load(&columns.area[j]) - inter;
+    const Lanes iou = inter / (total > zero ? total : one);
+    const Lanes giou = iou - (hull > zero ? hull - total : zero) / (hull > zero ? hull : one);
+    Lanes paid = 1.0 - iou;
+    if constexpr (cost == kOverlap) paid = 1.0 - (iou + larger(giou, zero)) * 0.5;
+    if constexpr (cost == kGiou) paid = 1.0 - giou;
+    if constexpr (cost == kMedmo) {
+      const Lanes l1 = magnitude(ax1 - x1) + magnitude(ay1 - y1) + magnitude(ax2 - x2) + magnitude(ay2 - y2);
+      paid = kL1Weight * l1 / per_l1 + kGiouWeight * (1.0 - giou);
+    }
+    paid += load(&columns.forbidden[j]);
+    store(out + j, paid < kInfinity ? paid : all(kInfinity));  // NaN, of areas that overflow, becomes infinity
+  }
+}
+
+// Writes the costs of one box against all columns; per_l1 divides the corner distance.
+MEDMO_WIDEST void cost_row(const Box& box, const Columns& columns, int64_t cost, double per_l1, double* out,
+                           int64_t width) {
+  switch (cost) {
+    case kOverlap:
+      return fill_row<kOverlap>(box, columns, per_l1, out, width);
+    case kIou:
+      return fill_row<kIou>(box, columns, per_l1, out, width);
+    case kGiou:
+      return fill_row<kGiou>(box, columns, per_l1, out, width);
+    default:
+      return fill_row<kMedmo>(box, columns, per_l1, out, width);
+  }
 }
 
 // cost (B, R, C) float64, num_rows and num_cols (B,) int64 -> (B, R) int64 column of each row, or -1.
@@ -59,9 +106,12 @@ Tensor assign(Tensor cost, Tensor num_rows, Tensor num_cols) {
       std::fill(match, match + height, -1);
       if (rows == 0 || cols == 0) continue;
       const bool flip = rows > cols;
-      double* filled = solver.costs(std::min(rows, cols), std::max(rows, cols));
+      solver.resize(std::min(rows, cols), std::max(rows, cols));
       for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < cols; ++j) filled[flip ? j * rows + i : i * cols + j] = matrix[i * width + j];
+        for (int64_t j = 0; j < cols; ++j) {
+          const double paid = matrix[i * width + j];
+          (flip ? solver.row(j)[i] : solver.row(i)[j]) = std::isfinite(paid) ? paid : kInfinity;
+        }
       }
       const auto& found = solver.solve();
       for (int64_t k = 0; k < static_cast<int64_t>(found.size()); ++k) {
@@ -90,23 +140,33 @@ Tensor box_match(Tensor pred, Tensor truth, Tensor pred_offsets, Tensor truth_of
   int64_t* out = static_cast<int64_t*>(result.mutable_data_ptr());
   torch::stable::parallel_for(0, problems, 1, [&](int64_t begin, int64_t end) {
     medmo::Assignment solver;
+    Columns columns;
     for (int64_t b = begin; b < end; ++b) {
       const int64_t p0 = p_start[b], t0 = t_start[b];
       const int64_t num_pred = p_start[b + 1] - p0, num_truth = t_start[b + 1] - t0;
       std::fill(out + p0, out + p0 + num_pred, -1);
       if (num_pred == 0 || num_truth == 0) continue;
+      // All costs are symmetric: the smaller set makes the rows.
       const bool flip = num_pred > num_truth;
-      double* filled = solver.costs(std::min(num_pred, num_truth), std::max(num_pred, num_truth));
-      for (int64_t i = 0; i < num_pred; ++i) {
-        for (int64_t j = 0; j < num_truth; ++j) {
-          const Box &a = p[p0 + i], &c = t[t0 + j];
-          const bool allowed = a.finite() && c.finite() && (!use_labels || p_label[p0 + i] == t_label[t0 + j]);
-          filled[flip ? j * num_pred + i : i * num_truth + j] =
-              allowed ? pair_cost(a, c, cost, diagonals[b]) : std::numeric_limits<double>::infinity();
+      const int64_t num_rows = std::min(num_pred, num_truth), num_cols = std::max(num_pred, num_truth);
+      const Box *rows = flip ? t + t0 : p + p0, *cols = flip ? p + p0 : t + t0;
+      solver.resize(num_rows, num_cols);
+      columns.fill(cols, num_cols);
+      for (int64_t i = 0; i < num_rows; ++i) {
+        double* paid = solver.row(i);
+        if (!rows[i].finite()) {
+          std::fill(paid, paid + num_cols, kInfinity);
+          continue;
+        }
+        cost_row(rows[i], columns, cost, 2.0 * diagonals[b], paid, solver.width());
+        if (use_labels) {
+          const int64_t label = flip ? t_label[t0 + i] : p_label[p0 + i];
+          const int64_t* labels = flip ? p_label + p0 : t_label + t0;
+          for (int64_t j = 0; j < num_cols; ++j) paid[j] = labels[j] == label ? paid[j] : kInfinity;
         }
       }
       const auto& found = solver.solve();
-      for (int64_t k = 0; k < static_cast<int64_t>(found.size()); ++k) {
+      for (int64_t k = 0; k < num_rows; ++k) {
         if (found[k] < 0) continue;
         if (flip) {
           out[p0 + found[k]] = t0 + k;

@@ -97,6 +97,11 @@ def triton_refusal(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
+def interpreter_is_set() -> bool:
+    """Say whether Triton runs every kernel in its interpreter: Python on the CPU, for tests without a GPU."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
 def uses_triton(tensor: Tensor) -> bool:
     """Say whether an op runs its Triton kernels for this tensor; warns once where a GPU has to do without."""
     chosen = mode()

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..batch import PatchSpec
 from ..modules.attention import attention
-from ..modules.patch_embed import embed_patches
+from ..modules.patch_embed import patch_embed
 from .positions import frame_grids, resized_positions
 from .protocol import EncoderOutput
 
@@ -173,7 +173,7 @@ class _Embeddings(nn.Module):
     def forward(self, rows: Tensor, spec: PatchSpec) -> Tensor:
         """Embed (N, 3 * p * p) rows."""
         projection = self.patch_embeddings.projection
-        return embed_patches(
+        return patch_embed(
             rows, projection.weight, projection.bias, image_mean=spec.image_mean, image_std=spec.image_std
         )
 

@@ -5,6 +5,7 @@ Shapes: N patches in merge order, I images, D embedding width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ..batch import PatchSpec
 from ..modules.attention import VisionAttention
 from ..modules.mlp import MLP
-from ..modules.patch_embed import PatchEmbed, interpolate_positions
+from ..modules.patch_embed import PatchEmbed, position_coordinates
 from ..modules.rope import RopeTable, axial_table
 from .positions import frame_grids
 from .protocol import EncoderOutput
@@ -130,8 +131,9 @@ class Qwen3VLEncoder(nn.Module):
         rows = patches[self.name]
         frames = frame_grids(image_grid_thw[self.name], len(rows))
         merge_size = self.specs[self.name].merge_size
-        x = self.patch_embed(rows)
-        x = x + interpolate_positions(self.pos_embed.weight, frames, merge_size).to(x.dtype)
+        positions = self.pos_embed.weight
+        coordinates = position_coordinates(frames, math.isqrt(len(positions)), merge_size, positions.device)
+        x = self.patch_embed(rows, positions, coordinates)
         table = self._rope_table(frames, merge_size, x.device)
         cu_seqlens = torch.tensor([0, *(height * width for height, width in frames)]).cumsum(0, dtype=torch.int32)
         taps = []

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..batch import PatchSpec
 from ..modules.attention import attention
-from ..modules.patch_embed import embed_patches
+from ..modules.patch_embed import patch_embed
 from .positions import frame_grids, resized_positions
 from .protocol import EncoderOutput
 
@@ -160,7 +160,7 @@ class _Embeddings(nn.Module):
     def forward(self, rows: Tensor, spec: PatchSpec) -> Tensor:
         """Embed (N, 3 * p * p) rows. The official weight reads channels last, our rows are channels first."""
         weight = self.patch_embedding.weight.unflatten(1, (spec.patch_size, spec.patch_size, 3)).permute(0, 3, 1, 2)
-        return embed_patches(
+        return patch_embed(
             rows, weight, self.patch_embedding.bias, image_mean=spec.image_mean, image_std=spec.image_std
         )
 

@@ -1,10 +1,9 @@
 """Continue packed prompts with a key/value cache.
 
-Each prompt is run once, however many continuations are drawn from it. Rows of the decoding batch are aligned at their
-newest token, so one column of the cache is written at every step; rows that are done are dropped.
+Each prompt is run once and its keys and values are stored once, however many continuations are drawn from it; rows
+that are done are dropped.
 
-Shapes: n prompts, B rows (prompts times generations, those still running), S cache columns, H query heads,
-K key/value heads, D head width, V vocabulary.
+Shapes: B rows (prompts times generations, those still running), E embedding width.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import Batch
+from ..modules.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from .medmo import MedMO
@@ -46,57 +46,6 @@ class Generation:
     logps: list[float] = field(default_factory=list)
     finished: bool = False
     stop_token: int | None = None
-
-
-class KVCache:
-    """Keys and values of every layer, rows aligned on the right.
-
-    Args:
-        lengths: tokens of each prompt.
-        room: columns kept free for new tokens.
-    """
-
-    def __init__(self, lengths: list[int], room: int) -> None:
-        self.layers: list[tuple[Tensor, Tensor]] = []
-        self.lengths = lengths
-        self.room = room
-        self.width = max(lengths)
-        self.mask: Tensor | None = None
-
-    def keep_prompt(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
-        """Spread one layer's packed prompt keys and values over the rows."""
-        del layer  # layers arrive in order
-        self.layers.append((self._spread(k_TKD), self._spread(v_TKD)))
-
-    def _spread(self, packed: Tensor) -> Tensor:
-        shape = (len(self.lengths), packed.shape[1], self.width + self.room, packed.shape[2])
-        rows = packed.new_zeros(shape)
-        for row, document in zip(rows, packed.split(self.lengths), strict=True):
-            row[:, self.width - document.shape[0] : self.width] = document.transpose(0, 1)
-        return rows
-
-    def hide_padding(self, device: torch.device) -> None:
-        """Build the mask of the columns before each prompt, if there are any."""
-        if min(self.lengths) < self.width:
-            columns = torch.arange(self.width + self.room, device=device)
-            first = self.width - torch.tensor(self.lengths, device=device)
-            self.mask = (columns[None, :] >= first[:, None])[:, None, None, :]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep (and repeat) the given rows."""
-        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
-        self.mask = None if self.mask is None else self.mask[rows]
-
-    def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
-        """Store one token of each row in the column at hand and attend to everything up to it."""
-        keys, values = self.layers[layer]
-        keys[:, :, self.width], values[:, :, self.width] = k_BKD, v_BKD
-        stop = self.width + 1
-        # The heads that share a key head become its queries: no copy of the cache per query head.
-        grouped = q_BHD.unflatten(1, (k_BKD.shape[1], -1))
-        mask = None if self.mask is None else self.mask[..., :stop]
-        out = F.scaled_dot_product_attention(grouped, keys[:, :, :stop], values[:, :, :stop], attn_mask=mask)
-        return out.flatten(1, 2)
 
 
 @torch.no_grad()
@@ -136,16 +85,12 @@ def generate(
         ValueError: a setting is out of range.
     """
     _check_settings(max_new_tokens, temperature, top_p, top_k, num_generations)
-    lengths = batch.lengths()
-    cache = KVCache(lengths, max_new_tokens)
+    lengths, device = batch.lengths(), batch.input_ids.device
+    cache = KVCache(lengths, max_new_tokens, num_generations, device)
     hidden = model.hidden_states(batch, batch.cu_seqlens[1:].long() - 1, keep_kv=cache.keep_prompt)
-    device = hidden.device
-    cache.hide_padding(device)
     starts = torch.stack([part.max() + 1 for part in batch.position_ids.split(lengths, dim=1)])
     rows = torch.arange(len(lengths), device=device).repeat_interleave(num_generations)
     hidden, positions = hidden[rows], starts[rows]
-    if num_generations > 1:
-        cache.select(rows)
     sampler = _Sampler(model, temperature, top_p, top_k)
     noise = _noise(batch, num_generations, max_new_tokens, seed) if temperature > 0 else None
     results = [Generation() for _ in range(len(rows))]
@@ -160,12 +105,11 @@ def generate(
         if not alive or step + 1 == max_new_tokens:
             break
         if len(alive) <= DROP_RATIO * len(running):
-            kept = torch.tensor(alive, device=device)
-            cache.select(kept)
+            kept = cache.select(alive)
             tokens, positions = tokens[kept], positions[kept]
             running = [running[row] for row in alive]
         hidden = model.decoder.step(tokens, positions + step, cache.attend)
-        cache.width += 1
+        cache.advance()
     return [results[first : first + num_generations] for first in range(0, len(results), num_generations)]
 
 

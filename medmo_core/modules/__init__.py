@@ -3,7 +3,7 @@
 from .attention import TextAttention, VisionAttention
 from .mlp import MLP, SwiGLU
 from .norm import RMSNorm
-from .patch_embed import PatchEmbed, bilinear_taps, embed_patches, interpolate_positions
+from .patch_embed import PatchEmbed, grid_coordinates, patch_embed, position_coordinates
 from .projector import PatchMerger, Projector
 from .rope import apply_rope, axial_table, merge_order, mrope_table
 
@@ -18,9 +18,9 @@ __all__ = [
     "VisionAttention",
     "apply_rope",
     "axial_table",
-    "bilinear_taps",
-    "embed_patches",
-    "interpolate_positions",
+    "grid_coordinates",
     "merge_order",
     "mrope_table",
+    "patch_embed",
+    "position_coordinates",
 ]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from medmo_kernels.attention import attention
+from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_
 
 from .norm import RMSNorm
-from .rope import RopeTable, apply_rope
+from .rope import RopeTable
 
 
 class VisionAttention(nn.Module):
@@ -52,9 +53,7 @@ class VisionAttention(nn.Module):
             (T, embed_dim).
         """
         q_THD, k_THD, v_THD = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(1)
-        if table is not None:
-            q_THD, k_THD = apply_rope(q_THD, table), apply_rope(k_THD, table)
-        return self.proj(attention(q_THD, k_THD, v_THD, cu_seqlens, False).flatten(1))
+        return self.proj(attention(q_THD, k_THD, v_THD, cu_seqlens, False, rope=table).flatten(1))
 
 
 class TextAttention(nn.Module):
@@ -96,13 +95,21 @@ class TextAttention(nn.Module):
 
     def project(self, x: Tensor, table: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
         """Make rotated queries and keys, and values: (T, H, D), (T, K, D), (T, K, D)."""
-        q_THD = self.q_norm(self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim)))
-        k_TKD = self.k_norm(self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim)))
+        q_THD = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
+        k_TKD = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         v_TKD = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        return apply_rope(q_THD, table), apply_rope(k_TKD, table), v_TKD
+        # Nobody else holds the two projections: without gradients they are overwritten.
+        norm_rope = qk_norm_rope if torch.is_grad_enabled() else qk_norm_rope_
+        q_THD, k_TKD = norm_rope(q_THD, k_TKD, self.q_norm.weight, self.k_norm.weight, *table, eps=self.q_norm.eps)
+        return q_THD, k_TKD, v_TKD
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, table: RopeTable, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        table: RopeTable,
+        rows: Tensor | None = None,
+        prompt_of: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Mix the tokens of each document.
 
@@ -111,10 +118,11 @@ class TextAttention(nn.Module):
             cu_seqlens: (n + 1,) int32 boundaries of the documents.
             table: rotary table of (T, D / 2).
             rows: (R,) tokens whose result is wanted; None: all.
+            prompt_of: (n,) the document whose tokens document j sees whole besides its own; -1: none. None: no sharing.
 
         Returns:
             (T, embed_dim) or (R, embed_dim), and the (T, K, D) keys and values, which a cache may keep.
         """
         q_THD, k_TKD, v_TKD = self.project(x, table)
-        out = attention(q_THD, k_TKD, v_TKD, cu_seqlens, True).flatten(1)
+        out = attention(q_THD, k_TKD, v_TKD, cu_seqlens, True, prompt_of=prompt_of).flatten(1)
         return self.o_proj(out if rows is None else out[rows]), (k_TKD, v_TKD)

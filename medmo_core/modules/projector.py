@@ -6,10 +6,15 @@ Shapes: N patches in merge order, M = N / merge_size ** 2 visual tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from medmo_kernels.projector import ProjectorWeights, projector
+
+EPS = 1e-6
 
 
 class PatchMerger(nn.Module):
@@ -37,20 +42,32 @@ class PatchMerger(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.merge_size = merge_size
         self.merged_dim = embed_dim * merge_size**2
         self.norm_after_merge = norm_after_merge
         norm_dim = self.merged_dim if norm_after_merge else embed_dim
-        self.norm = nn.LayerNorm(norm_dim, eps=1e-6, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(norm_dim, eps=EPS, device=device, dtype=dtype)
         self.linear_fc1 = nn.Linear(self.merged_dim, self.merged_dim, device=device, dtype=dtype)
         self.linear_fc2 = nn.Linear(self.merged_dim, out_dim, device=device, dtype=dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         """Merge (N, embed_dim) patches into (M, out_dim) tokens."""
-        if self.norm_after_merge:
-            merged = self.norm(features.reshape(-1, self.merged_dim))
-        else:
-            merged = self.norm(features).view(-1, self.merged_dim)
-        return self.linear_fc2(F.gelu(self.linear_fc1(merged)))
+        if not self.is_plain:
+            merged = self.norm(features.reshape(-1, self.norm.weight.shape[0])).view(-1, self.merged_dim)
+            return self.linear_fc2(F.gelu(self.linear_fc1(merged)))
+        return projector([features], [self.parameters_of_op()], merge_size=self.merge_size, eps=EPS)[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Say whether the op may stand for the layers: adapters, quantisers and hooks need the layers to be called."""
+        layers = (self.norm, self.linear_fc1, self.linear_fc2)
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (self, *layers))
+        return not hooked and [type(layer) for layer in layers] == [nn.LayerNorm, nn.Linear, nn.Linear]
+
+    def parameters_of_op(self) -> ProjectorWeights:
+        """Return the parameters as the op takes them."""
+        fc1, fc2 = self.linear_fc1, self.linear_fc2
+        return ProjectorWeights(self.norm.weight, self.norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
 
 
 class Projector(nn.Module):
@@ -92,5 +109,11 @@ class Projector(nn.Module):
         Returns:
             (M, out_dim) visual tokens, and one (M, out_dim) addition per tap.
         """
-        additions = [merger(tap) for merger, tap in zip(self.deepstack_merger_list, deepstack, strict=True)]
-        return self.merger(features), additions
+        mergers = [self.merger, *(cast(PatchMerger, merger) for merger in self.deepstack_merger_list)]
+        inputs = [features, *deepstack]
+        if all(merger.is_plain for merger in mergers):
+            weights = [merger.parameters_of_op() for merger in mergers]
+            main, *additions = projector(inputs, weights, merge_size=self.merger.merge_size, eps=EPS)
+        else:
+            main, *additions = (merger(x) for merger, x in zip(mergers, inputs, strict=True))
+        return main, additions

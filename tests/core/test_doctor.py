@@ -1,29 +1,178 @@
-"""The doctor names every room, every optional package, and the fix for what is absent."""
+"""The doctor names every op, its back end and why; knows the cliffs; verifies; and writes it all down."""
 
+import dataclasses
+import importlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import medmo_kernels
 from medmo_core import doctor
+from medmo_kernels import runtime
+from medmo_kernels.spec import OpSpec
+
+ROOMS = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob("*/cases.py"))
+SPECS = [spec for room in ROOMS for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS]
 
 
-def test_every_room_says_where_it_runs() -> None:
-    folder = Path(medmo_kernels.__path__[0])
-    expected = {p.parent.name for p in folder.glob("*/op.py")}
-    told = dict(doctor.rooms())
-    assert set(told) == expected
-    assert all("CPU" in text or "device" in text for text in told.values())
+@pytest.fixture
+def one_op(monkeypatch: pytest.MonkeyPatch) -> OpSpec:
+    """The doctor sees one op only, the cheapest."""
+    spec = next(spec for spec in SPECS if spec.name == "giou")
+    show(spec, monkeypatch)
+    return spec
 
 
-def test_an_absent_package_comes_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def show(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "rooms", lambda: iter([("giou", [spec])]))
+
+
+def test_every_op_says_what_serves_it_and_what_was_refused() -> None:
+    told = doctor.diagnose()["ops"]
+    for ops in told.values():
+        assert set(ops) == {spec.name for spec in SPECS} | {"norms and losses"}
+        for classes in ops.values():
+            assert classes
+            for choice in classes.values():
+                assert choice["backend"] not in ("", "unknown") and choice["reason"]
+                assert all(name and reason for name, reason in choice["refused"])
+
+
+def test_an_op_that_cannot_say_is_a_problem(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    show(dataclasses.replace(one_op, choices=None), monkeypatch)
+    assert "PROBLEM: this op does not say" in doctor.describe(doctor.diagnose())
+
+
+def test_the_text_is_readable() -> None:
+    lines = doctor.describe(doctor.diagnose()).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[-1] == "research use only"
+    assert all(any(line.startswith(f"  {spec.name} ") for line in lines) for spec in SPECS)
+
+
+def test_classes_served_alike_share_a_row(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = runtime.Choice("triton", "fast", (("cudnn", "slower " * 40),)), runtime.Choice("sdpa", "no kernel")
+    told = {"head_dim 64": fast, "head_dim 96": slow, "head_dim 72": fast}
+    show(dataclasses.replace(one_op, choices=lambda device: told), monkeypatch)
+    text = doctor.describe(doctor.diagnose())
+    assert text.count("head_dim 64; head_dim 72") == 1 and text.count("not cudnn") == 1
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_an_absent_package_comes_with_its_extra(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "pydicom" else "1.0")
-    text = doctor.describe()
+    text = doctor.describe(doctor.diagnose())
     assert 'absent: pip install "medmo[medical]"' in text
     assert text.count("absent:") == 1
 
 
-def test_main_prints_it_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main([]) == 0
+# --- cliffs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "cudnn", "has_cuda", "level", "word"),
+    [
+        ("2.9.1+cu128", 91002, True, "PROBLEM", "50,000"),
+        ("2.9.1+cpu", None, False, "note", "accelerate"),
+        ("2.8.0", 90900, True, "PROBLEM", "wrong"),
+        ("2.11.0+cu130", 91300, True, "note", "10 times"),
+        ("2.90.0", 91300, True, "note", "10 times"),
+    ],
+)
+def test_conv3d(torch_version: str, cudnn: int | None, has_cuda: bool, level: str, word: str) -> None:
+    finding = doctor.conv3d_finding(torch_version, cudnn, has_cuda)
+    assert finding.level == level and word in finding.text and "medmo_core.accelerate" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("interpreter", "mode", "has_cuda", "levels"),
+    [
+        (False, "auto", True, []),
+        (True, "auto", True, ["PROBLEM"]),
+        (True, "auto", False, ["note"]),
+        (False, "reference", True, ["warning"]),
+        (False, "triton", False, ["warning", "PROBLEM"]),
+        (True, "triton", False, ["note", "warning"]),
+    ],
+)
+def test_switches_left_set(interpreter: bool, mode: str, has_cuda: bool, levels: list[str]) -> None:
+    assert [finding.level for finding in doctor.environment_findings(interpreter, mode, has_cuda)] == levels
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON", "0", "", None])
+def test_the_interpreter_flag_is_read_as_triton_reads_it(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert runtime.interpreter_is_set() == (value in ("1", "true", "ON"))
+
+
+def test_old_or_absent_triton() -> None:
+    assert doctor.triton_finding("3.6.0", True) is None
+    for version in ("3.5.1", None):
+        finding = doctor.triton_finding(version, True)
+        assert finding is not None and finding.level == "PROBLEM"
+
+
+def test_findings_follow_the_machine(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(runtime.SWITCH, "reference")
+    monkeypatch.setattr(torch, "__version__", "2.9.0+cu128")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    levels = [finding.level for finding in doctor.findings()]
+    assert levels == sorted(levels, key=["PROBLEM", "warning", "note"].index)
+    text = doctor.describe(doctor.diagnose())
+    assert "50,000" in text and "MEDMO_KERNELS=reference overrules" in text
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+def test_verify_passes_and_tells_the_numbers(one_op: OpSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--verify"]) == 0
     shown = capsys.readouterr().out
-    assert "torch" in shown and "box_match" in shown and "research use only" in shown
+    assert all(f"giou                cpu     {dtype}" in shown for dtype in ("float64", "float32", "bfloat16"))
+    assert "FAILED" not in shown and "ok: gradient of" in shown
+
+
+def fails(spec: OpSpec) -> Any:
+    return lambda **kwargs: spec.function(**kwargs) * 1.5
+
+
+def crashes(spec: OpSpec) -> Any:
+    def crash(**kwargs: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    return crash
+
+
+def is_nan(spec: OpSpec) -> Any:
+    return lambda **kwargs: spec.function(**kwargs) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"), [(fails, "off by"), (crashes, "RuntimeError: no such kernel"), (is_nan, "nan")]
+)
+def test_a_wrong_op_fails_the_verification(
+    broken: Any, said: str, one_op: OpSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(dataclasses.replace(one_op, function=broken(one_op)), monkeypatch)
+    assert doctor.main(["--verify"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED" in shown and said in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_json_holds_everything(one_op: OpSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "deep" / "doctor.json"
+    assert doctor.main(["--verify", "--json", str(path)]) == 0
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert set(written) == {"machine", "versions", "ops", "findings", "verdicts"}
+    assert written["versions"]["torch"] == torch.__version__
+    assert doctor.describe(written) == capsys.readouterr().out.strip()
+    tried = {verdict["dtype"] for verdict in written["verdicts"]}
+    assert tried == {str(dtype).removeprefix("torch.") for dtype in one_op.tolerance}

@@ -5,7 +5,7 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.models import MedMO
-from medmo_core.modules import PatchEmbed, PatchMerger, RMSNorm, apply_rope, embed_patches, merge_order, mrope_table
+from medmo_core.modules import PatchEmbed, PatchMerger, RMSNorm, apply_rope, merge_order, mrope_table, patch_embed
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
@@ -28,7 +28,7 @@ def test_folded_normalisation_equals_a_convolution(frames: int, has_bias: bool) 
     weight = torch.randn(7, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(7, dtype=torch.float64, requires_grad=True) if has_bias else None
     pixels = draw_pixels(5, frames, 4)
-    out = embed_patches(pixels.flatten(1), weight, bias, image_mean=MEAN, image_std=STD)
+    out = patch_embed(pixels.flatten(1), weight, bias, image_mean=MEAN, image_std=STD)
     both = normalised(pixels).expand(-1, -1, 2, -1, -1)
     expected = torch.nn.functional.conv3d(both, weight, bias).flatten(1)
     torch.testing.assert_close(out, expected)
@@ -36,17 +36,17 @@ def test_folded_normalisation_equals_a_convolution(frames: int, has_bias: bool) 
     grads = (torch.autograd.grad(y.square().sum(), inputs) for y in (out, expected))
     torch.testing.assert_close(*grads)
     floats = normalised(pixels).flatten(1)
-    torch.testing.assert_close(embed_patches(floats, weight, bias, image_mean=MEAN, image_std=STD), expected)
+    torch.testing.assert_close(patch_embed(floats, weight, bias, image_mean=MEAN, image_std=STD), expected)
 
 
 def test_weights_without_a_time_axis() -> None:
     torch.manual_seed(2)
     weight = torch.randn(7, 3, 4, 4, dtype=torch.float64)
     pixels = draw_pixels(5, 1, 4)
-    out = embed_patches(pixels.flatten(1), weight, None, image_mean=MEAN, image_std=STD)
+    out = patch_embed(pixels.flatten(1), weight, None, image_mean=MEAN, image_std=STD)
     torch.testing.assert_close(out, torch.nn.functional.conv2d(normalised(pixels)[:, :, 0], weight).flatten(1))
     with pytest.raises(ValueError, match=r"96 values each; the encoder takes 48 \(stills: 3 x 4 x 4\)$"):
-        embed_patches(draw_pixels(5, 2, 4).flatten(1), weight, None, image_mean=MEAN, image_std=STD)
+        patch_embed(draw_pixels(5, 2, 4).flatten(1), weight, None, image_mean=MEAN, image_std=STD)
 
 
 def test_pixels_are_not_changed_by_embedding() -> None:

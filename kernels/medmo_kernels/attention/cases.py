@@ -1,38 +1,126 @@
-"""What the walker and the benchmark know of attention."""
+"""What the walker, the compiler gate and the benchmark know of attention."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..spec import Arguments, OpSpec, Tolerance
-from .op import attention
-from .reference import attention_reference
+from ..spec import Arguments, Gate, OpSpec, Tolerance
+from .op import _attention, attention, choices
+from .reference import attention_reference, dense_attention, turned, visible_pairs
 
-Size = tuple[Sequence[int], int, int, int, bool]  # document lengths, query heads, key/value heads, head width, causal
+MAX_STACK_KEY_GRADIENT = 128
+"""Bytes of stack that the dK, dV kernel of head width 128 may need: its four accumulators fill the registers."""
+
+
+class Size(NamedTuple):
+    """One packing.
+
+    Attributes:
+        lengths: tokens of each segment.
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: width of a head.
+        causal: causal or bidirectional.
+        prompts: prompt of each segment, or None for none at all.
+        rotary: with rotary positions.
+    """
+
+    lengths: Sequence[int]
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    causal: bool
+    prompts: Sequence[int] | None = None
+    rotary: bool = False
 
 
 def _case(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Arguments:
-    lengths, num_heads, num_kv_heads, head_dim, causal = size
-    total = sum(lengths)
+    total = sum(size.lengths)
 
-    def heads(count: int) -> torch.Tensor:
-        return torch.randn(total, count, head_dim, generator=generator, dtype=torch.float64).to(dtype)
+    def heads(count: int) -> Tensor:
+        return torch.randn(total, count, size.head_dim, generator=generator).to(dtype)
 
+    angles = torch.rand(total, size.head_dim // 2, generator=generator) * 6.3
     return {
-        "query": heads(num_heads),
-        "key": heads(num_kv_heads),
-        "value": heads(num_kv_heads),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-        "causal": causal,
+        "query": heads(size.num_heads),
+        "key": heads(size.num_kv_heads),
+        "value": heads(size.num_kv_heads),
+        "cu_seqlens": torch.tensor([0, *size.lengths]).cumsum(0).to(torch.int32),
+        "causal": size.causal,
+        "prompt_of": None if size.prompts is None else torch.tensor(size.prompts, dtype=torch.int32),
+        "rope": (angles.cos(), angles.sin()) if size.rotary else None,
     }
 
 
-def _flops(arguments: Arguments) -> float:
-    """Count two matrix products; a causal document needs half of each."""
-    _, num_heads, head_dim = arguments["query"].shape
-    pairs = arguments["cu_seqlens"].diff().double().square().sum().item()
-    return 4.0 * pairs * num_heads * head_dim * (0.5 if arguments["causal"] else 1.0)
+def _op_arguments(arguments: Arguments) -> Arguments:
+    cos, sin = arguments["rope"] or (None, None)
+    names = ("query", "key", "value", "cu_seqlens", "prompt_of")
+    scale = arguments["query"].shape[-1] ** -0.5
+    plain = {name: arguments[name] for name in names}
+    return {**plain, "cos": cos, "sin": sin, "causal": arguments["causal"], "scale": scale}
 
+
+def _flops(arguments: Arguments) -> float:
+    """Count two matrix products; causal pairs by half, the prompt of a branch whole."""
+    _, num_heads, head_dim = arguments["query"].shape
+    lengths = arguments["cu_seqlens"].diff().double()
+    pairs = (lengths.square() * (0.5 if arguments["causal"] else 1.0)).sum()
+    if arguments["prompt_of"] is not None:
+        prompts = arguments["prompt_of"].long()
+        pairs = pairs + (lengths * lengths[prompts.clamp(min=0)] * (prompts >= 0)).sum()
+    return 4.0 * pairs.item() * num_heads * head_dim
+
+
+def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
+    if kernel == "_rotate" or constants["BLOCK_M"] < 64 and constants["BLOCK_N"] < 64:
+        return Gate()  # no products, or those of fp32, which have no such instructions
+    wide = kernel == "_backward_key" and constants["D"] == 128
+    return Gate(hgmma=True, max_stack=MAX_STACK_KEY_GRADIENT if wide else 0)
+
+
+# --- wrong versions --------------------------------------------------------------------------------------------------
+
+
+def _one_too_far(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, causal: bool, **rest: Any) -> Tensor:
+    """Let every token see the next one too."""
+    visible = visible_pairs(query, cu_seqlens, causal, rest["prompt_of"])
+    visible = visible | visible.roll(1, dims=1) if visible.shape[0] else visible
+    cos, sin = rest["rope"] or (None, None)
+    return dense_attention(query, key, value, visible, query.shape[-1] ** -0.5, cos, sin)[0]
+
+
+def _key_not_turned(**arguments: Any) -> Tensor:
+    if arguments["rope"] is None:
+        return attention(**arguments)
+    cos, sin = arguments["rope"]
+    return attention(**{**arguments, "query": turned(arguments["query"], cos, sin), "rope": None})
+
+
+def _prompt_learns_from_itself_only(**arguments: Any) -> Tensor:
+    """Drop what the branches add to the gradients of their prompt."""
+    out = attention(**arguments)
+    if arguments["prompt_of"] is None:
+        return out
+    branch = (arguments["prompt_of"] >= 0).repeat_interleave(arguments["cu_seqlens"].diff().long())[:, None, None]
+    fixed = {name: torch.where(branch, arguments[name], arguments[name].detach()) for name in ("key", "value")}
+    return torch.where(branch, attention(**{**arguments, **fixed}), out)
+
+
+FAULTS = {
+    "causal flag flipped": lambda **a: attention(**{**a, "causal": not a["causal"], "prompt_of": None}),
+    "prompts ignored": lambda **a: attention(**{**a, "prompt_of": None}),
+    "one token too far": _one_too_far,
+    "rotation ignored": lambda **a: attention(**{**a, "rope": None}),
+    "key not turned": _key_not_turned,
+    "prompt learns from itself only": _prompt_learns_from_itself_only,
+}
+
+TEXT = (32, 8, 128, True)
+SHARED = Size([1600, *[200] * 8], *TEXT, [-1, *[0] * 8])
 
 SPECS = (
     OpSpec(
@@ -41,20 +129,51 @@ SPECS = (
         reference=attention_reference,
         make=_case,
         sizes={
-            "one token": ([1], 2, 2, 64, True),
-            "grouped, ragged": ([7, 1, 0, 12, 11], 4, 2, 72, True),
-            "equal": ([5, 5, 5], 2, 1, 64, False),
-            "ragged, bidirectional": ([3, 9, 1, 3], 2, 2, 72, False),
+            "no token": Size([0], 2, 1, 64, True),
+            "one token": Size([1], 2, 2, 64, True),
+            "grouped, ragged": Size([7, 1, 0, 12, 11], 4, 2, 72, True),
+            "equal": Size([5, 5, 5], 2, 1, 64, False),
+            "ragged, bidirectional, rotary": Size([3, 9, 1, 3], 2, 2, 72, False, rotary=True),
+            "causal, rotary": Size([6, 0, 5], 2, 1, 80, True, rotary=True),
+            "prompts": Size([9, 1, 4, 0, 5, 0, 3, 6, 2, 2], 4, 2, 128, True, [-1, 0, 0, 0, -1, -1, 5, -1, 7, 7]),
+            "prompts, rotary": Size([5, 3, 3], 2, 2, 72, True, [-1, 0, 0], True),
         },
         benchmark_sizes={
-            "text 8 x 1024": ([1024] * 8, 32, 8, 128, True),
-            "vision 4 x 4096": ([4096] * 4, 16, 16, 72, False),
+            "vision 4B, 1280 x 1280": Size([6400], 16, 16, 64, False, rotary=True),
+            "vision 8B, 1280 x 1280": Size([6400], 16, 16, 72, False, rotary=True),
+            "vision 8B, 8 images": Size([1024, 256, 1600, 400] * 2, 16, 16, 72, False, rotary=True),
+            "head_dim 80, 4 x 1600": Size([1600] * 4, 16, 16, 80, False),
+            "text, 2 x 2048": Size([2048] * 2, *TEXT),
+            "text, 1 prompt, 8 answers": SHARED,
         },
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
-            torch.float32: Tolerance(2e-6, "softmax over at most 12 keys in another order"),
+            torch.float32: Tolerance(2e-6, "softmax over at most 80 keys in another order"),
+            torch.float16: Tolerance(1e-3, "weights and slopes are rounded to fp16 before their products"),
+            torch.bfloat16: Tolerance(8e-3, "weights and slopes are rounded to bf16 before their products"),
         },
         differentiable=("query", "key", "value"),
+        faults=FAULTS,
+        op=_attention,
+        op_arguments=_op_arguments,
+        kernel_sizes={
+            "64, bidirectional, rotary": Size([19, 0, 35], 1, 1, 64, False, rotary=True),
+            "72, bidirectional, rotary": Size([34, 1], 2, 1, 72, False, rotary=True),
+            "80, causal": Size([33, 0, 8], 2, 1, 80, True),
+            "128, prompts": Size([35, 3, 0, 9, 4], 2, 1, 128, True, [-1, 0, 0, 0, -1]),
+            "72, more than a block": Size([131, 5], 1, 1, 72, False),
+        },
+        compile_sizes={
+            "vision 8B": (Size([1024, 600], 16, 16, 72, False, rotary=True), torch.bfloat16),
+            "vision 8B, no rotation": (Size([1024, 600], 16, 16, 72, False), torch.bfloat16),
+            "vision 4B": (Size([1024, 600], 16, 16, 64, False, rotary=True), torch.bfloat16),
+            "head_dim 80": (Size([1024, 600], 16, 16, 80, False), torch.bfloat16),
+            "text": (Size([1024, 600], *TEXT), torch.bfloat16),
+            "text, shared prompt": (SHARED, torch.bfloat16),
+            "fp32": (Size([100, 40], 2, 1, 128, True, [-1, 0], True), torch.float32),
+        },
+        gate=_gate,
+        choices=choices,
         num_flops=_flops,
     ),
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, OpSpec, Tolerance
-from .op import _assign, _box_match, assign, box_match
+from .op import _assign, _box_match, assign, box_match, choices
 from .reference import assign_reference, box_match_reference, pair_costs
 
 
@@ -95,8 +95,46 @@ def _all_arguments(arguments: Arguments) -> dict[str, Any]:
     return {name: arguments[name] for name in names}
 
 
+def _unlabelled(**arguments: Any) -> Tensor:
+    """Labels are not compared."""
+    return box_match_reference(**{**arguments, "pred_labels": None, "truth_labels": None})
+
+
+def _greedy(**arguments: Any) -> Tensor:
+    """The cheapest pair first, then the cheapest that is left."""
+    match = torch.full((len(arguments["pred"]),), -1, dtype=torch.int64)
+    p_bounds, t_bounds = arguments["pred_offsets"].tolist(), arguments["truth_offsets"].tolist()
+    for b, ((p0, p1), (t0, t1)) in enumerate(zip(_pairs(p_bounds), _pairs(t_bounds), strict=True)):
+        diagonal = math.hypot(*arguments["image_size"][b].tolist())
+        boxes = arguments["pred"][p0:p1].double(), arguments["truth"][t0:t1].double()
+        costs = pair_costs(*boxes, arguments["cost"], diagonal)
+        for _ in range(min(p1 - p0, t1 - t0)):
+            row, column = divmod(int(costs.argmin()), t1 - t0)
+            match[p0 + row] = t0 + column
+            costs[row], costs[:, column] = math.inf, math.inf
+    return match
+
+
+def _pairs(bounds: list[int]) -> list[tuple[int, int]]:
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def _in_order(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
+    """The i-th row takes the i-th column."""
+    rows = torch.arange(cost.shape[1]).expand(cost.shape[:2])
+    return torch.where(rows < torch.minimum(num_rows, num_cols)[:, None], rows, -1)
+
+
 _RAGGED = [(1, 1), (0, 3), (4, 0), (3, 5), (0, 0), (8, 2), (6, 6)]
 _SUM = "total costs of at most 64 pairs, each a few float64 operations"
+_ROUNDED = "of pairs whose totals differ by the rounding of fp32 costs on the device, either may be taken"
+_TOLERANCE = {
+    torch.float64: Tolerance(1e-9, _SUM),
+    torch.float32: Tolerance(2e-6, _ROUNDED),
+    torch.float16: Tolerance(2e-6, _ROUNDED),
+    torch.bfloat16: Tolerance(2e-6, _ROUNDED),
+}
+_DENSE = [(64, 64), (20, 48), (31, 9)]
 
 SPECS = (
     OpSpec(
@@ -114,11 +152,26 @@ SPECS = (
             "large": ([(64, 64), (17, 33)], "giou"),
         },
         benchmark_sizes={"512 of 16 x 16": ([(16, 16)] * 512, "giou"), "512 of 64 x 64": ([(64, 64)] * 512, "giou")},
-        tolerance={torch.float64: Tolerance(1e-9, _SUM), torch.float32: Tolerance(1e-9, _SUM)},
+        tolerance=_TOLERANCE,
         exact=(1,),
+        faults={"labels ignored": _unlabelled, "greedy": _greedy},
         op=_box_match,
         op_arguments=_all_arguments,
         outputs=_paid,
+        kernel_sizes={
+            "no problem": ([], "overlap"),
+            "ragged, labels": (_RAGGED, "overlap"),
+            "ragged, medmo": (_RAGGED, "medmo"),
+            "64 columns": ([(3, 40), (33, 2)], "giou"),
+            "past registers": ([(3, 70), (65, 2), (2, 2)], "iou"),
+        },
+        compile_sizes={
+            "overlap, labels": ((_DENSE, "overlap"), torch.float32),
+            "iou": ((_DENSE, "iou"), torch.float32),
+            "giou": ((_DENSE, "giou"), torch.bfloat16),
+            "medmo": ((_DENSE, "medmo"), torch.float32),
+        },
+        choices=choices,
     ),
     OpSpec(
         name="assign",
@@ -129,6 +182,7 @@ SPECS = (
         benchmark_sizes={"512 of 64 x 64": (512, 64, 64, 0.0)},
         tolerance={torch.float64: Tolerance(1e-9, _SUM), torch.float32: Tolerance(1e-9, _SUM)},
         exact=(1,),
+        faults={"in order": _in_order},
         op=_assign,
         outputs=_assigned,
     ),

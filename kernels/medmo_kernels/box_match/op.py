@@ -1,12 +1,12 @@
-"""Registration of box_match and assign. CPU: the native library where it is built, else the reference. CUDA: the
-reference, which copies to the host.
+"""Registration of box_match and assign. CUDA: box_match is one Triton launch for boxes of up to 32 bits. The CPU, assign
+and float64 boxes: the native library where it is built, else the reference, on the host.
 """
 
 import torch
 from torch import Tensor
 
 from .. import runtime
-from .reference import COSTS, assign_reference, box_match_reference, check_counts, spans
+from .reference import COSTS, assign_reference, box_match_reference, check_counts, check_spans
 
 
 def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None = None) -> Tensor:
@@ -16,6 +16,7 @@ def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None
 
     Shapes: B problems of at most R rows and C columns.
     Numerics: float64 inside, exact up to its rounding; deterministic. Among equally cheap assignments any may be given.
+    Devices: solved on the host, to which costs on CUDA are copied; `box_match` stays on the device.
 
     Args:
         cost: (B, R, C) costs.
@@ -55,8 +56,13 @@ def box_match(
 
     Shapes: B problems, P predicted and T true boxes over all problems; problem b has rows offsets[b] to offsets[b + 1].
     Units: pixels, or any unit that boxes and image_size share.
-    Numerics: float64 inside; deterministic. Min(P, T) pairs of a problem are matched, fewer where pairs are
-        forbidden; a box with NaN matches nothing.
+    Numerics: Min(P, T) pairs of a problem are matched, fewer where pairs are forbidden; a box with a coordinate that is
+        not finite matches nothing. On the CPU, and for float64 boxes, float64 inside. On CUDA costs are fp32 and the
+        search is exact for them, in float64: the total is within 1e-6 a pair of the least. Deterministic; among equally
+        cheap assignments any may be given, on each device another.
+    Devices: CUDA does not wait for the host. Problems of up to 64 boxes a side are solved by one warp in registers,
+        larger ones in the same launch by one warp in a scratch buffer of 24 B per box. float64 boxes on CUDA are
+        copied to the host.
 
     Args:
         pred: (P, 4) predicted boxes x1, y1, x2, y2.
@@ -73,7 +79,10 @@ def box_match(
         (P,) int64 row of `truth` that each predicted box is matched with, or -1.
 
     Raises:
-        ValueError: shapes, offsets or the cost's name do not fit.
+        ValueError: shapes or the cost's name do not fit; on the CPU also offsets that do not rise from 0 to the number
+            of boxes.
+
+    Reference: shortest augmenting paths with potentials, Jonker and Volgenant 1987; Crouse 2016.
     """
     check_problems("box_match", pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
     if cost not in COSTS:
@@ -123,22 +132,31 @@ def check_problems(
         raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, expected ({num_problems}, 2): width, height")
 
 
+def choices(device: torch.device) -> dict[str, runtime.Choice]:
+    """Say which back end serves which problems on a device."""
+    host = "native" if runtime.has_native() else "reference"
+    refused = () if host == "native" else (("native", runtime.native_status()),)
+    boxes = runtime.triton_choice(device, torch.float32, host)
+    if boxes.backend != "triton":
+        boxes = runtime.Choice(host, boxes.reason, (*boxes.refused, *refused))
+    return {
+        "boxes in fp32, fp16, bf16": boxes,
+        "boxes in float64; assign": runtime.Choice(host, "solved on the host", refused),
+    }
+
+
 @torch.library.custom_op("medmo_kernels::assign", mutates_args=())
 def _assign(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
-    return assign_reference(cost, num_rows, num_cols)
+    check_counts(num_rows, num_cols, cost.shape[1], cost.shape[2])
+    if not runtime.has_native():
+        return assign_reference(cost, num_rows, num_cols)
+    inputs = [tensor.cpu().contiguous() for tensor in (cost.double(), num_rows, num_cols)]
+    return torch.ops.medmo_native.assign(*inputs).to(cost.device)
 
 
 @_assign.register_fake
 def _(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
     return cost.new_empty(cost.shape[:2], dtype=torch.int64)
-
-
-@_assign.register_kernel("cpu")
-def _(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
-    if not runtime.has_native():
-        return assign_reference(cost, num_rows, num_cols)
-    check_counts(num_rows, num_cols, cost.shape[1], cost.shape[2])
-    return torch.ops.medmo_native.assign(cost.double().contiguous(), num_rows.contiguous(), num_cols.contiguous())
 
 
 @torch.library.custom_op("medmo_kernels::box_match", mutates_args=())
@@ -152,9 +170,42 @@ def _box_match(
     image_size: Tensor | None,
     cost: str,
 ) -> Tensor:
-    return box_match_reference(
-        pred, truth, pred_offsets, truth_offsets,
-        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
+    if runtime.uses_triton(pred) and runtime.uses_triton(truth):
+        from .triton_kernel import box_match_triton
+
+        return box_match_triton(
+            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, COSTS.index(cost)
+        )
+    if not runtime.has_native():
+        return box_match_reference(
+            pred, truth, pred_offsets, truth_offsets,
+            pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
+        )  # fmt: skip
+    given = (pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    return _match_natively(*(None if tensor is None else tensor.cpu() for tensor in given), cost).to(pred.device)
+
+
+def _match_natively(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    pred_labels: Tensor | None,
+    truth_labels: Tensor | None,
+    image_size: Tensor | None,
+    cost: str,
+) -> Tensor:
+    check_spans(pred_offsets, len(pred), "pred_offsets")
+    check_spans(truth_offsets, len(truth), "truth_offsets")
+    nothing = pred_offsets.new_empty(0)
+    labels = [nothing if labels is None else labels.contiguous() for labels in (pred_labels, truth_labels)]
+    # The native op takes no optional tensors: empty labels mean none, and the costs that need no diagonal ignore it.
+    diagonal = pred.new_zeros(len(pred_offsets) - 1, dtype=torch.float64)
+    if image_size is not None:
+        diagonal = image_size.double().square().sum(1).sqrt()
+    return torch.ops.medmo_native.box_match(
+        pred.double().contiguous(), truth.double().contiguous(), pred_offsets.contiguous(), truth_offsets.contiguous(),
+        *labels, pred_labels is not None, diagonal, COSTS.index(cost),
     )  # fmt: skip
 
 
@@ -170,33 +221,3 @@ def _(
     cost: str,
 ) -> Tensor:
     return pred.new_empty(pred.shape[:1], dtype=torch.int64)
-
-
-@_box_match.register_kernel("cpu")
-def _(
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-    cost: str,
-) -> Tensor:
-    if not runtime.has_native():
-        return box_match_reference(
-            pred, truth, pred_offsets, truth_offsets,
-            pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
-        )  # fmt: skip
-    spans(pred_offsets, len(pred), "pred_offsets")
-    spans(truth_offsets, len(truth), "truth_offsets")
-    nothing = pred_offsets.new_empty(0)
-    labels = [nothing if labels is None else labels.contiguous() for labels in (pred_labels, truth_labels)]
-    # The native op takes no optional tensors: empty labels mean none, and the costs that need no diagonal ignore it.
-    diagonal = pred.new_zeros(len(pred_offsets) - 1, dtype=torch.float64)
-    if image_size is not None:
-        diagonal = image_size.double().square().sum(1).sqrt()
-    return torch.ops.medmo_native.box_match(
-        pred.double().contiguous(), truth.double().contiguous(), pred_offsets.contiguous(), truth_offsets.contiguous(),
-        *labels, pred_labels is not None, diagonal, COSTS.index(cost),
-    )  # fmt: skip

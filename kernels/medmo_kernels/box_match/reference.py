@@ -16,16 +16,22 @@ L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0  # MedMO's, as in DETR
 
 
 def spans(offsets: Tensor, total: int, name: str) -> list[tuple[int, int]]:
-    """Return (start, stop) of every problem; `name` names the tensor in errors.
+    """Return (start, stop) of every problem; `name` names the tensor in errors, which `check_spans` raises."""
+    check_spans(offsets, total, name)
+    bounds = offsets.tolist()
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+def check_spans(offsets: Tensor, total: int, name: str) -> None:
+    """Check the offsets of a ragged batch.
 
     Raises:
-        ValueError: the offsets do not rise from 0 to `total`.
+        ValueError: they do not rise from 0 to `total`.
     """
-    bounds = offsets.tolist()
-    rising = all(a <= b for a, b in zip(bounds, bounds[1:], strict=False))
-    if not rising or bounds[0] != 0 or bounds[-1] != total:
-        raise ValueError(f"{name} is {bounds}, expected numbers that rise from 0 to {total}, the number of boxes")
-    return list(zip(bounds, bounds[1:], strict=False))
+    if offsets[0] != 0 or offsets[-1] != total or bool((offsets.diff() < 0).any()):
+        raise ValueError(
+            f"{name} is {offsets.tolist()}, expected numbers that rise from 0 to {total}, the number of boxes"
+        )
 
 
 def solve(cost: Sequence[Sequence[float]]) -> list[int]:
@@ -129,9 +135,11 @@ def check_counts(num_rows: Tensor, num_cols: Tensor, rows: int, cols: int) -> No
     Raises:
         ValueError: one does not.
     """
-    for b, (m, n) in enumerate(zip(num_rows.tolist(), num_cols.tolist(), strict=True)):
-        if not (0 <= m <= rows and 0 <= n <= cols):
-            raise ValueError(f"assign: problem {b} has {m} x {n} pairs, the matrices hold {rows} x {cols}")
+    wrong = (num_rows < 0) | (num_rows > rows) | (num_cols < 0) | (num_cols > cols)
+    if bool(wrong.any()):
+        b = int(wrong.nonzero()[0])
+        pairs = f"{int(num_rows[b])} x {int(num_cols[b])}"
+        raise ValueError(f"assign: problem {b} has {pairs} pairs, the matrices hold {rows} x {cols}")
 
 
 def assign_reference(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""From ragged boxes to one reward per completion. Built of `box_match` (its op, checks and reference) and `giou`'s
-reference.
+"""From ragged boxes to one reward per completion. Built of `box_match` (its op, checks, kernel and reference) and of
+`giou` (reference and kernel).
 """
 
 from .op import BoxReward, box_reward

@@ -1,13 +1,17 @@
-"""Registration of box_reward. CPU: native matching where it is built, else the reference. CUDA: the reference."""
+"""Registration of box_reward. CUDA: one Triton launch for boxes of up to 32 bits. The CPU, and float64 boxes: box_match,
+which is native where that is built, and the scores in torch ops.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import runtime
 from ..box_match import box_match
 from ..box_match.op import check_problems
-from .reference import FORMULAS, box_reward_reference, check_options, score_matches
+from ..box_match.op import choices as match_choices
+from .reference import COST_OF, FORMULAS, check_options, score_matches
 
 
 class BoxReward(NamedTuple):
@@ -36,21 +40,30 @@ def box_reward(
     lambda_fp: float = 0.0,
     squared: bool = False,
     penalty_per_truth: bool = True,
+    iou_threshold: float = 0.5,
 ) -> BoxReward:
     """Score predicted against true boxes, one score per problem of a ragged batch.
 
     `overlap` (default) and `iou`: the sum of the pay of the best one-to-one matching over max(P, T) of the problem, the
-    pay of a pair being (IoU + max(0, GIoU)) / 2 or IoU. Both are free of scale; a box that overlaps no true box of its
-    class, or is a second one on the same target, never pays; nothing predicted where nothing is true scores 1.
+    pay of a pair being (IoU + max(0, GIoU)) / 2 or IoU. Both are the scale-aware variants: a box of 10 px and one of
+    500 px that miss by the same share of their size earn the same. A box that overlaps no true box of its class, or is a
+    second one on the same target, never pays.
+
+    `f1`: 2 TP / (P + T), a true positive being a pair of the matching at the largest total IoU with IoU >= iou_threshold.
 
     `medmo`: MedMO's published formula. A pair pays [5 (1 - clip(L1)) + 2 (GIoU + 1) / 2] / 7, matched at least cost
-    5 L1 + 2 (1 - GIoU); R = clip(sum of pay / T - penalty), penalty = [lambda_fn (T - matched) + lambda_fp
-    (P - matched)] / max(1, T). Where nothing is true it is 0 whatever is predicted. Known weaknesses: a small box five
-    widths off its target still earns 0.74, and without lambda_fp spurious boxes are free.
+    5 L1 + 2 (1 - GIoU), with L1 the corner distance over twice the image diagonal; R = clip(sum of pay / T - penalty),
+    penalty = [lambda_fn (T - matched) + lambda_fp (P - matched)] / max(1, T). Known weaknesses: a small box five widths
+    off its target still earns 0.74, and without lambda_fp spurious boxes are free.
+
+    Where nothing is true: `overlap`, `iou` and `f1` score 1 if nothing is predicted and 0 otherwise; `medmo` scores 0
+    whatever is predicted, as published.
 
     Shapes: B problems, P predicted and T true boxes over all problems; problem b has rows offsets[b] to offsets[b + 1].
     Units: pixels, or any unit that boxes and image_size share.
-    Numerics: matching in float64, scores in fp32 (float64 for float64); bitwise repeatable on the CPU. No gradients.
+    Numerics: matching as `box_match`, scores in fp32 (float64 for float64); bitwise repeatable. No gradients.
+    Devices: one launch on CUDA, without waiting for the host, for any number of boxes; float64 boxes are matched on the
+        host.
 
     Args:
         pred: (P, 4) predicted boxes x1, y1, x2, y2; NaN or reversed corners make a box that never pays.
@@ -60,20 +73,22 @@ def box_reward(
         pred_labels: (P,) int64 classes; with `truth_labels`, boxes of different classes never match.
         truth_labels: (T,) int64 classes.
         image_size: (B, 2) width and height; needed by `medmo`.
-        formula: `overlap`, `iou` or `medmo`.
+        formula: `overlap`, `iou`, `f1` or `medmo`.
         lambda_fn: `medmo`'s price of a missed true box; unpublished, 0 is the weaker guess.
         lambda_fp: `medmo`'s price of a spurious box; unpublished.
         squared: `medmo`: square the result, as one transcription of the paper has it.
         penalty_per_truth: `medmo`: divide the penalty by max(1, T); the transcriptions disagree.
 
+        iou_threshold: `f1`: least IoU of a true positive, from 0 to 1; a pair without overlap is none.
+
     Returns:
-        Scores and the pairs behind them.
+        Scores and the pairs behind them: a pair that earns nothing is left out, except for `medmo`.
 
     Raises:
-        ValueError: shapes, offsets, names or penalties do not fit.
+        ValueError: shapes, names, penalties or the threshold do not fit; on the CPU also the offsets.
     """
     check_problems("box_reward", pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
-    check_options(lambda_fn, lambda_fp)
+    check_options(lambda_fn, lambda_fp, iou_threshold)
     if formula not in FORMULAS:
         raise ValueError(f"box_reward: unknown formula {formula!r}, expected one of {', '.join(FORMULAS)}")
     if formula == "medmo" and image_size is None:
@@ -81,9 +96,18 @@ def box_reward(
     return BoxReward(
         *_box_reward(
             pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, formula,
-            lambda_fn, lambda_fp, squared, penalty_per_truth,
+            lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
         )
     )  # fmt: skip
+
+
+def choices(device: torch.device) -> dict[str, runtime.Choice]:
+    """Say which back end serves which boxes on a device."""
+    matching = match_choices(device)
+    return {
+        "boxes in fp32, fp16, bf16": matching["boxes in fp32, fp16, bf16"],
+        "boxes in float64": runtime.Choice("reference", "scored by torch ops", (("triton", "kernels compute in fp32"),)),
+    }
 
 
 @torch.library.custom_op("medmo_kernels::box_reward", mutates_args=())
@@ -100,11 +124,22 @@ def _box_reward(
     lambda_fp: float,
     squared: bool,
     penalty_per_truth: bool,
+    iou_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    return box_reward_reference(
+    if runtime.uses_triton(pred) and runtime.uses_triton(truth):
+        from .triton_kernel import box_reward_triton
+
+        return box_reward_triton(
+            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, FORMULAS.index(formula),
+            lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
+        )  # fmt: skip
+    match = box_match(
         pred, truth, pred_offsets, truth_offsets,
-        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, formula=formula,
-        lambda_fn=lambda_fn, lambda_fp=lambda_fp, squared=squared, penalty_per_truth=penalty_per_truth,
+        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=COST_OF[formula],
+    )  # fmt: skip
+    return score_matches(
+        pred, truth, pred_offsets, truth_offsets, match, image_size, formula,
+        lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
     )  # fmt: skip
 
 
@@ -122,32 +157,8 @@ def _(
     lambda_fp: float,
     squared: bool,
     penalty_per_truth: bool,
+    iou_threshold: float,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if torch.float64 in (pred.dtype, truth.dtype) else torch.float32
     score = pred.new_empty(pred_offsets.shape[0] - 1, dtype=wide)
     return score, pred.new_empty(pred.shape[:1], dtype=torch.int64)
-
-
-@_box_reward.register_kernel("cpu")
-def _(
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-    formula: str,
-    lambda_fn: float,
-    lambda_fp: float,
-    squared: bool,
-    penalty_per_truth: bool,
-) -> tuple[Tensor, Tensor]:
-    match = box_match(
-        pred, truth, pred_offsets, truth_offsets,
-        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=formula,
-    )  # fmt: skip
-    return score_matches(
-        pred, truth, pred_offsets, truth_offsets, match, image_size, formula,
-        lambda_fn, lambda_fp, squared, penalty_per_truth,
-    )  # fmt: skip

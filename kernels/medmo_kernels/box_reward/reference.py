@@ -11,7 +11,8 @@ from torch import Tensor
 from ..box_match import box_match_reference
 from ..giou import overlap_terms
 
-FORMULAS = ("overlap", "iou", "medmo")
+FORMULAS = ("overlap", "iou", "medmo", "f1")
+COST_OF = {"overlap": "overlap", "iou": "iou", "medmo": "medmo", "f1": "iou"}  # what a formula's matching minimises
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0  # MedMO's weights of a pair's score
 
 
@@ -29,15 +30,16 @@ def box_reward_reference(
     lambda_fp: float = 0.0,
     squared: bool = False,
     penalty_per_truth: bool = True,
+    iou_threshold: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Score predicted against true boxes, problem by problem; see `box_reward`."""
     match = box_match_reference(
         pred, truth, pred_offsets, truth_offsets,
-        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=formula,
+        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=COST_OF[formula],
     )  # fmt: skip
     return score_matches(
         pred, truth, pred_offsets, truth_offsets, match, image_size, formula,
-        lambda_fn, lambda_fp, squared, penalty_per_truth,
+        lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
     )  # fmt: skip
 
 
@@ -53,6 +55,7 @@ def score_matches(
     lambda_fp: float,
     squared: bool,
     penalty_per_truth: bool,
+    iou_threshold: float,
 ) -> tuple[Tensor, Tensor]:
     """Turn matched pairs into scores, on the device of the boxes and without a copy to the host.
 
@@ -60,7 +63,7 @@ def score_matches(
         match: (P,) int64 row of `truth` or -1; the rest as in `box_reward`.
 
     Returns:
-        (B,) scores and (P,) the pairs that count: those of `overlap` and `iou` without overlap are dropped.
+        (B,) scores and (P,) the pairs that count: except for `medmo`, one that earns nothing is dropped.
     """
     wide = torch.float64 if torch.float64 in (pred.dtype, truth.dtype) else torch.float32
     num_problems = pred_offsets.shape[0] - 1
@@ -76,14 +79,21 @@ def score_matches(
         l1 = (pred.to(wide) - paired).abs().sum(1) / (2 * diagonal[problem])
         pay = (L1_WEIGHT * (1 - l1.clamp(0, 1)) + GIOU_WEIGHT * (giou + 1) / 2) / (L1_WEIGHT + GIOU_WEIGHT)
     else:
-        pay = iou if formula == "iou" else (iou + giou.clamp(min=0)) / 2
+        if formula == "overlap":
+            pay = (iou + giou.clamp(min=0)) / 2
+        elif formula == "iou":
+            pay = iou
+        else:
+            # Rounding of the division must not decide a pair that lies exactly on the threshold.
+            slack = 1e-12 if wide == torch.float64 else 1e-6
+            pay = ((iou > 0) & (iou >= iou_threshold * (1 - slack))).to(wide)
         match = torch.where(pay > 0, match, -1)
     matched = match >= 0
     zeros = torch.zeros(num_problems, dtype=wide, device=pred.device)
     total = zeros.index_add(0, problem, torch.where(matched, pay, 0))
     if formula != "medmo":
-        larger = torch.maximum(num_pred, num_truth)
-        return torch.where(larger > 0, total / larger.clamp(min=1), 1), match
+        shared_by = (num_pred + num_truth) / 2 if formula == "f1" else torch.maximum(num_pred, num_truth)
+        return torch.where(shared_by > 0, total / shared_by.clamp(min=0.5), 1), match
     pairs = zeros.index_add(0, problem, matched.to(wide))
     penalty = lambda_fn * (num_truth - pairs) + lambda_fp * (num_pred - pairs)
     if penalty_per_truth:
@@ -92,12 +102,14 @@ def score_matches(
     return reward.square() if squared else reward, match
 
 
-def check_options(lambda_fn: float, lambda_fp: float) -> None:
-    """Check the penalties.
+def check_options(lambda_fn: float, lambda_fp: float, iou_threshold: float) -> None:
+    """Check the penalties and the threshold.
 
     Raises:
-        ValueError: one is negative or not a number.
+        ValueError: a penalty is negative or not a number, or the threshold is not in [0, 1].
     """
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"box_reward: iou_threshold is {iou_threshold}, expected a number from 0 to 1")
     for name, value in (("lambda_fn", lambda_fn), ("lambda_fp", lambda_fp)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"box_reward: {name} is {value}, expected a number of at least 0")

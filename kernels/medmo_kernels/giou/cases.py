@@ -1,11 +1,19 @@
-"""What the walker and the benchmark know of giou and pairwise_giou."""
+"""What the walker and the benchmark know of the four ops of giou."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spec import Arguments, OpSpec, Tolerance
-from .op import _giou, _pairwise_giou, giou, pairwise_giou
-from .reference import giou_reference, pairwise_giou_reference
+from .op import _giou, _pairwise_giou, box_terms, choices, giou, pairwise_box_terms, pairwise_giou
+from .reference import (
+    box_terms_reference,
+    giou_reference,
+    pairwise_box_terms_reference,
+    pairwise_giou_reference,
+)
 
 FLOPS_PER_PAIR = 33.0
 
@@ -19,8 +27,9 @@ def random_boxes(count: int, generator: torch.Generator, dtype: torch.dtype, sid
     return boxes.to(dtype)
 
 
+# Boxes of a unit image: their gradients are of the order of 1, so the tolerance means something for them.
 def _aligned(size: int, generator: torch.Generator, dtype: torch.dtype) -> Arguments:
-    pred, target = random_boxes(size, generator, dtype), random_boxes(size, generator, dtype)
+    pred, target = (random_boxes(size, generator, dtype, 1.0) for _ in range(2))
     target[::5] = pred[::5]  # equal boxes: every minimum and maximum is a tie
     return {"pred": pred, "target": target}
 
@@ -28,15 +37,75 @@ def _aligned(size: int, generator: torch.Generator, dtype: torch.dtype) -> Argum
 def _pairwise(size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Arguments:
     *batch, num_pred, num_target = size
     count = int(torch.tensor(batch).prod()) if batch else 1
-    pred = random_boxes(count * num_pred, generator, dtype).reshape(*batch, num_pred, 4)
-    return {"pred": pred, "target": random_boxes(count * num_target, generator, dtype).reshape(*batch, num_target, 4)}
+    pred = random_boxes(count * num_pred, generator, dtype, 1.0).reshape(*batch, num_pred, 4)
+    target = random_boxes(count * num_target, generator, dtype, 1.0).reshape(*batch, num_target, 4)
+    return {"pred": pred, "target": target}
 
 
+def _ragged(size: Sequence[tuple[int, int]], generator: torch.Generator, dtype: torch.dtype) -> Arguments:
+    counts = torch.tensor(size, dtype=torch.int64).reshape(-1, 2)
+    pred_offsets, target_offsets = (torch.cat([torch.zeros(1, dtype=torch.int64), c.cumsum(0)]) for c in counts.T)
+    pred, target = (random_boxes(int(offsets[-1]), generator, dtype, 1.0) for offsets in (pred_offsets, target_offsets))
+    return {
+        "pred": pred,
+        "target": target,
+        "pred_offsets": pred_offsets,
+        "target_offsets": target_offsets,
+        "max_target": max((t for _, t in size), default=0) + 1,
+    }
+
+
+def _summed_union(reference: Any) -> Any:
+    """The op with the intersection counted twice in the union: IoU = I / (A + B)."""
+
+    def function(pred: Tensor, target: Tensor) -> Tensor:
+        p, t = (pred, target) if pred.shape == target.shape else (pred[..., :, None, :], target[..., None, :, :])
+        sides = [(b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1) for b in (p, t)]
+        terms = reference(pred, target)
+        iou = box_terms_reference(p, t)[..., 0]
+        return terms - iou + iou * 0.5 * (sides[0] + sides[1] > 0)
+
+    return function
+
+
+def _no_hull(pred: Tensor, target: Tensor) -> Tensor:
+    return box_terms_reference(pred, target)[..., 0]
+
+
+def _l1_of_one_axis(pred: Tensor, target: Tensor) -> Tensor:
+    terms = box_terms_reference(pred, target)
+    return torch.cat([terms[:, :2], (pred - target)[:, ::2].abs().sum(1, keepdim=True)], dim=1)
+
+
+def _neighbours_targets(**arguments: Any) -> Tensor:
+    """Every problem scores the first problem's targets."""
+    return pairwise_box_terms(**{**arguments, "target": arguments["target"].roll(1, 0)})
+
+
+def _unfilled(**arguments: Any) -> Tensor:
+    """Columns past a problem's last target hold the next problem's."""
+    target_offsets, pred = arguments["target_offsets"], arguments["pred"]
+    problem = torch.bucketize(torch.arange(len(pred)), arguments["pred_offsets"][1:], right=True)
+    others = target_offsets[problem][:, None] + torch.arange(arguments["max_target"])
+    padded = torch.cat([arguments["target"], arguments["target"].new_zeros(1, 4)])
+    return box_terms_reference(pred[:, None], padded[others.clamp(max=len(arguments["target"]))])
+
+
+_SCORE = "a score is a few fp32 operations; 16-bit boxes are widened first, and only their gradients are rounded"
 _TOLERANCE = {
     torch.float64: Tolerance(1e-12, "the closed-form backward sums in another order than autograd"),
-    torch.float32: Tolerance(2e-6, "a score is a few fp32 operations on areas of 1e6"),
-    torch.bfloat16: Tolerance(1e-2, "gradients are cast to bf16, scores are fp32 of bf16 boxes"),
+    torch.float32: Tolerance(2e-6, _SCORE),
+    torch.float16: Tolerance(2e-6, _SCORE),
+    torch.bfloat16: Tolerance(2e-6, _SCORE),
 }
+_LEARNED = ("pred", "target")
+_RAGGED = [(1, 1), (0, 3), (4, 0), (3, 5), (0, 0), (8, 2)]
+
+
+def _ragged_arguments(arguments: Arguments) -> Arguments:
+    """The registered op takes the width by another name, and a flag."""
+    return {**arguments, "giou_only": False}
+
 
 SPECS = (
     OpSpec(
@@ -47,8 +116,29 @@ SPECS = (
         sizes={"none": 0, "one": 1, "odd": 127, "many": 1003},
         benchmark_sizes={"1M pairs": 1 << 20},
         tolerance=_TOLERANCE,
-        differentiable=("pred", "target"),
+        differentiable=_LEARNED,
+        faults={"union taken as the sum": _summed_union(giou_reference), "hull term dropped": _no_hull},
         op=_giou,
+        op_arguments=lambda arguments: {**arguments, "giou_only": True},
+        kernel_sizes={"none": 0, "odd": 259},
+        compile_sizes={"4096 pairs": (4096, torch.bfloat16), "4096 pairs, fp32": (4096, torch.float32)},
+        choices=choices,
+        num_flops=lambda arguments: FLOPS_PER_PAIR * arguments["pred"].shape[0],
+    ),
+    OpSpec(
+        name="box_terms",
+        function=box_terms,
+        reference=box_terms_reference,
+        make=_aligned,
+        sizes={"none": 0, "one": 1, "odd": 127},
+        benchmark_sizes={"1M pairs": 1 << 20},
+        tolerance=_TOLERANCE,
+        differentiable=_LEARNED,
+        faults={"L1 of one axis": _l1_of_one_axis},
+        op=_giou,
+        op_arguments=lambda arguments: {**arguments, "giou_only": False},
+        kernel_sizes={"odd": 259},
+        compile_sizes={"4096 pairs, fp32": (4096, torch.float32)},
         num_flops=lambda arguments: FLOPS_PER_PAIR * arguments["pred"].shape[0],
     ),
     OpSpec(
@@ -59,8 +149,29 @@ SPECS = (
         sizes={"none": (0, 3), "one": (1, 1), "odd": (7, 13), "batch": (2, 3, 5, 4), "no batch": (0, 2, 2)},
         benchmark_sizes={"512 x 64 x 64": (512, 64, 64)},
         tolerance=_TOLERANCE,
-        differentiable=("pred", "target"),
+        differentiable=_LEARNED,
+        faults={"union taken as the sum": _summed_union(pairwise_giou_reference)},
         op=_pairwise_giou,
+        op_arguments=lambda a: {**a, "pred_offsets": None, "target_offsets": None, "width": a["target"].shape[-2],
+                                "giou_only": True},
+        kernel_sizes={"no target": (3, 0), "batch": (2, 3, 5, 4), "wide": (9, 37)},
+        compile_sizes={"64 x 64 x 64": ((64, 64, 64), torch.bfloat16), "fp32": ((64, 64, 64), torch.float32)},
         num_flops=lambda a: FLOPS_PER_PAIR * a["pred"].shape[:-1].numel() * a["target"].shape[-2],
     ),
-)
+    OpSpec(
+        name="pairwise_box_terms",
+        function=pairwise_box_terms,
+        reference=pairwise_box_terms_reference,
+        make=_ragged,
+        sizes={"no problem": [], "one": [(1, 1)], "ragged": _RAGGED, "no target": [(3, 0)]},
+        benchmark_sizes={"512 x 64 x 64": [(64, 64)] * 512},
+        tolerance=_TOLERANCE,
+        differentiable=_LEARNED,
+        faults={"targets of the neighbour": _neighbours_targets, "columns past the last target filled": _unfilled},
+        op=_pairwise_giou,
+        op_arguments=_ragged_arguments,
+        kernel_sizes={"no problem": [], "ragged": _RAGGED, "wide": [(2, 37), (9, 1)]},
+        compile_sizes={"64 of 64 x 64, fp32": ([(64, 64)] * 64, torch.float32)},
+        num_flops=lambda a: FLOPS_PER_PAIR * a["pred"].shape[0] * a["max_target"],
+    ),
+)  # fmt: skip

@@ -1,11 +1,21 @@
-"""Registration of giou. CPU and CUDA run the reference forward; the backward is its closed form on both."""
+"""Registration of giou. CUDA: Triton kernels, forward and backward. CPU, and float64: the reference forward and the
+closed form of its gradient.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reference import giou_reference, pairwise_giou_reference
+from .. import runtime
+from .reference import (
+    box_terms_reference,
+    giou_reference,
+    pairwise_box_terms_reference,
+    pairwise_giou_reference,
+    ragged_pairs,
+    score_dtype,
+)
 
 
 def giou(pred: Tensor, target: Tensor) -> Tensor:
@@ -14,7 +24,7 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
     Shapes: N pairs; last axis x1, y1, x2, y2.
     Units: any, but one frame for both; the score has none.
     Numerics: inside and out fp32, float64 for float64. A side with x2 < x1 counts as 0; a box without area has IoU 0
-        with every box.
+        with every box. Gradients: a tie of a minimum or maximum shares them evenly, as in torch.
 
     Args:
         pred: (N, 4) predicted boxes.
@@ -28,9 +38,28 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
 
     Reference: Rezatofighi et al. 2019, arXiv 1902.09630, algorithm 1.
     """
-    if pred.ndim != 2 or pred.shape[-1] != 4 or pred.shape != target.shape:
-        raise ValueError(f"giou: pred {tuple(pred.shape)} and target {tuple(target.shape)}, expected (N, 4) twice")
-    return _giou(pred, target)
+    _check_aligned("giou", pred, target)
+    return _giou(pred, target, True)
+
+
+def box_terms(pred: Tensor, target: Tensor) -> Tensor:
+    """Return IoU, GIoU and corner distance of N box pairs, the terms of box losses and costs.
+
+    Shapes, Units, Numerics: as `giou`; the corner distance is the sum of the four absolute corner differences, in the
+        unit of the boxes.
+
+    Args:
+        pred: (N, 4) predicted boxes.
+        target: (N, 4) target boxes, on the device of `pred`.
+
+    Returns:
+        (N, 3): IoU, GIoU, corner distance.
+
+    Raises:
+        ValueError: the shapes differ or the last axis is not 4.
+    """
+    _check_aligned("box_terms", pred, target)
+    return _giou(pred, target, False)
 
 
 def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
@@ -55,60 +84,199 @@ def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
             f"pairwise_giou: pred {tuple(pred.shape)} and target {tuple(target.shape)}, "
             "expected (..., P, 4) and (..., T, 4) with equal leading axes"
         )
-    return _pairwise_giou(pred, target)
+    return _pairwise_giou(pred, target, None, None, target.shape[-2], True)
 
 
-def _score_dtype(pred: Tensor, target: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+def pairwise_box_terms(
+    pred: Tensor, target: Tensor, pred_offsets: Tensor, target_offsets: Tensor, *, max_target: int
+) -> Tensor:
+    """Return IoU, GIoU and corner distance of all pairs within each problem of a ragged batch.
+
+    Shapes: B problems, P predicted and T target boxes over all problems; problem b has rows offsets[b] to
+        offsets[b + 1].
+    Units, Numerics: as `box_terms`.
+
+    Args:
+        pred: (P, 4) predicted boxes.
+        target: (T, 4) target boxes, on the device of `pred`.
+        pred_offsets: (B + 1,) int64.
+        target_offsets: (B + 1,) int64.
+        max_target: columns of the result. The most targets of a problem, which only the caller knows without waiting
+            for the device; on CUDA further targets are left out, on the CPU they are an error.
+
+    Returns:
+        (P, max_target, 3); entry [p, j] belongs to the j-th target of the problem of box p, and is 0 past its last.
+
+    Raises:
+        ValueError: shapes do not fit; on the CPU also offsets that do not rise from 0 to the number of boxes, and
+            problems with more than max_target targets.
+    """
+    shapes = f"pred {tuple(pred.shape)}, target {tuple(target.shape)}"
+    if any(b.ndim != 2 or b.shape[1] != 4 for b in (pred, target)):
+        raise ValueError(f"pairwise_box_terms: {shapes}: expected (P, 4) and (T, 4)")
+    offsets = f"pred_offsets {tuple(pred_offsets.shape)} and target_offsets {tuple(target_offsets.shape)}"
+    if pred_offsets.ndim != 1 or pred_offsets.shape != target_offsets.shape or pred_offsets.shape[0] < 1:
+        raise ValueError(f"pairwise_box_terms: {offsets}, expected (B + 1,) twice")
+    if pred_offsets.dtype != torch.int64 or target_offsets.dtype != torch.int64:
+        raise ValueError(f"pairwise_box_terms: {pred_offsets.dtype} and {target_offsets.dtype}, expected int64 twice")
+    if pred_offsets.device.type == "cpu":
+        sides = ((pred_offsets, len(pred), len(pred)), (target_offsets, len(target), max_target))
+        for name, (bounds, total, most) in zip(("pred_offsets", "target_offsets"), sides, strict=True):
+            counts = bounds.diff()
+            if bounds[0] != 0 or bounds[-1] != total or bool(((counts < 0) | (counts > most)).any()):
+                raise ValueError(
+                    f"pairwise_box_terms: {name} is {bounds.tolist()}, expected numbers that rise from 0 to {total}, "
+                    f"by at most {most}"
+                )
+    return _pairwise_giou(pred, target, pred_offsets, target_offsets, max_target, False)
+
+
+def choices(device: torch.device) -> dict[str, runtime.Choice]:
+    """Say which back end serves boxes of each precision on a device."""
+    return {
+        "fp32, fp16, bf16": runtime.triton_choice(device, torch.float32),
+        "float64": runtime.Choice("reference", "kernels compute in fp32"),
+    }
+
+
+def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
+    if pred.ndim != 2 or pred.shape[-1] != 4 or pred.shape != target.shape:
+        raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)}, expected (N, 4) twice")
+
+
+def _uses_triton(pred: Tensor, target: Tensor) -> bool:
+    return runtime.uses_triton(pred) and runtime.uses_triton(target)
+
+
+# --- pair by pair: (N,) GIoU, or (N, 3) terms ----------------------------------------------------------------------------
 
 
 @torch.library.custom_op("medmo_kernels::giou", mutates_args=())
-def _giou(pred: Tensor, target: Tensor) -> Tensor:
-    return giou_reference(pred, target)
+def _giou(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
+    if _uses_triton(pred, target):
+        from .triton_kernel import aligned_forward
+
+        return aligned_forward(pred, target, giou_only)
+    return giou_reference(pred, target) if giou_only else box_terms_reference(pred, target)
 
 
 @_giou.register_fake
-def _(pred: Tensor, target: Tensor) -> Tensor:
-    return pred.new_empty(pred.shape[:1], dtype=_score_dtype(pred, target))
+def _(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
+    shape = pred.shape[:1] if giou_only else (pred.shape[0], 3)
+    return pred.new_empty(shape, dtype=score_dtype(pred, target))
 
 
-@torch.library.custom_op("medmo_kernels::pairwise_giou", mutates_args=())
-def _pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
-    return pairwise_giou_reference(pred, target)
+@torch.library.custom_op("medmo_kernels::giou_backward", mutates_args=())
+def _giou_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
+    if _uses_triton(pred, target):
+        from .triton_kernel import aligned_backward
 
-
-@_pairwise_giou.register_fake
-def _(pred: Tensor, target: Tensor) -> Tensor:
-    return pred.new_empty((*pred.shape[:-1], target.shape[-2]), dtype=_score_dtype(pred, target))
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    pred, target = ctx.saved_tensors
-    grad_pred, grad_target = _closed_form(pred, target, grad)
+        return aligned_backward(pred, target, grad, giou_only)
+    grad_pred, grad_target = _closed_form(pred, target, _per_term(grad, giou_only))
     return grad_pred.to(pred.dtype), grad_target.to(target.dtype)
 
 
-def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    pred, target = ctx.saved_tensors
-    grad_pred, grad_target = _closed_form(pred[..., :, None, :], target[..., None, :, :], grad)
-    return grad_pred.sum(-2).to(pred.dtype), grad_target.sum(-3).to(target.dtype)
+@_giou_backward.register_fake
+def _(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
+    return pred.new_empty(pred.shape), target.new_empty(target.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.giou_only = inputs[-1]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_giou_backward(*ctx.saved_tensors, grad, ctx.giou_only), None)
 
 
 _giou.register_autograd(_backward, setup_context=_save)
-_pairwise_giou.register_autograd(_pairwise_backward, setup_context=_save)
 
 
-def _closed_form(pred: Tensor, target: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+# --- all pairs: (..., P, T) GIoU of leading batch axes, or (P, width, 3) terms of a ragged batch ---------------------------
+
+
+@torch.library.custom_op("medmo_kernels::pairwise_giou", mutates_args=())
+def _pairwise_giou(
+    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, width: int,
+    giou_only: bool,
+) -> Tensor:  # fmt: skip
+    if _uses_triton(pred, target):
+        from .triton_kernel import pairwise_forward
+
+        return pairwise_forward(pred, target, pred_offsets, target_offsets, width, giou_only)
+    if pred_offsets is None or target_offsets is None:
+        return pairwise_giou_reference(pred, target)
+    return pairwise_box_terms_reference(pred, target, pred_offsets, target_offsets, max_target=width)
+
+
+@_pairwise_giou.register_fake
+def _(
+    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, width: int,
+    giou_only: bool,
+) -> Tensor:  # fmt: skip
+    shape = (*pred.shape[:-1], width) if giou_only else (*pred.shape[:-1], width, 3)
+    return pred.new_empty(shape, dtype=score_dtype(pred, target))
+
+
+@torch.library.custom_op("medmo_kernels::pairwise_giou_backward", mutates_args=())
+def _pairwise_giou_backward(
+    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, grad: Tensor,
+    giou_only: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if _uses_triton(pred, target):
+        from .triton_kernel import pairwise_backward
+
+        return pairwise_backward(pred, target, pred_offsets, target_offsets, grad, giou_only)
+    by_term = _per_term(grad, giou_only)
+    if pred_offsets is None or target_offsets is None:
+        grad_pred, grad_target = _closed_form(pred[..., :, None, :], target[..., None, :, :], by_term)
+        return grad_pred.sum(-2).to(pred.dtype), grad_target.sum(-3).to(target.dtype)
+    others, inside = ragged_pairs(len(pred), pred_offsets, target_offsets, grad.shape[1])
+    row = torch.where(inside, others, len(target))  # the last row stands for no target
+    padded = torch.cat([target, target.new_zeros((1, 4))])
+    by_term = tuple(torch.where(inside, by, 0) for by in by_term)
+    grad_pred, grad_target = _closed_form(pred[:, None], padded[row], by_term)
+    summed = grad_target.new_zeros((len(target) + 1, 4)).index_add_(0, row.flatten(), grad_target.reshape(-1, 4))
+    return grad_pred.sum(1).to(pred.dtype), summed[:-1].to(target.dtype)
+
+
+@_pairwise_giou_backward.register_fake
+def _(
+    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, grad: Tensor,
+    giou_only: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return pred.new_empty(pred.shape), target.new_empty(target.shape)
+
+
+def _save_pairwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.giou_only = inputs[-1]
+
+
+def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_pairwise_giou_backward(*ctx.saved_tensors, grad, ctx.giou_only), None, None, None, None)
+
+
+_pairwise_giou.register_autograd(_pairwise_backward, setup_context=_save_pairwise)
+
+
+# --- the gradient of every pair ------------------------------------------------------------------------------------------
+
+
+def _per_term(grad: Tensor, giou_only: bool) -> tuple[Tensor, ...]:
+    """Return the gradients of IoU, GIoU and corner distance."""
+    return (torch.zeros_like(grad), grad, torch.zeros_like(grad)) if giou_only else grad.unbind(-1)
+
+
+def _closed_form(pred: Tensor, target: Tensor, by_term: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the gradients of every pair for both boxes.
 
-    With inter I, union U = A + B - I and hull C, GIoU = I/U + U/C - 1. Ties of a minimum or maximum share the gradient
-    evenly, and a side of exactly 0 still passes it, as in torch.
+    With inter I, union U = A + B - I and hull C, IoU = I/U and GIoU = I/U + U/C - 1. Ties of a minimum or maximum share
+    the gradient evenly, and a side of exactly 0 still passes it, as in torch.
     """
-    p, t = (box.to(grad.dtype) for box in (pred, target))
+    by_iou, by_giou, by_l1 = by_term
+    p, t = (box.to(by_giou.dtype) for box in (pred, target))
     p_raw, t_raw = p[..., 2:] - p[..., :2], t[..., 2:] - t[..., :2]
     p_sides, t_sides = p_raw.clamp(min=0), t_raw.clamp(min=0)
     shared_raw = torch.minimum(p[..., 2:], t[..., 2:]) - torch.maximum(p[..., :2], t[..., :2])
@@ -116,23 +284,34 @@ def _closed_form(pred: Tensor, target: Tensor, grad: Tensor) -> tuple[Tensor, Te
     shared, around = shared_raw.clamp(min=0), around_raw.clamp(min=0)
     inter, hull = shared.prod(-1), around.prod(-1)
     union = p_sides.prod(-1) + t_sides.prod(-1) - inter
-    safe_union, safe_hull = torch.where(union > 0, union, 1), torch.where(hull > 0, hull, 1)
-    by_union = torch.where(union > 0, -inter / safe_union**2, 0) + torch.where(hull > 0, 1 / safe_hull, 0)
-    by_hull = torch.where(hull > 0, -union / safe_hull**2, 0)
-    by_inter = torch.where(union > 0, 1 / safe_union, 0) - by_union
+    per_union = torch.where(union > 0, 1 / torch.where(union > 0, union, 1), 0)
+    per_hull = torch.where(hull > 0, 1 / torch.where(hull > 0, hull, 1), 0)
+    by_ratio = (by_iou + by_giou) * per_union
+    by_union = by_giou * per_hull - by_ratio * inter * per_union
+    by_hull = -by_giou * union * per_hull**2
+    by_inter = by_ratio - by_union
 
     def by_sides(by_area: Tensor, sides: Tensor, raw: Tensor) -> Tensor:
-        return (grad * by_area)[..., None] * sides.flip(-1) * (raw >= 0)
+        return by_area[..., None] * sides.flip(-1) * (raw >= 0)
 
     by_shared = by_sides(by_inter, shared, shared_raw)
     by_around = by_sides(by_hull, around, around_raw)
-    high = 0.5 * (1 + torch.sign(p[..., 2:] - t[..., 2:]))  # 1 where pred is the larger, 1/2 on a tie
-    low = 0.5 * (1 + torch.sign(p[..., :2] - t[..., :2]))
+    sign_high, sign_low = torch.sign(p[..., 2:] - t[..., 2:]), torch.sign(p[..., :2] - t[..., :2])
+    high, low = 0.5 * (1 + sign_high), 0.5 * (1 + sign_low)  # 1 where pred is the larger, 1/2 on a tie
+    l1_high, l1_low = by_l1[..., None] * sign_high, by_l1[..., None] * sign_low
     p_own, t_own = by_sides(by_union, p_sides, p_raw), by_sides(by_union, t_sides, t_raw)
     grad_pred = torch.cat(
-        [-p_own - by_shared * low - by_around * (1 - low), p_own + by_shared * (1 - high) + by_around * high], dim=-1
+        [
+            -p_own - by_shared * low - by_around * (1 - low) + l1_low,
+            p_own + by_shared * (1 - high) + by_around * high + l1_high,
+        ],
+        dim=-1,
     )
     grad_target = torch.cat(
-        [-t_own - by_shared * (1 - low) - by_around * low, t_own + by_shared * high + by_around * (1 - high)], dim=-1
+        [
+            -t_own - by_shared * (1 - low) - by_around * low - l1_low,
+            t_own + by_shared * high + by_around * (1 - high) - l1_high,
+        ],
+        dim=-1,
     )
     return grad_pred, grad_target

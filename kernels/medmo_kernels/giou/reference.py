@@ -1,6 +1,6 @@
-"""The definition of IoU and generalised IoU of boxes.
+"""The definition of IoU, generalised IoU and corner distance of boxes.
 
-Shapes: N pairs; P and T boxes of two sets; last axis x1, y1, x2, y2.
+Shapes: N pairs; P and T boxes of two sets; B problems; last axis x1, y1, x2, y2.
 """
 
 import torch
@@ -20,8 +20,7 @@ def overlap_terms(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two tensors of the broadcast shape without the last axis: IoU in [0, 1], GIoU in [-1, 1].
     """
-    wide = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
-    p, t = pred.to(wide), target.to(wide)
+    p, t = (box.to(score_dtype(pred, target)) for box in (pred, target))
     p_sides, t_sides = ((b[..., 2:] - b[..., :2]).clamp(min=0) for b in (p, t))
     shared = (torch.minimum(p[..., 2:], t[..., 2:]) - torch.maximum(p[..., :2], t[..., :2])).clamp(min=0)
     around = (torch.maximum(p[..., 2:], t[..., 2:]) - torch.minimum(p[..., :2], t[..., :2])).clamp(min=0)
@@ -33,6 +32,17 @@ def overlap_terms(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - empty
 
 
+def score_dtype(pred: Tensor, target: Tensor) -> torch.dtype:
+    """Return the dtype of scores: float64 where a side is, else fp32."""
+    return torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
+
+
+def box_terms_reference(pred: Tensor, target: Tensor) -> Tensor:
+    """Return IoU, GIoU and corner distance of N pairs, stacked on a last axis; see `box_terms`."""
+    wide = score_dtype(pred, target)
+    return torch.stack([*overlap_terms(pred, target), (pred.to(wide) - target.to(wide)).abs().sum(-1)], dim=-1)
+
+
 def giou_reference(pred: Tensor, target: Tensor) -> Tensor:
     """Score N box pairs by generalised IoU; see `giou`."""
     return overlap_terms(pred, target)[1]
@@ -41,3 +51,25 @@ def giou_reference(pred: Tensor, target: Tensor) -> Tensor:
 def pairwise_giou_reference(pred: Tensor, target: Tensor) -> Tensor:
     """Score every box of one set against every box of another; see `pairwise_giou`."""
     return overlap_terms(pred[..., :, None, :], target[..., None, :, :])[1]
+
+
+def pairwise_box_terms_reference(
+    pred: Tensor, target: Tensor, pred_offsets: Tensor, target_offsets: Tensor, *, max_target: int
+) -> Tensor:
+    """Return the terms of all pairs within each problem of a ragged batch; see `pairwise_box_terms`."""
+    others, inside = ragged_pairs(len(pred), pred_offsets, target_offsets, max_target)
+    # One row of zeros below the targets serves the columns that a problem lacks: shapes stay static.
+    padded = torch.cat([target, target.new_zeros((1, 4))])
+    terms = box_terms_reference(pred[:, None], padded[torch.where(inside, others, -1)])
+    return torch.where(inside[..., None], terms, 0)
+
+
+def ragged_pairs(num_pred: int, pred_offsets: Tensor, target_offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the target of each (predicted box, column) of a ragged batch, and whether its problem has such a column.
+
+    Returns:
+        Two (num_pred, width) tensors, made on the device without a copy to the host.
+    """
+    problem = torch.bucketize(torch.arange(num_pred, device=pred_offsets.device), pred_offsets[1:], right=True)
+    others = target_offsets[problem][:, None] + torch.arange(width, device=pred_offsets.device)
+    return others, others < target_offsets[problem + 1][:, None]

@@ -1,0 +1,131 @@
+"""Triton kernel of box_reward: one launch from ragged boxes to scores and the pairs behind them.
+
+One warp matches one problem with `match_problem` of the room box_match, then walks its predicted boxes, 64 at a time, and
+pays their pairs. Matching is all of the time (see there); what is added is a read of the pairs just written and one IoU
+a pair.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..box_match.triton_kernel import (
+    GIOU_WEIGHT,
+    IOU,
+    L1_WEIGHT,
+    MEDMO,
+    OPTIONS,
+    OVERLAP,
+    load_diagonal,
+    load_finite_boxes,
+    load_span,
+    match_problem,
+    problem_arguments,
+)
+from ..giou.triton_kernel import corner_distance, overlap_terms
+
+BLOCK = tl.constexpr(64)
+PAY_OVERLAP = tl.constexpr(0)  # order of FORMULAS
+PAY_IOU = tl.constexpr(1)
+PAY_MEDMO = tl.constexpr(2)
+PAY_F1 = tl.constexpr(3)
+
+
+@triton.jit
+def _pay(a, b, diagonal, iou_threshold, FORMULA: tl.constexpr):
+    """Return what pairs of boxes earn."""
+    ax1, ay1, ax2, ay2, _ = a
+    bx1, by1, bx2, by2, _ = b
+    iou, giou = overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
+    if FORMULA == PAY_OVERLAP:
+        pay = (iou + tl.maximum(giou, 0.0)) / 2.0
+    elif FORMULA == PAY_IOU:
+        pay = iou
+    elif FORMULA == PAY_F1:
+        # Rounding of the division must not decide a pair that lies exactly on the threshold.
+        pay = tl.where((iou > 0.0) & (iou >= iou_threshold * (1.0 - 1e-6)), 1.0, 0.0)
+    else:
+        distance = corner_distance(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2) / (2.0 * diagonal)
+        pay = L1_WEIGHT * (1.0 - tl.minimum(distance, 1.0)) + GIOU_WEIGHT * (giou + 1.0) / 2.0
+        pay = pay / (L1_WEIGHT + GIOU_WEIGHT)
+    return pay
+
+
+@triton.jit
+def box_reward_kernel(
+    pred_ptr, truth_ptr, pred_offsets_ptr, truth_offsets_ptr, pred_labels_ptr, truth_labels_ptr, image_size_ptr,
+    match_ptr, score_ptr, floats_ptr, ints_ptr, num_boxes, lambda_fn, lambda_fp, iou_threshold,
+    squared, penalty_per_truth, FORMULA: tl.constexpr, LABELS: tl.constexpr, LARGE: tl.constexpr,
+):  # fmt: skip
+    """Match and score the problem of this program; `squared` and `penalty_per_truth` are 1.0 or 0.0."""
+    COST: tl.constexpr = MEDMO if FORMULA == PAY_MEDMO else (OVERLAP if FORMULA == PAY_OVERLAP else IOU)
+    problem = tl.program_id(0)
+    pred_start, num_pred = load_span(pred_offsets_ptr, problem)
+    truth_start, num_truth = load_span(truth_offsets_ptr, problem)
+    diagonal = load_diagonal(image_size_ptr, problem, COST)
+    match_problem(
+        pred_ptr, truth_ptr, pred_labels_ptr, truth_labels_ptr, match_ptr, floats_ptr, ints_ptr, num_boxes,
+        pred_start, truth_start, num_pred, num_truth, diagonal, COST, LABELS, LARGE,
+    )  # fmt: skip
+    tl.debug_barrier()  # lanes read pairs that others wrote
+    total = tl.zeros([BLOCK], tl.float32)
+    pairs = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, num_pred, BLOCK):
+        rows = pred_start + first + tl.arange(0, BLOCK)  # [BLOCK] int64
+        inside = rows < pred_start + num_pred
+        match = tl.load(match_ptr + rows, mask=inside, other=-1)
+        matched = match >= 0
+        pred = load_finite_boxes(pred_ptr, rows, matched)
+        truth = load_finite_boxes(truth_ptr, tl.maximum(match, 0), matched)
+        pay = _pay(pred, truth, diagonal, iou_threshold, FORMULA)
+        if FORMULA != PAY_MEDMO:  # a pair that earns nothing is no pair
+            matched = matched & (pay > 0.0)
+            tl.store(match_ptr + rows, tl.where(matched, match, -1), mask=inside)
+        total += tl.where(matched, pay, 0.0)
+        pairs += tl.where(matched, 1.0, 0.0)
+    earned, num_pairs = tl.sum(total), tl.sum(pairs)
+    num_pred = num_pred.to(tl.float32)
+    num_truth = num_truth.to(tl.float32)
+    if FORMULA == PAY_MEDMO:
+        shared_by = tl.maximum(num_truth, 1.0)
+        penalty = lambda_fn * (num_truth - num_pairs) + lambda_fp * (num_pred - num_pairs)
+        penalty = penalty / (1.0 + penalty_per_truth * (shared_by - 1.0))
+        score = tl.minimum(tl.maximum(earned / shared_by - penalty, 0.0), 1.0)
+        score = score * (1.0 + squared * (score - 1.0))
+    else:
+        shared_by = (num_pred + num_truth) / 2.0 if FORMULA == PAY_F1 else tl.maximum(num_pred, num_truth)
+        nothing = 1.0 - tl.minimum(num_pred + num_truth, 1.0)  # 1 where nothing is predicted and nothing is true
+        score = (earned + nothing) / (shared_by + nothing)
+    tl.store(score_ptr + problem, score)
+
+
+def box_reward_triton(
+    pred: Tensor,
+    truth: Tensor,
+    pred_offsets: Tensor,
+    truth_offsets: Tensor,
+    pred_labels: Tensor | None,
+    truth_labels: Tensor | None,
+    image_size: Tensor | None,
+    formula: int,
+    lambda_fn: float,
+    lambda_fp: float,
+    squared: bool,
+    penalty_per_truth: bool,
+    iou_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Match and score all problems in one launch; `formula` is an index into FORMULAS."""
+    num_problems = len(pred_offsets) - 1
+    match = pred.new_empty(len(pred), dtype=torch.int64)
+    score = pred.new_empty(num_problems, dtype=torch.float32)
+    if num_problems:
+        problems, scratch, constants = problem_arguments(
+            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size
+        )
+        # Flags are numbers: as constants, each combination would compile a kernel of its own.
+        box_reward_kernel[(num_problems,)](
+            *problems, match, score, *scratch, lambda_fn, lambda_fp, iou_threshold,
+            float(squared), float(penalty_per_truth), FORMULA=formula, **constants, **OPTIONS,
+        )  # fmt: skip
+    return score, match

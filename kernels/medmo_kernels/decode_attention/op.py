@@ -1,0 +1,254 @@
+"""Registration of decode_attention. CUDA: Triton; CPU: batched dense products, each prompt read once for all its rows.
+
+One call serves one layer of one new token, so its fixed cost counts: the op is registered in the plain define/impl
+form, the leanest that PyTorch has.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import runtime
+from .reference import decode_attention_reference
+
+MAX_SPLITS = 32
+"""Most parts of a row's prompt, and of its own tokens."""
+MAX_HEAD_DIM = 128
+MAX_GROUP = 64
+"""Most query heads that may share a key/value head in the Triton kernels: the rows of one tile."""
+
+
+def decode_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    left_pad: Tensor | None = None,
+    prompt_key: Tensor | None = None,
+    prompt_value: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
+    prompt_of: Tensor | None = None,
+    scale: float | None = None,
+    num_splits: int | None = None,
+) -> Tensor:
+    """Attend from one new token of each row to everything before it: the row's prompt, then its own cached tokens.
+
+    Rows that continue one prompt share its keys and values: they are stored once, and on the GPU read once for all
+    neighbouring rows of it. Without prompts this is attention to a plain contiguous cache. For inference: no gradients.
+
+    Shapes: B rows, H query heads, K key/value heads (H a multiple of K), D head width, S columns of the cache,
+        n prompts of at most P tokens. All tensors may be views whose last axis is contiguous: a cache is passed as far
+        as it is filled, `keys[:, :, :stop]`, which also bounds the work.
+    Numerics: scores, softmax and sums in fp32 (float64 for float64). A row without any token gives 0. What a cache
+        holds outside a row's tokens is never used, be it NaN. Deterministic: no atomics, partial results are added in
+        a fixed order. The number of parts follows from the shapes; with `num_splits` given, a row's result does not
+        depend on how many rows are beside it, but for the rounding of differently shaped matrix instructions.
+
+    Args:
+        query: (B, H, D).
+        key_cache: (B, K, S, D); query head h reads key/value head h // (H // K). Heads lie before columns so that
+            what one program reads is one contiguous stretch.
+        value_cache: (B, K, S, D).
+        lengths: (B,) int32; a row's tokens end before this column. None: all at S.
+        left_pad: (B,) int32; the column a row's tokens begin at. None: all at 0.
+        prompt_key: (n, K, P, D), tokens on the left. None: no prompts.
+        prompt_value: (n, K, P, D).
+        prompt_lengths: (n,) int32 tokens of each prompt. None: all P.
+        prompt_of: (B,) int32 prompt of each row. Rows of one prompt may stand anywhere; standing together they share
+            its bytes.
+        scale: factor on the scores; default D ** -0.5.
+        num_splits: parts that a row's prompt, and its own tokens, are each cut into; None: as many as fill the GPU.
+
+    Returns:
+        (B, H, D) in the dtype of `query`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or only some of the prompt's tensors are given.
+        RuntimeError: a gradient is asked for.
+
+    Reference: Dao et al. 2023, Flash-Decoding; Juravsky et al. 2024, Hydragen (shared prefixes), arXiv 2402.05099.
+    """
+    _check(query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of)
+    if num_splits is not None and not 1 <= num_splits <= MAX_SPLITS:
+        raise ValueError(f"decode_attention: num_splits is {num_splits}, expected 1 to {MAX_SPLITS}")
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.medmo_kernels.decode_attention(
+        query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, factor,
+        num_splits,
+    )  # fmt: skip
+
+
+def choices(device: torch.device) -> dict[str, runtime.Choice]:
+    """Say what serves decode_attention on a device."""
+    limit = f"head_dim <= {MAX_HEAD_DIM}, at most {MAX_GROUP} query heads per key/value head"
+    found = {limit: runtime.triton_choice(device, torch.bfloat16, "batched dense products, prompts read once")}
+    if found[limit].backend == "triton":
+        found["otherwise"] = runtime.Choice("reference", "no kernel", (("triton", f"serves {limit}"),))
+    return found
+
+
+def _check(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Tensor | None) -> None:
+    lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = rest
+    shapes = f"query {tuple(query.shape)}, key_cache {tuple(key_cache.shape)}, value_cache {tuple(value_cache.shape)}"
+    rows, num_heads, head_dim = query.shape if query.ndim == 3 else (-1, -1, -1)
+    caches = [(key_cache, value_cache, rows, "B")]
+    if prompt_key is not None or prompt_value is not None or prompt_lengths is not None or prompt_of is not None:
+        if prompt_key is None or prompt_value is None or prompt_of is None:
+            raise ValueError("decode_attention: prompts need prompt_key, prompt_value and prompt_of together")
+        shapes += f", prompt_key {tuple(prompt_key.shape)}, prompt_value {tuple(prompt_value.shape)}"
+        caches.append((prompt_key, prompt_value, prompt_key.shape[0], "n"))
+    num_kv_heads = key_cache.shape[1] if key_cache.ndim == 4 else 0
+    for key, value, count, _ in caches:
+        fits = key.ndim == 4 and key.shape == value.shape and query.dtype == key.dtype == value.dtype
+        if not fits or key.shape[:2] != (count, num_kv_heads) or key.shape[3] != head_dim:
+            raise ValueError(f"decode_attention: {shapes}: expected (B, H, D), (B, K, S, D) twice and (n, K, P, D) twice, "
+                             f"all of one dtype ({query.dtype}, {key.dtype}, {value.dtype})")  # fmt: skip
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"decode_attention: {shapes}: {num_heads} query heads, {num_kv_heads} key/value heads")
+    counts = (lengths, rows), (left_pad, rows), (prompt_of, rows), (prompt_lengths, caches[-1][2])
+    for index, count in counts:
+        if index is not None and (index.shape != (count,) or index.dtype != torch.int32):
+            raise ValueError(f"decode_attention: lengths, left_pad, prompt_lengths or prompt_of is {index.dtype} "
+                             f"{tuple(index.shape)}, expected int32 ({count},): {shapes}")  # fmt: skip
+    tensors = [t for t in (query, key_cache, value_cache, *rest) if t is not None]
+    if any(t.device != query.device for t in tensors):
+        raise ValueError(f"decode_attention: tensors on {sorted({str(t.device) for t in tensors})}")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise RuntimeError("decode_attention has no gradient: call it under torch.no_grad()")
+
+
+_library = torch.library.Library("medmo_kernels", "FRAGMENT")
+_library.define(
+    "decode_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor? lengths, Tensor? left_pad, "
+    "Tensor? prompt_key, Tensor? prompt_value, Tensor? prompt_lengths, Tensor? prompt_of, float scale, "
+    "int? num_splits) -> Tensor"
+)
+
+
+def _decode_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    lengths: Tensor | None,
+    left_pad: Tensor | None,
+    prompt_key: Tensor | None,
+    prompt_value: Tensor | None,
+    prompt_lengths: Tensor | None,
+    prompt_of: Tensor | None,
+    scale: float,
+    num_splits: int | None,
+) -> Tensor:
+    own = (query, key_cache, value_cache, lengths, left_pad)
+    prompts = (prompt_key, prompt_value, prompt_lengths, prompt_of)
+    serves = query.shape[2] <= MAX_HEAD_DIM and query.shape[1] // key_cache.shape[1] <= MAX_GROUP
+    if serves and runtime.uses_triton(query):
+        from .triton_kernel import decode_attention_triton
+
+        return decode_attention_triton(*own, *prompts, scale, num_splits)
+    if query.device.type == "cpu" and runtime.mode() != "reference":
+        out = _to_own(*own, scale) if prompt_key is None else _to_prompts_and_own(*own, *prompts, scale)
+        # Dense products multiply what a mask hides by 0, which does not stop NaN; a sum finds NaN quickly.
+        total = float(out.sum())
+        if total == total:
+            return out
+    return decode_attention_reference(
+        *own[:4], left_pad=left_pad, prompt_key=prompt_key, prompt_value=prompt_value, prompt_lengths=prompt_lengths,
+        prompt_of=prompt_of, scale=scale,
+    )  # fmt: skip
+
+
+_library.impl("decode_attention", _decode_attention, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("medmo_kernels::decode_attention", lib=_library)
+def _(query: Tensor, *arguments: object) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+# --- the CPU's plain form ---------------------------------------------------------------------------------------------
+
+
+def _to_own(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, left_pad: Tensor | None, scale: float
+) -> Tensor:
+    """Attend to a plain cache by one call; the heads that share a key head become its queries."""
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    visible = _visible(left_pad, lengths, key.shape[2])
+    mask = None if visible is None else visible[:, None, None]
+    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).flatten(1, 2)
+
+
+def _to_prompts_and_own(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None,
+    left_pad: Tensor | None,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    prompt_lengths: Tensor | None,
+    prompt_of: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend to prompts, the rows of each as one batch of queries, and to the rows' own tokens: one softmax over both.
+
+    Rows are laid out as (n prompts, r places); places that no row fills attend to zeros and are thrown away.
+    """
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    rows, num_heads, head_dim = query.shape
+    num_prompts, num_kv_heads, prompt_columns, _ = prompt_key.shape
+    columns, group = key.shape[2], num_heads // num_kv_heads
+    places, place = _places(tuple(prompt_of.tolist()), num_prompts)
+
+    def by_prompt(x: Tensor) -> Tensor:
+        """Turn (B, K, G, ...) into (n, K, r * G, ...)."""
+        if place is not None:
+            x = x.new_zeros(num_prompts * places, *x.shape[1:]).index_copy_(0, place, x)
+        return x.view(num_prompts, places, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def by_row(x: Tensor) -> Tensor:
+        """Turn (n, K, r * G, ...) into (B, K, G, ...)."""
+        x = x.unflatten(2, (places, group)).transpose(1, 2).flatten(0, 1)
+        return x if place is None else x[place]
+
+    q_BKGD = (query.to(wide) * scale).view(rows, num_kv_heads, group, head_dim)
+    own = q_BKGD @ key.to(wide).transpose(2, 3)
+    if (visible := _visible(left_pad, lengths, columns)) is not None:
+        own = own.masked_fill_(~visible[:, None, None], float("-inf"))
+    shared = by_prompt(q_BKGD) @ prompt_key.to(wide).transpose(2, 3)
+    if (visible := _visible(None, prompt_lengths, prompt_columns)) is not None:
+        shared += query.new_zeros(visible.shape, dtype=wide).masked_fill_(~visible, float("-inf"))[:, None, None]
+    weights = torch.cat([shared, by_prompt(own)], dim=-1).softmax(dim=-1)
+    out = by_row(weights[..., :prompt_columns] @ prompt_value.to(wide))
+    out = out + by_row(weights[..., prompt_columns:]) @ value.to(wide)
+    return out.view(rows, num_heads, head_dim).to(query.dtype)
+
+
+@lru_cache(maxsize=64)
+def _places(prompt_of: tuple[int, ...], num_prompts: int) -> tuple[int, Tensor | None]:
+    """Return how many rows the fullest prompt has, and each row's place; None where rows fill all places in order."""
+    filled = [0] * num_prompts
+    within = []
+    for prompt in prompt_of:
+        within.append(filled[prompt])
+        filled[prompt] += 1
+    most = max(filled)
+    place = [prompt * most + index for prompt, index in zip(prompt_of, within, strict=True)]
+    return most, None if place == list(range(num_prompts * most)) else torch.tensor(place)
+
+
+def _visible(first: Tensor | None, stop: Tensor | None, columns: int) -> Tensor | None:
+    """Say which columns hold tokens, (rows, columns); None: all."""
+    if first is None and stop is None:
+        return None
+    column = torch.arange(columns)
+    after = None if first is None else column >= first[:, None]
+    before = None if stop is None else column < stop[:, None]
+    if after is None or before is None:
+        return before if after is None else after
+    return after & before

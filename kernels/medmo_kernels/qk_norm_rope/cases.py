@@ -1,0 +1,155 @@
+"""What the walkers, the compiler gate and the benchmark know of qk_norm_rope and its form in place."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spec import Arguments, OpSpec, Tolerance
+from .op import _qk_norm_rope, _qk_norm_rope_, choices, qk_norm_rope, qk_norm_rope_
+from .reference import qk_norm_rope_reference
+
+Size = tuple[int, int, int, int, float]  # tokens, query heads, key heads, head width, scale of the inputs
+
+SMALL = 1e-3
+"""At this scale the mean of squares equals eps: an eps forgotten or misplaced shows."""
+
+
+def _make(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Arguments:
+    num_tokens, num_heads, num_kv_heads, head_dim, scale = size
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    angles = torch.rand(num_tokens, head_dim // 2, generator=generator) * 6.3
+    return {
+        "query": (normal(num_tokens, num_heads, head_dim) * scale).to(dtype),
+        "key": (normal(num_tokens, num_kv_heads, head_dim) * scale).to(dtype),
+        "query_weight": (1 + 0.2 * normal(head_dim)).to(dtype),
+        "key_weight": (1 + 0.2 * normal(head_dim)).to(dtype),
+        "cos": angles.cos(),
+        "sin": angles.sin(),
+    }
+
+
+def _on_copies(query: Tensor, key: Tensor, *rest: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
+    """Run the form in place on copies, as the walkers keep their arguments."""
+    return qk_norm_rope_(query.clone(), key.clone(), *rest, **named)
+
+
+def _num_bytes(arguments: Arguments) -> float:
+    """Count one read and one write of the heads, and one read of the rest."""
+    heads = sum(arguments[name].numel() * arguments[name].element_size() for name in ("query", "key"))
+    rest = ("query_weight", "key_weight", "cos", "sin")
+    return 2.0 * heads + sum(arguments[name].numel() * arguments[name].element_size() for name in rest)
+
+
+def _num_flops(arguments: Arguments) -> float:
+    """Count square and sum, two scalings, and three operations of the rotation per element."""
+    return 7.0 * (arguments["query"].numel() + arguments["key"].numel())
+
+
+_TOLERANCE = {
+    torch.float64: Tolerance(1e-12, "sums in another order, the weight folded into the table"),
+    torch.float32: Tolerance(2e-6, "sums of at most 256 squares, and of some hundred rows for the weights, in fp32"),
+    torch.float16: Tolerance(1e-3, "one rounding to 11 bits where the reference makes one too, at another fp32 value"),
+    torch.bfloat16: Tolerance(8e-3, "one rounding to 8 bits where the reference makes one too, at another fp32 value"),
+}
+
+_FAULTS = {
+    "halves turned the wrong way": lambda **kwargs: qk_norm_rope(**{**kwargs, "sin": -kwargs["sin"]}),
+    "eps dropped": lambda **kwargs: qk_norm_rope(**kwargs, eps=1e-12),
+    "weights exchanged": lambda **kwargs: qk_norm_rope(
+        **{**kwargs, "query_weight": kwargs["key_weight"], "key_weight": kwargs["query_weight"]}
+    ),
+    "weight dropped from the gradient": lambda **kwargs: _unweighted_gradient(**kwargs),
+    "mean taken as constant": lambda **kwargs: _constant_norm(**kwargs),
+}
+
+
+def _unweighted_gradient(**kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Be right forward, and pass queries the gradient they would have under weights of 1."""
+    plain = {**kwargs, "query_weight": torch.ones_like(kwargs["query_weight"])}
+    right, wrong = qk_norm_rope(**{**kwargs, "query": kwargs["query"].detach()}), qk_norm_rope(**plain)
+    return right[0] + wrong[0] - wrong[0].detach(), right[1]
+
+
+def _constant_norm(**kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Be right forward, and forget backward that the root mean square depends on the key."""
+    key = kwargs["key"]
+    scale = key.detach().square().mean(-1, keepdim=True).add(1e-6).sqrt()
+    right = qk_norm_rope(**{**kwargs, "key": key.detach()})
+    units = {**kwargs, "key": (key / scale).detach()}
+    weighted = (key / scale) * kwargs["key_weight"].detach()
+    first, second = weighted.chunk(2, dim=-1)
+    cos, sin = (units[name].to(key.dtype).unsqueeze(1) for name in ("cos", "sin"))
+    wrong = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return right[0], right[1] + wrong - wrong.detach()
+
+
+SPECS = (
+    OpSpec(
+        name="qk_norm_rope",
+        function=qk_norm_rope,
+        reference=qk_norm_rope_reference,
+        make=_make,
+        sizes={
+            "none": (0, 4, 2, 64, 1.0),
+            "one": (1, 1, 1, 2, 1.0),
+            "text heads": (5, 8, 2, 128, 1.0),
+            "width 72, odd heads": (7, 5, 3, 72, 1.0),
+            "width 80": (3, 4, 4, 80, 3.0),
+            "widest": (2, 2, 1, 256, 1.0),
+            "small numbers": (9, 4, 2, 64, SMALL),
+        },
+        benchmark_sizes={
+            "text, 1800 tokens": (1800, 32, 8, 128, 1.0),
+            "text, 14400 tokens": (14400, 32, 8, 128, 1.0),
+            "decode, 8 sequences": (8, 32, 8, 128, 1.0),
+        },
+        tolerance=_TOLERANCE,
+        differentiable=("query", "key", "query_weight", "key_weight"),
+        faults=_FAULTS,
+        op=_qk_norm_rope,
+        op_arguments=lambda arguments: {**arguments, "eps": 1e-6},
+        kernel_sizes={
+            "none": (0, 4, 2, 64, 1.0),
+            "one": (1, 1, 1, 2, 1.0),
+            "text heads": (3, 9, 2, 128, 1.0),
+            "width 72": (2, 5, 3, 72, 1.0),
+            "widest": (2, 5, 1, 256, 1.0),
+            "small numbers": (2, 4, 2, 64, SMALL),
+        },
+        compile_sizes={
+            "text": ((1800, 32, 8, 128, 1.0), torch.bfloat16),
+            "width 72": ((1800, 16, 16, 72, 1.0), torch.bfloat16),
+            "width 64": ((1800, 16, 8, 64, 1.0), torch.bfloat16),
+            "width 32": ((1800, 8, 4, 32, 1.0), torch.bfloat16),
+            "width 256": ((1800, 16, 2, 256, 1.0), torch.bfloat16),
+            "text, fp32": ((1800, 32, 8, 128, 1.0), torch.float32),
+        },
+        choices=choices,
+        num_bytes=_num_bytes,
+        num_flops=_num_flops,
+    ),
+    OpSpec(
+        name="qk_norm_rope_",
+        function=_on_copies,
+        reference=qk_norm_rope_reference,
+        make=_make,
+        sizes={
+            "none": (0, 4, 2, 64, 1.0),
+            "text heads": (5, 8, 2, 128, 1.0),
+            "width 72, odd heads": (7, 5, 3, 72, 1.0),
+        },
+        benchmark_sizes={"decode, 8 sequences": (8, 32, 8, 128, 1.0)},
+        tolerance=_TOLERANCE,
+        op=_qk_norm_rope_,
+        op_arguments=lambda arguments: {**arguments, "eps": 1e-6},
+        kernel_sizes={"text heads": (2, 8, 2, 128, 1.0), "width 72": (3, 5, 3, 72, 1.0)},
+        compile_sizes={"text": ((1800, 32, 8, 128, 1.0), torch.bfloat16)},
+        choices=choices,
+        num_bytes=_num_bytes,
+        num_flops=_num_flops,
+    ),
+)

@@ -1,0 +1,278 @@
+"""Registration of qk_norm_rope. CUDA runs the Triton kernels, the CPU a closed form in few passes of torch's ops."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import runtime
+
+MAX_HEAD_DIM = 256
+
+
+def qk_norm_rope(
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Normalise every head by its root mean square, scale it, and rotate it by its token's angles.
+
+    Shapes: T tokens, H query heads, K key heads, D head width (even, at most 256).
+    Numerics: fp32 throughout (float64 for float64) and one cast at the end. The published code casts to the model's
+        dtype after the norm, after the weight and after each product of the rotation, with tables in that dtype; in 16
+        bits the two differ by a rounding or two, and this one is the nearer to the exact result. Weight gradients are
+        summed in fp32 in a fixed order.
+
+    Args:
+        query: (T, H, D); a view of a fused projection will do.
+        key: (T, K, D), in the dtype of `query`.
+        query_weight: (D,).
+        key_weight: (D,).
+        cos: (T, D / 2) fp32; the two halves of a head turn by the same angles. M-RoPE sections and their interleaving
+            are in the table already.
+        sin: (T, D / 2) fp32.
+        eps: added to the mean of squares.
+
+    Returns:
+        (T, H, D) and (T, K, D) in the dtype of `query`, contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together, or D is odd or above 256.
+
+    Reference: Qwen3-VL's text attention (q_norm, k_norm, interleaved M-RoPE), arXiv 2511.21631.
+    """
+    _check(query, key, query_weight, key_weight, cos, sin)
+    return _qk_norm_rope(query, key, query_weight, key_weight, cos, sin, eps)
+
+
+def qk_norm_rope_(
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Do what `qk_norm_rope` does in the memory of `query` and `key`, where nobody needs a gradient.
+
+    Args:
+        query, key, query_weight, key_weight, cos, sin, eps: as `qk_norm_rope`; the first two are overwritten, share
+            no element, and their last axis has stride 1.
+
+    Returns:
+        `query` and `key` themselves.
+
+    Raises:
+        ValueError: as `qk_norm_rope`, or a last axis has another stride.
+        RuntimeError: gradients are recorded and an input requires one.
+    """
+    _check(query, key, query_weight, key_weight, cos, sin)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, query_weight, key_weight)):
+        raise RuntimeError("qk_norm_rope_ keeps nothing for a backward pass: use qk_norm_rope, or torch.no_grad()")
+    if not query.stride(2) == key.stride(2) == 1:
+        raise ValueError(f"qk_norm_rope_: strides {query.stride()} and {key.stride()}, the last must be 1")
+    _qk_norm_rope_(query, key, query_weight, key_weight, cos, sin, eps)
+    if not query.is_inference():  # a graph that has kept them must notice
+        torch.autograd.graph.increment_version((query, key))
+    return query, key
+
+
+def choices(device: torch.device) -> Mapping[str, runtime.Choice]:
+    """Say what serves the op on a device."""
+    return {"heads up to 256 wide": runtime.triton_choice(device, torch.bfloat16, plain="torch, closed form")}
+
+
+def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Raise a ValueError unless the arguments fit together."""
+    if query.ndim != 3 or key.ndim != 3 or query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"qk_norm_rope: query {tuple(query.shape)} and key {tuple(key.shape)}, expected (T, H, D) and (T, K, D)"
+        )
+    num_tokens, _, head_dim = query.shape
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"qk_norm_rope: head width {head_dim} must be even and at most {MAX_HEAD_DIM}")
+    if query_weight.shape != (head_dim,) or key_weight.shape != (head_dim,):
+        raise ValueError(
+            f"qk_norm_rope: weights {tuple(query_weight.shape)} and {tuple(key_weight.shape)}, heads {head_dim} wide"
+        )
+    table = (num_tokens, head_dim // 2)
+    if cos.shape != table or sin.shape != table:
+        raise ValueError(f"qk_norm_rope: tables {tuple(cos.shape)} and {tuple(sin.shape)}, expected {table} twice")
+    if query.dtype != key.dtype:
+        raise ValueError(f"qk_norm_rope: query is {query.dtype} and key is {key.dtype}")
+    if not query.device == key.device == query_weight.device == key_weight.device == cos.device == sin.device:
+        raise ValueError(f"qk_norm_rope: query is on {query.device}, another argument is not")
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("medmo_kernels::qk_norm_rope", mutates_args=())
+def _qk_norm_rope(
+    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    if not runtime.uses_triton(query):
+        return _plain(query, query_weight, cos, sin, eps), _plain(key, key_weight, cos, sin, eps)
+    from . import triton_kernel
+
+    query_out, key_out = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
+    tensors = _dense(query, key, query_weight, key_weight, cos, sin)
+    triton_kernel.forward(*tensors, eps=eps, query_out=query_out, key_out=key_out)
+    return query_out, key_out
+
+
+@_qk_norm_rope.register_fake
+def _(
+    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    query_out, key_out = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
+    return query_out, key_out
+
+
+# Decoding calls this once a layer and token: a plain registration costs 3 us of Python, `custom_op` with mutation 35.
+_library = torch.library.Library("medmo_kernels", "FRAGMENT")
+_library.define(
+    "qk_norm_rope_(Tensor(a!) query, Tensor(b!) key, Tensor query_weight, Tensor key_weight, Tensor cos, Tensor sin, "
+    "float eps) -> ()"
+)
+
+
+def _in_place(
+    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> None:
+    if runtime.uses_triton(query):
+        from . import triton_kernel
+
+        tensors = _dense(query, key, query_weight, key_weight, cos, sin)
+        triton_kernel.forward(*tensors, eps=eps, query_out=query, key_out=key)
+        return
+    query.copy_(_plain(query, query_weight, cos, sin, eps))
+    key.copy_(_plain(key, key_weight, cos, sin, eps))
+
+
+_library.impl("qk_norm_rope_", _in_place, "CompositeExplicitAutograd")
+_qk_norm_rope_ = torch.ops.medmo_kernels.qk_norm_rope_.default
+
+
+@torch.library.register_fake("medmo_kernels::qk_norm_rope_", lib=_library)
+def _(
+    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> None:
+    return None
+
+
+@torch.library.custom_op("medmo_kernels::qk_norm_rope_backward", mutates_args=())
+def _qk_norm_rope_backward(
+    query_grad: Tensor,
+    key_grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and both weights; without `weights` the last two are empty."""
+    if runtime.uses_triton(query):
+        from . import triton_kernel
+
+        tensors = _dense(query_grad, key_grad, query, key, query_weight, key_weight, cos, sin)
+        dq, dk, dwq, dwk = triton_kernel.backward(*tensors, eps=eps, weights=weights)
+    else:
+        dq, dwq = _plain_backward(query_grad, query, query_weight, cos, sin, eps, weights)
+        dk, dwk = _plain_backward(key_grad, key, key_weight, cos, sin, eps, weights)
+    return dq, dk, dwq.to(query_weight.dtype), dwk.to(key_weight.dtype)
+
+
+@_qk_norm_rope_backward.register_fake
+def _(
+    query_grad: Tensor,
+    key_grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
+    dwq, dwk = (w.new_empty(w.shape if weights else 0) for w in (query_weight, key_weight))
+    return dq, dk, dwq, dwk
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.eps = inputs[6]
+
+
+def _backward(ctx: Any, query_grad: Tensor, key_grad: Tensor) -> tuple[Tensor | None, ...]:
+    weights = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]  # frozen weights: no sums
+    dq, dk, dwq, dwk = _qk_norm_rope_backward(query_grad, key_grad, *ctx.saved_tensors, ctx.eps, weights)
+    return dq, dk, dwq if weights else None, dwk if weights else None, None, None, None
+
+
+_qk_norm_rope.register_autograd(_backward, setup_context=_save)
+
+
+def _dense(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors as the kernels read them: last axis of stride 1, tables and weights contiguous."""
+    return [x if x.stride(-1) == 1 and (x.ndim == 3 or x.is_contiguous()) else x.contiguous() for x in tensors]
+
+
+# --- the CPU ----------------------------------------------------------------------------------------------------------
+
+
+def _wide(x: Tensor, *others: Tensor) -> list[Tensor]:
+    """Return all in float64 if `x` is, in fp32 otherwise."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return [t.to(dtype) for t in (x, *others)]
+
+
+def _rstd(x: Tensor, eps: float) -> Tensor:
+    """Return 1 / sqrt(mean of squares + eps) of each head; a norm is torch's only one-pass sum of squares."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _plain(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Rotate with tables that hold the weight already, then divide by the root mean square: five passes."""
+    x_THD, w_D, cos_TC, sin_TC = _wide(x, weight, cos, sin)
+    (w1, w2), (x1, x2) = w_D.chunk(2), x_THD.chunk(2, dim=-1)
+    cos_T1C, sin_T1C = cos_TC.unsqueeze(1), sin_TC.unsqueeze(1)
+    out_THD = torch.empty_like(x_THD, memory_format=torch.contiguous_format)
+    out1, out2 = out_THD.chunk(2, dim=-1)
+    torch.mul(x1, cos_T1C * w1, out=out1).addcmul_(x2, sin_T1C * w2, value=-1.0)
+    torch.mul(x2, cos_T1C * w2, out=out2).addcmul_(x1, sin_T1C * w1)
+    return out_THD.mul_(_rstd(x_THD, eps)).to(x.dtype)
+
+
+def _plain_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, weights: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of one tensor and of its weight.
+
+    With n = x * rstd and dy the gradient rotated back: dw = sum of dy * n over tokens and heads, and
+    dx = rstd * (dy * w - n * mean(dy * w * n)). Both sums are matrix-vector products with the one tensor dy * x.
+    """
+    x_THD, g_THD, w_D, cos_TC, sin_TC = _wide(x, grad, weight, cos, sin)
+    (g1, g2), (cos_T1C, sin_T1C) = g_THD.chunk(2, dim=-1), (cos_TC.unsqueeze(1), sin_TC.unsqueeze(1))
+    dy_THD = torch.empty_like(x_THD, memory_format=torch.contiguous_format)
+    dy1, dy2 = dy_THD.chunk(2, dim=-1)
+    torch.mul(g1, cos_T1C, out=dy1).addcmul_(g2, sin_T1C)
+    torch.mul(g2, cos_T1C, out=dy2).addcmul_(g1, sin_T1C, value=-1.0)
+    rstd = _rstd(x_THD, eps)
+    products = (dy_THD * x_THD).flatten(0, 1)  # (T H, D)
+    dw_D = rstd.flatten() @ products if weights else w_D.new_empty(0)
+    slope = (products @ w_D).view_as(rstd).mul_(rstd.pow(3)).div_(-x.shape[-1])
+    return dy_THD.mul_(w_D).mul_(rstd).addcmul_(x_THD, slope).to(x.dtype), dw_D

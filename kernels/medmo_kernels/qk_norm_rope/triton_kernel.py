@@ -1,0 +1,243 @@
+"""One pass over queries and keys: RMSNorm of each head, weight, rotation; and one pass back.
+
+A program owns a run of tokens and one block of heads, of the queries or of the keys: [BLOCK_HEADS, BLOCK_HALF] tiles of
+both halves of the heads. It reads the weight once, a token's angles once per block of heads (they are in cache for the
+token's other blocks, whose programs are neighbours), and each element once. The backward pass computes the reciprocal
+root mean square again: the row is in registers anyway. Each of its programs adds up its own share of the weight
+gradient in registers; torch sums the shares, so the result does not depend on who finishes first. A configuration
+allows `max_runs` runs: few tokens (decoding) make runs of one, many make runs that are worth a program and its share.
+
+Bytes: 4 per 16-bit element forward (read, write), 6 backward (read twice, write), and 4 D per token for the angles; no
+matrix product, so memory is the floor. T = 14,400 tokens of the 4B and 8B decoders (32 + 8 heads of 128): 295 + 7 MB
+forward, 442 + 7 MB backward, which an H200 (4.3 TB/s) moves in 70 and 105 us.
+"""
+
+# pyright: reportCallIssue=false
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import runtime
+
+ROOM = "qk_norm_rope"
+MIN_BLOCK_HALF = 16
+
+
+@triton.jit
+def _forward_block(
+    x_ptr, out_ptr, weight_ptr, cos_ptr, sin_ptr,
+    x_token_stride, out_token_stride, first_token, last_token, block, eps,
+    X_HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, NUM_HEADS: tl.constexpr,
+    HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    heads = (block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)  # a head's stride may span all tokens
+    cols = tl.arange(0, BLOCK_HALF)
+    in_half = cols < HALF
+    mask = (heads < NUM_HEADS)[:, None] & in_half[None, :]  # [BLOCK_HEADS, BLOCK_HALF]
+    x_tile = heads[:, None] * X_HEAD_STRIDE + cols[None, :]
+    out_tile = heads[:, None] * OUT_HEAD_STRIDE + cols[None, :]
+    w1 = tl.load(weight_ptr + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
+    w2 = tl.load(weight_ptr + HALF + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
+    for token in range(first_token, last_token):  # int64
+        x_row = x_ptr + token * x_token_stride + x_tile
+        x1 = tl.load(x_row, mask=mask, other=0.0).to(tl.float32)
+        x2 = tl.load(x_row + HALF, mask=mask, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + token * HALF + cols, mask=in_half, other=0.0)[None, :]
+        sin = tl.load(sin_ptr + token * HALF + cols, mask=in_half, other=0.0)[None, :]
+        mean_square = tl.sum(x1 * x1 + x2 * x2, axis=1) / (2 * HALF)
+        rstd = tl.rsqrt(mean_square + eps)[:, None]
+        y1 = x1 * rstd * w1
+        y2 = x2 * rstd * w2
+        out_row = out_ptr + token * out_token_stride + out_tile
+        tl.store(out_row, (y1 * cos - y2 * sin).to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_row + HALF, (y2 * cos + y1 * sin).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _forward_kernel(
+    query_ptr, key_ptr, query_out_ptr, key_out_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr,
+    query_token_stride, key_token_stride, query_out_token_stride, key_out_token_stride, num_tokens, run_tokens, eps,
+    QUERY_HEAD_STRIDE: tl.constexpr, KEY_HEAD_STRIDE: tl.constexpr,
+    QUERY_OUT_HEAD_STRIDE: tl.constexpr, KEY_OUT_HEAD_STRIDE: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    QUERY_BLOCKS: tl.constexpr = (NUM_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    BLOCKS: tl.constexpr = QUERY_BLOCKS + (NUM_KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    block = tl.program_id(0) % BLOCKS
+    first_token = (tl.program_id(0) // BLOCKS).to(tl.int64) * run_tokens
+    last_token = tl.minimum(first_token + run_tokens, num_tokens)
+    if block < QUERY_BLOCKS:
+        _forward_block(
+            query_ptr, query_out_ptr, query_weight_ptr, cos_ptr, sin_ptr,
+            query_token_stride, query_out_token_stride, first_token, last_token, block, eps,
+            QUERY_HEAD_STRIDE, QUERY_OUT_HEAD_STRIDE, NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+        )  # fmt: skip
+    else:
+        _forward_block(
+            key_ptr, key_out_ptr, key_weight_ptr, cos_ptr, sin_ptr,
+            key_token_stride, key_out_token_stride, first_token, last_token, block - QUERY_BLOCKS, eps,
+            KEY_HEAD_STRIDE, KEY_OUT_HEAD_STRIDE, NUM_KV_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_block(
+    grad_ptr, x_ptr, dx_ptr, weight_ptr, share_ptr, cos_ptr, sin_ptr,
+    grad_token_stride, x_token_stride, first_token, last_token, block, eps,
+    GRAD_HEAD_STRIDE: tl.constexpr, X_HEAD_STRIDE: tl.constexpr, NUM_HEADS: tl.constexpr,
+    HALF: tl.constexpr, WEIGHTS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    heads = (block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)  # a head's stride may span all tokens
+    cols = tl.arange(0, BLOCK_HALF)
+    in_half = cols < HALF
+    mask = (heads < NUM_HEADS)[:, None] & in_half[None, :]  # [BLOCK_HEADS, BLOCK_HALF]
+    grad_tile = heads[:, None] * GRAD_HEAD_STRIDE + cols[None, :]
+    x_tile = heads[:, None] * X_HEAD_STRIDE + cols[None, :]
+    dx_tile = heads[:, None] * (2 * HALF) + cols[None, :]  # contiguous: allocated here
+    w1 = tl.load(weight_ptr + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
+    w2 = tl.load(weight_ptr + HALF + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
+    # Kept per head until the end: one reduction across threads instead of one per token.
+    dw1 = tl.zeros([BLOCK_HEADS, BLOCK_HALF], dtype=tl.float32)
+    dw2 = tl.zeros([BLOCK_HEADS, BLOCK_HALF], dtype=tl.float32)
+    for token in range(first_token, last_token):  # int64
+        grad_row = grad_ptr + token * grad_token_stride + grad_tile
+        g1 = tl.load(grad_row, mask=mask, other=0.0).to(tl.float32)
+        g2 = tl.load(grad_row + HALF, mask=mask, other=0.0).to(tl.float32)
+        x_row = x_ptr + token * x_token_stride + x_tile
+        x1 = tl.load(x_row, mask=mask, other=0.0).to(tl.float32)
+        x2 = tl.load(x_row + HALF, mask=mask, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + token * HALF + cols, mask=in_half, other=0.0)[None, :]
+        sin = tl.load(sin_ptr + token * HALF + cols, mask=in_half, other=0.0)[None, :]
+        rstd = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, axis=1) / (2 * HALF) + eps)[:, None]
+        n1 = x1 * rstd
+        n2 = x2 * rstd
+        dy1 = g1 * cos + g2 * sin  # the rotation turned back
+        dy2 = g2 * cos - g1 * sin
+        if WEIGHTS:
+            dw1 += dy1 * n1
+            dw2 += dy2 * n2
+        dn1 = dy1 * w1
+        dn2 = dy2 * w2
+        mean = (tl.sum(dn1 * n1 + dn2 * n2, axis=1) / (2 * HALF))[:, None]
+        dx_row = dx_ptr + token * (NUM_HEADS * 2 * HALF) + dx_tile
+        tl.store(dx_row, ((dn1 - n1 * mean) * rstd).to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dx_row + HALF, ((dn2 - n2 * mean) * rstd).to(dx_ptr.dtype.element_ty), mask=mask)
+    if WEIGHTS:
+        tl.store(share_ptr + cols, tl.sum(dw1, axis=0), mask=in_half)
+        tl.store(share_ptr + HALF + cols, tl.sum(dw2, axis=0), mask=in_half)
+
+
+@triton.jit
+def _backward_kernel(
+    query_grad_ptr, key_grad_ptr, query_ptr, key_ptr, query_dx_ptr, key_dx_ptr,
+    query_weight_ptr, key_weight_ptr, share_ptr, cos_ptr, sin_ptr,
+    query_grad_token_stride, key_grad_token_stride, query_token_stride, key_token_stride, num_tokens, run_tokens, eps,
+    QUERY_GRAD_HEAD_STRIDE: tl.constexpr, KEY_GRAD_HEAD_STRIDE: tl.constexpr,
+    QUERY_HEAD_STRIDE: tl.constexpr, KEY_HEAD_STRIDE: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, WEIGHTS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    QUERY_BLOCKS: tl.constexpr = (NUM_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    BLOCKS: tl.constexpr = QUERY_BLOCKS + (NUM_KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    block = tl.program_id(0) % BLOCKS
+    first_token = (tl.program_id(0) // BLOCKS).to(tl.int64) * run_tokens
+    last_token = tl.minimum(first_token + run_tokens, num_tokens)
+    share_ptr += tl.program_id(0).to(tl.int64) * (2 * HALF)
+    if block < QUERY_BLOCKS:
+        _backward_block(
+            query_grad_ptr, query_ptr, query_dx_ptr, query_weight_ptr, share_ptr, cos_ptr, sin_ptr,
+            query_grad_token_stride, query_token_stride, first_token, last_token, block, eps,
+            QUERY_GRAD_HEAD_STRIDE, QUERY_HEAD_STRIDE, NUM_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
+        )  # fmt: skip
+    else:
+        _backward_block(
+            key_grad_ptr, key_ptr, key_dx_ptr, key_weight_ptr, share_ptr, cos_ptr, sin_ptr,
+            key_grad_token_stride, key_token_stride, first_token, last_token, block - QUERY_BLOCKS, eps,
+            KEY_GRAD_HEAD_STRIDE, KEY_HEAD_STRIDE, NUM_KV_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
+        )  # fmt: skip
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    query_out: Tensor,
+    key_out: Tensor,
+) -> None:
+    """Write the normalised and rotated heads into `query_out` and `key_out`, which may be the inputs themselves.
+
+    Every tensor's last axis has stride 1; the tables are contiguous fp32.
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    if num_tokens == 0:
+        return
+    row = _row(query, "forward")
+    blocks = triton.cdiv(num_heads, row["block_heads"]) + triton.cdiv(key.shape[1], row["block_heads"])
+    run_tokens = triton.cdiv(num_tokens, row["max_runs"])
+    _forward_kernel[(triton.cdiv(num_tokens, run_tokens) * blocks,)](
+        query, key, query_out, key_out, query_weight, key_weight, cos, sin,
+        query.stride(0), key.stride(0), query_out.stride(0), key_out.stride(0), num_tokens, run_tokens, eps,
+        QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
+        QUERY_OUT_HEAD_STRIDE=query_out.stride(1), KEY_OUT_HEAD_STRIDE=key_out.stride(1),
+        NUM_HEADS=num_heads, NUM_KV_HEADS=key.shape[1], HALF=head_dim // 2,
+        BLOCK_HEADS=row["block_heads"], BLOCK_HALF=row["block_half"],
+        num_warps=row["num_warps"], enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def backward(
+    query_grad: Tensor,
+    key_grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys (contiguous) and, in fp32, of the two weights.
+
+    Every tensor's last axis has stride 1; the tables are contiguous fp32. Without `weights` the last two are empty.
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    query_dx, key_dx = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
+    row = _row(query, "backward")
+    query_blocks = triton.cdiv(num_heads, row["block_heads"])
+    blocks = query_blocks + triton.cdiv(num_kv_heads, row["block_heads"])
+    run_tokens = max(1, triton.cdiv(num_tokens, row["max_runs"]))
+    runs = triton.cdiv(num_tokens, run_tokens)
+    shares = query.new_empty((runs, blocks, head_dim) if weights else 0, dtype=torch.float32)
+    if num_tokens:
+        _backward_kernel[(runs * blocks,)](
+            query_grad, key_grad, query, key, query_dx, key_dx,
+            query_weight, key_weight, shares, cos, sin,
+            query_grad.stride(0), key_grad.stride(0), query.stride(0), key.stride(0), num_tokens, run_tokens, eps,
+            QUERY_GRAD_HEAD_STRIDE=query_grad.stride(1), KEY_GRAD_HEAD_STRIDE=key_grad.stride(1),
+            QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
+            NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, WEIGHTS=weights,
+            BLOCK_HEADS=row["block_heads"], BLOCK_HALF=row["block_half"],
+            num_warps=row["num_warps"], enable_fp_fusion=True,
+        )  # fmt: skip
+    if not weights:
+        return query_dx, key_dx, shares, shares.clone()
+    return query_dx, key_dx, shares[:, :query_blocks].sum((0, 1)), shares[:, query_blocks:].sum((0, 1))
+
+
+def _row(x: Tensor, direction: str) -> dict[str, Any]:
+    """Return the shipped configuration for heads of this width, with `block_half` filled in."""
+    block_half = max(MIN_BLOCK_HALF, triton.next_power_of_2(x.shape[-1] // 2))
+    found = runtime.table_row(ROOM, runtime.capability(x.device), direction=direction, block_half=block_half)
+    return dict(found)
