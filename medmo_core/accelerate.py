@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,8 +76,7 @@ class Accelerated:
 
     def counts(self) -> dict[str, int]:
         """Return how many modules each op serves now."""
-        ops = [replacement.op for replacement in self.replaced]
-        return {op: ops.count(op) for op in dict.fromkeys(ops)}
+        return dict(Counter(replacement.op for replacement in self.replaced))
 
     def restore(self) -> nn.Module:
         """Put every original module back where it stood, and return the model.
@@ -97,11 +97,9 @@ class Accelerated:
     def __str__(self) -> str:
         state = "replaced" if self._active else "replaced and restored"
         lines = [f"{type(self.model).__name__}: {len(self.replaced)} modules {state}"]
-        for op, count in self.counts().items():
-            names = [replacement.name for replacement in self.replaced if replacement.op == op]
-            lines.append(f"  {op:<14}{count:>3}  {names[0]}" + (f" ... {names[-1]}" if count > 1 else ""))
-        lines += [f"  kept: {name}: {reason}" for name, reason in self.kept]
-        return "\n".join(lines)
+        by_op = _grouped((replacement.op, replacement.name) for replacement in self.replaced)
+        lines += [f"  {op:<14}{len(names):>3}  {_span(names)}" for op, names in by_op.items()]
+        return "\n".join([*lines, *_kept_lines(self.kept)])
 
 
 def accelerate(model: nn.Module) -> Accelerated:
@@ -136,7 +134,7 @@ def accelerate(model: nn.Module) -> Accelerated:
         else:
             replaced.append(Replacement(name, kind.op, module, _stand_in(module, kind)))
     if not replaced:
-        raise RuntimeError("nothing can be replaced: " + "; ".join(f"{name}: {reason}" for name, reason in kept))
+        raise RuntimeError("\n".join(["nothing can be replaced:", *_kept_lines(kept)]))
     for replacement in replaced:
         _put(model, replacement.name, replacement.stand_in)
     return Accelerated(model, replaced, kept)
@@ -214,6 +212,23 @@ def _stand_in(original: nn.Module, kind: type[_StandIn]) -> nn.Module:
     # One state with two faces: what happens to one (eval(), to(), hooks, adapters) is never missed by the other.
     object.__setattr__(stand_in, "__dict__", original.__dict__)
     return stand_in
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the second words of all pairs by their first."""
+    groups: dict[str, list[str]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def _span(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+
+
+def _kept_lines(kept: Sequence[tuple[str, str]]) -> list[str]:
+    by_reason = _grouped((reason, name) for name, reason in kept)
+    return [f"  {'left alone':<14}{len(names):>3}  {_span(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

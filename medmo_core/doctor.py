@@ -6,13 +6,14 @@
 import argparse
 import importlib
 import importlib.metadata
+import itertools
 import json
 import pkgutil
 import platform
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from medmo_kernels import runtime, verify
 from medmo_kernels.runtime import Choice
 from medmo_kernels.spec import OpSpec
 
-try:
-    from .modules import backend
-except ImportError:
-    backend = None
+from . import cliffs
+from .modules import backend
+
 WIDTH = 120
 OPTIONAL = {
     "triton": ("cuda", "fused kernels"),
@@ -117,131 +117,15 @@ def choices(device: torch.device) -> dict[str, dict[str, Choice]]:
                 found[spec.name] = {"all shapes": Choice(f"as {room}", "an op of the same room")}
             else:
                 found[spec.name] = {"all shapes": Choice("unknown", "PROBLEM: this op does not say what serves it")}
-    return found | {"norms and losses": {"all shapes": norms_and_losses(device)}}
+    return found | {"norms and losses": {"norms, SwiGLU, losses": norms_and_losses(device)}}
 
 
 def norms_and_losses(device: torch.device) -> Choice:
-    """Say what serves the norms and the loss, which are no ops of our own."""
-    if backend is None:
-        return Choice("torch", "TEMP")
+    """Say what serves the norms, SwiGLU and the losses, which are no ops of our own."""
     refusal = backend.liger_refusal(device)
     if refusal:
-        return Choice("torch", "PyTorch's own", (("liger", refusal),))
-    return Choice("liger", f"liger-kernel {version_of('liger-kernel')}")
-
-
-# --- known cliffs ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to know of this machine.
-
-    Attributes:
-        level: `PROBLEM` (act on it), `warning`, or `note`.
-        text: what it is, what it costs, and what to do.
-    """
-
-    level: str
-    text: str
-
-
-def conv3d_finding(torch_version: str, cudnn: int | None, has_cuda: bool) -> Finding:
-    """Judge how the stock patch embedding of transformers' Qwen3-VL, a Conv3d, fares here."""
-    cure = "our own models run no convolution; medmo_core.accelerate(model) frees a transformers model of it"
-    if torch_version.startswith("2.9.") and has_cuda:
-        return Finding(
-            "PROBLEM",
-            f"torch {torch_version} runs Conv3d in bf16 without cuDNN: transformers' patch embedding takes 10 to "
-            f"50,000 times longer (pytorch#166122): {cure}",
-        )
-    if has_cuda and cudnn is not None and 90800 <= cudnn < 91100:
-        return Finding(
-            "PROBLEM", f"cuDNN {cudnn}: Conv3d in bf16 can be wrong, without an error (pytorch#163539): {cure}"
-        )
-    return Finding(
-        "note",
-        f"transformers' patch embedding is a Conv3d: about 10 times slower than a matrix product even where it is "
-        f"healthy, and on torch 2.9 10 to 50,000 times: {cure}",
-    )
-
-
-def environment_findings(interpreter: bool, mode: str, has_cuda: bool) -> list[Finding]:
-    """Judge the switches that somebody may have left set."""
-    found = []
-    if interpreter and has_cuda:
-        found.append(
-            Finding(
-                "PROBLEM",
-                "TRITON_INTERPRET is set: every Triton kernel runs in Python, thousands of times slower, and bf16 "
-                "matrix products are wrong there: unset it",
-            )
-        )
-    elif interpreter:
-        found.append(
-            Finding(
-                "note",
-                "TRITON_INTERPRET is set: it matters only with MEDMO_KERNELS=triton, which tests kernels without a GPU",
-            )
-        )
-    if mode != "auto":
-        found.append(
-            Finding("warning", f"{runtime.SWITCH}={mode} overrules every choice: it is for bisecting, unset it to work")
-        )
-    if mode == "triton" and not has_cuda and not interpreter:
-        found.append(Finding("PROBLEM", f"{runtime.SWITCH}=triton without a GPU needs TRITON_INTERPRET=1"))
-    return found
-
-
-def triton_finding(version: str | None, has_cuda: bool) -> Finding | None:
-    """Judge the Triton that is installed."""
-    oldest = ".".join(map(str, runtime.OLDEST_TRITON))
-    level = "PROBLEM" if has_cuda else "note"
-    if version is None:
-        return Finding(level, 'Triton is absent: on a GPU every op would run its reference: pip install "medmo[cuda]"')
-    if tuple(int(part) for part in version.split(".")[:2]) < runtime.OLDEST_TRITON:
-        return Finding(level, f"Triton {version} is older than {oldest}: on a GPU every op would run its reference")
-    return None
-
-
-def numerics_findings(tf32: bool, deterministic: bool) -> list[Finding]:
-    """Judge global flags of torch that change results or speed."""
-    found = []
-    if tf32:
-        found.append(Finding("warning", "TF32 is on for matrix products: fp32 results carry 3 digits, not 7"))
-    if deterministic:
-        found.append(
-            Finding(
-                "note",
-                "deterministic algorithms are on: our ops are deterministic anyway; torch fills fresh memory and "
-                "some of its own ops slow down or refuse",
-            )
-        )
-    return found
-
-
-def findings() -> list[Finding]:
-    """Return everything known to go wrong that concerns this machine."""
-    has_cuda = torch.cuda.is_available()
-    found = [
-        *environment_findings(runtime.interpreter_is_set(), runtime.mode(), has_cuda),
-        triton_finding(runtime.triton_version(), has_cuda),
-        conv3d_finding(torch.__version__, torch.backends.cudnn.version(), has_cuda),
-        *numerics_findings(
-            bool(torch.backends.cuda.matmul.allow_tf32 and has_cuda), torch.are_deterministic_algorithms_enabled()
-        ),
-    ]
-    if not runtime.has_native() and runtime.mode() != "reference":
-        found.append(Finding("warning", f"native library {runtime.native_status()}: box matching runs in Python"))
-    found.append(
-        Finding(
-            "note",
-            "FlashAttention 2 and 3 compute heads of 72, 80 and 88 as wide as 96, SDPA splits images one by one: "
-            "the 8B vision tower has heads of 72; the table above says what serves it here",
-        )
-    )
-    levels = ("PROBLEM", "warning", "note")
-    return sorted((f for f in found if f is not None), key=lambda finding: levels.index(finding.level))
+        return Choice("torch", "PyTorch's own code", (("liger", refusal),))
+    return Choice("liger", f"liger-kernel {version_of(backend.DISTRIBUTION)}")
 
 
 # --- verification ----------------------------------------------------------------------------------------------------
@@ -315,13 +199,8 @@ def _share(comparison: verify.Comparison) -> float:
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
-def diagnose(verify_ops: bool = False) -> dict[str, Any]:
-    """Return the whole diagnosis in plain values, as `--json` writes it.
-
-    Args:
-        verify_ops: also hold every op to its definition, in every dtype it promises.
-    """
-    devices = devices_to_ask()
+def diagnose() -> dict[str, Any]:
+    """Return the diagnosis in plain values, as `--json` writes it, with no op verified yet."""
     return {
         "machine": machine(),
         "versions": {name: version_of(name) for name in ("medmo", "torch", "transformers", *OPTIONAL)},
@@ -330,40 +209,40 @@ def diagnose(verify_ops: bool = False) -> dict[str, Any]:
                 op: {label: asdict(choice) for label, choice in classes.items()}
                 for op, classes in choices(device).items()
             }
-            for device in devices
+            for device in devices_to_ask()
         },
-        "findings": [asdict(finding) for finding in findings()],
-        "verdicts": [
-            asdict(verify_op(spec, dtype, device))
-            for device in (devices if verify_ops else [])
-            for _, specs in rooms()
-            for spec in specs
-            for dtype in spec.tolerance
-        ],
+        "findings": [asdict(finding) for finding in cliffs.findings()],
+        "verdicts": [],
     }
 
 
-def describe(diagnosis: Mapping[str, Any]) -> str:
-    """Turn a diagnosis into text, at most 120 columns wide."""
-    lines = [*_machine_lines(diagnosis["machine"], diagnosis["versions"])]
+def verdicts(names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Hold the ops of these rooms (none named: all) to their definitions, in every dtype they promise, one by one."""
+    for device in devices_to_ask():
+        for room, specs in rooms():
+            for spec in specs if room in names or not names else ():
+                for dtype in spec.tolerance:
+                    yield asdict(verify_op(spec, dtype, device))
+
+
+def report(diagnosis: Mapping[str, Any], verified: Iterable[Mapping[str, Any]] | None = None) -> Iterator[str]:
+    """Yield a diagnosis line by line, at most 120 columns wide; `verified` may still be at work."""
+    yield from _machine_lines(diagnosis["machine"], diagnosis["versions"])
     for device, ops in diagnosis["ops"].items():
-        lines += ["", f"what serves each op on {device}"]
-        lines += _row(("op", 20), ("for", 32), ("back end", 16), ("why", 0))
+        yield from ("", f"what serves each op on {device}")
+        yield from _row(("op", 20), ("for", 32), ("back end", 16), ("why", 0))
         for op, classes in ops.items():
-            for shown, labels, choice in _alike(op, classes):
-                lines += _row((shown, 20), (labels, 32), (choice["backend"], 16), (choice["reason"], 0))
-                for refused, reason in choice["refused"]:
-                    lines += _row(("", 20), ("", 32), (f"not {refused}", 16), (reason, 0))
-    lines += ["", "known to go wrong"]
+            yield from _choice_lines(op, classes)
+    yield from ("", "known to go wrong")
     for finding in diagnosis["findings"]:
-        lines += _row((finding["level"], 9), (finding["text"], 0))
-    if diagnosis["verdicts"]:
-        lines += _verdict_lines(diagnosis["verdicts"])
-    lines += ["", "optional packages"]
+        yield from _row((finding["level"], 9), (finding["text"], 0))
+    yield from ("", "optional packages")
     for distribution, (extra, purpose) in OPTIONAL.items():
         state = diagnosis["versions"][distribution] or f'absent: pip install "medmo[{extra}]"'
-        lines += _row((distribution, 18), (purpose, 32), (state, 0))
-    return "\n".join([*lines, "", "research use only"])
+        yield from _row((distribution, 18), (purpose, 32), (state, 0))
+    if verified is not None:
+        yield from _verdict_lines(verified)
+    yield from ("", "research use only")
 
 
 def _machine_lines(facts: Mapping[str, Any], versions: Mapping[str, str | None]) -> Iterator[str]:
@@ -381,23 +260,30 @@ def _machine_lines(facts: Mapping[str, Any], versions: Mapping[str, str | None])
     yield from _row((f"{facts['switch']}; native library: {facts['native_library']}", 0))
 
 
-def _alike(op: str, classes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Return an op's rows: its name on the first, and classes of shapes that are served alike in one."""
+def _choice_lines(op: str, classes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Lay out what serves an op; classes of shapes that are served alike stand together."""
     groups: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
     for label, choice in classes.items():
         groups.setdefault(json.dumps(choice), ([], choice))[0].append(label)
     if len(groups) == 1 and len(classes) > 1:
-        return [(op, "everything", next(iter(classes.values())))]
-    return [(op if n == 0 else "", "; ".join(labels), choice) for n, (labels, choice) in enumerate(groups.values())]
+        groups = {"": (["everything"], next(iter(classes.values())))}
+    names = itertools.chain([op], itertools.repeat(""))
+    for name, (labels, choice) in zip(names, groups.values(), strict=False):
+        left = [line for label in labels for line in textwrap.wrap(label, 31)]
+        pairs = [(choice["backend"], choice["reason"]), *((f"not {other}", why) for other, why in choice["refused"])]
+        right = [line for backend, why in pairs for line in _columns(WIDTH - 54, (backend, 16), (why, 0))]
+        first = itertools.chain([name], itertools.repeat(""))
+        for cells in zip(first, *zip(*itertools.zip_longest(left, right, fillvalue=""), strict=True), strict=False):
+            yield "  {:<20}{:<32}{}".format(*cells).rstrip()
 
 
-def _verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _verdict_lines(verified: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     yield "each op against its float64 definition (error and bound where they come closest)"
     widths = (20, 8, 10, 7, 10, 10, 10)
     titles = ("op", "device", "dtype", "cases", "error", "eager's", "bound")
     yield from _row(*zip(titles, widths, strict=True), ("verdict", 0))
-    for verdict in verdicts:
+    for verdict in verified:
         numbers = (f"{verdict[key]:.1e}" for key in ("error", "plain_error", "bound"))
         cells = (verdict["op"], verdict["device"], verdict["dtype"], str(verdict["cases"]), *numbers)
         said = f"ok: {verdict['worst']}" if verdict["passed"] else f"FAILED {verdict['fault']}"
@@ -405,14 +291,18 @@ def _verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _row(*cells: tuple[str, int]) -> list[str]:
-    """Lay out one row: every cell in its own width, wrapped there; the last takes what is left of the line."""
-    widths = [width for _, width in cells[:-1]] + [WIDTH - 2 - sum(width for _, width in cells)]
-    wrapped = [textwrap.wrap(text, width - 1) or [""] for (text, _), width in zip(cells, widths, strict=True)]
-    rows = max(len(parts) for parts in wrapped)
-    padded = [parts + [""] * (rows - len(parts)) for parts in wrapped]
+    """Lay out one indented row over the whole width."""
+    return [f"  {line}" for line in _columns(WIDTH - 2, *cells)]
+
+
+def _columns(width: int, *cells: tuple[str, int]) -> list[str]:
+    """Lay out (text, width) cells, each wrapped in its own width; the last takes what is left."""
+    widths = [cell[1] for cell in cells[:-1]]
+    widths.append(width - sum(widths))
+    wrapped = [textwrap.wrap(text, room - 1) for (text, _), room in zip(cells, widths, strict=True)]
     return [
-        ("  " + "".join(part.ljust(width) for part, width in zip(line, widths, strict=True))).rstrip()
-        for line in zip(*padded, strict=True)
+        "".join(part.ljust(room) for part, room in zip(line, widths, strict=True)).rstrip()
+        for line in itertools.zip_longest(*wrapped, fillvalue="")
     ]
 
 
@@ -420,11 +310,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the diagnosis; return 1 if an op failed its verification."""
     parser = argparse.ArgumentParser(prog="medmo doctor", description=__doc__)
     parser.add_argument("--verify", action="store_true", help="hold every op to its definition on this machine")
+    known = [name for name, _ in rooms()]
+    parser.add_argument("--rooms", nargs="*", default=(), choices=known, metavar="ROOM", help="verify only these rooms")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the diagnosis to this file")
     options = parser.parse_args(argv)
-    diagnosis = diagnose(options.verify)
-    print(describe(diagnosis))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(diagnosis, indent=2) + "\n", encoding="utf-8")
+    diagnosis = diagnose()
+
+    def kept() -> Iterator[dict[str, Any]]:
+        """Write after each verdict: a kernel that hangs must not take the others' with it."""
+        for verdict in verdicts(options.rooms):
+            diagnosis["verdicts"].append(verdict)
+            _write(options.json, diagnosis)
+            yield verdict
+
+    _write(options.json, diagnosis)
+    for line in report(diagnosis, kept() if options.verify else None):
+        print(line, flush=True)
     return 0 if all(verdict["passed"] for verdict in diagnosis["verdicts"]) else 1
+
+
+def _write(path: Path | None, diagnosis: Mapping[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(diagnosis, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

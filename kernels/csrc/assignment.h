@@ -16,26 +16,14 @@ namespace medmo {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Returns the least of values[0 .. width).
-MEDMO_WIDEST inline double least(const double* values, int64_t width) {
+MEDMO_INLINE double least(const double* values, int64_t width) {
   Lanes lowest = all(kInfinity);
   for (int64_t j = 0; j < width; j += kLanes) lowest = smaller(load(values + j), lowest);
   return least(lowest);
 }
 
-// Writes row - price + closed to reduced and returns the least of it; closed is 0, or infinity.
-MEDMO_WIDEST inline double reduce(const double* row, const double* price, const double* closed, double* reduced,
-                                  int64_t width) {
-  Lanes lowest = all(kInfinity);
-  for (int64_t j = 0; j < width; j += kLanes) {
-    const Lanes value = load(row + j) - load(price + j) + load(closed + j);
-    store(reduced + j, value);
-    lowest = smaller(value, lowest);
-  }
-  return least(lowest);
-}
-
-// Shortens the distances of open columns by way of one row and returns the least of them.
-MEDMO_WIDEST inline double relax(const double* row, const double* price, const double* closed, double base, double way,
+// Shortens the distances of open columns by way of one row and returns the least of them; closed is 0, or infinity.
+MEDMO_INLINE double relax(const double* row, const double* price, const double* closed, double base, double way,
                                  double* distance, double* via, int64_t width) {
   Lanes lowest = all(kInfinity);
   for (int64_t j = 0; j < width; j += kLanes) {
@@ -50,7 +38,7 @@ MEDMO_WIDEST inline double relax(const double* row, const double* price, const d
 }
 
 // Returns the least rank of the columns whose values + closed equal `wanted`.
-MEDMO_WIDEST inline double least_rank(const double* values, const double* closed, const double* rank, double wanted,
+MEDMO_INLINE double least_rank(const double* values, const double* closed, const double* rank, double wanted,
                                       int64_t width) {
   Lanes lowest = all(kInfinity);
   for (int64_t j = 0; j < width; j += kLanes) {
@@ -60,14 +48,14 @@ MEDMO_WIDEST inline double least_rank(const double* values, const double* closed
 }
 
 // Subtracts what each column's distance lacks of `reach` from its price.
-MEDMO_WIDEST inline void lower_prices(const double* distance, double reach, double* price, int64_t width) {
+MEDMO_INLINE void lower_prices(const double* distance, double reach, double* price, int64_t width) {
   for (int64_t j = 0; j < width; j += kLanes) {
     store(price + j, load(price + j) - larger(reach - load(distance + j), all(0.0)));
   }
 }
 
 // Shifts costs by `low`; infinity becomes `forbidden`.
-MEDMO_WIDEST inline void shift(double* costs, double low, double forbidden, int64_t count) {
+MEDMO_INLINE void shift(double* costs, double low, double forbidden, int64_t count) {
   for (int64_t k = 0; k < count; k += kLanes) {
     const Lanes cost = load(costs + k);
     store(costs + k, cost < kInfinity ? cost - low : all(forbidden));
@@ -75,7 +63,7 @@ MEDMO_WIDEST inline void shift(double* costs, double low, double forbidden, int6
 }
 
 // Returns the largest finite of values[0 .. width), or -infinity.
-MEDMO_WIDEST inline double most(const double* values, int64_t width) {
+MEDMO_INLINE double most(const double* values, int64_t width) {
   Lanes lowest = all(kInfinity);
   for (int64_t j = 0; j < width; j += kLanes) {
     const Lanes value = load(values + j);
@@ -97,22 +85,17 @@ class Assignment {
   double* row(int64_t index) { return cost_.data() + index * width_; }
 
   // Solves the problem whose costs were filled in. The result is the column of each row, -1 where it has none.
-  const std::vector<int64_t>& solve() {
+  MEDMO_INLINE const std::vector<int64_t>& solve() {
     match_.assign(rows_, -1);
     owner_.assign(cols_, -1);
     price_.assign(width_, 0.0);
-    beyond_.assign(width_, 0.0);
-    std::fill(beyond_.begin() + cols_, beyond_.end(), kInfinity);
     rank_.resize(width_);
     for (int64_t j = 0; j < width_; ++j) rank_[j] = static_cast<double>(j);
     closed_.resize(width_);
     distance_.resize(width_);
     via_.resize(width_);
     const double forbidden = replace_forbidden();
-    free_.clear();
-    for (int64_t i = 0; i < rows_; ++i) free_.push_back(i);
-    if (cols_ > 1) take_cheapest();
-    for (int64_t i : free_) augment(i);
+    for (int64_t i = 0; i < rows_; ++i) augment(i);
     for (int64_t i = 0; i < rows_; ++i) {
       if (row(i)[match_[i]] >= forbidden) match_[i] = -1;
     }
@@ -121,7 +104,7 @@ class Assignment {
 
  private:
   // Shifts the costs to start at 0 and gives forbidden pairs a price above any set of allowed ones.
-  double replace_forbidden() {
+  MEDMO_INLINE double replace_forbidden() {
     double low = kInfinity, high = -kInfinity;
     for (int64_t i = 0; i < rows_; ++i) {
       double* costs = row(i);
@@ -136,53 +119,25 @@ class Assignment {
     return forbidden;
   }
 
-  void give(int64_t column, int64_t taker) {
+  MEDMO_INLINE void give(int64_t column, int64_t taker) {
     owner_[column] = taker;
     match_[taker] = column;
     rank_[column] = static_cast<double>(column + kOwned);
   }
 
-  // Gives rows their cheapest columns, lowering a column's price to where its row would rather have its second choice;
-  // who loses a column tries again ("augmenting row reduction"). Leaves in free_ the rows that need a whole path.
-  void take_cheapest() {
-    std::vector<int64_t>& still_free = taken_;
-    still_free.clear();
-    int64_t steps = 4 * rows_;  // rounding could keep two rows bidding for ever
-    for (size_t next = 0; next < free_.size();) {
-      const int64_t i = free_[next++];
-      const double first = reduce(row(i), price_.data(), beyond_.data(), distance_.data(), width_);
-      int64_t column = cheapest(distance_.data(), beyond_.data(), first);
-      distance_[column] = kInfinity;
-      const double second = least(distance_.data(), width_);
-      if (first == second && owner_[column] >= 0) column = cheapest(distance_.data(), beyond_.data(), first);
-      const int64_t loser = owner_[column];
-      if (loser >= 0 && (first == second || --steps < 0)) {
-        still_free.push_back(i);
-        continue;
-      }
-      price_[column] -= second - first;
-      give(column, i);
-      if (loser >= 0) free_[--next] = loser;
-    }
-    free_.swap(still_free);
-  }
-
-  // Returns a column of that value, a free one if there is any.
-  int64_t cheapest(const double* values, const double* closed, double value) const {
-    const auto rank = static_cast<int64_t>(least_rank(values, closed, rank_.data(), value, width_));
-    return rank >= kOwned ? rank - kOwned : rank;
-  }
-
   // Gives `start` a column along the cheapest path of reassignments.
-  void augment(int64_t start) {
+  MEDMO_INLINE void augment(int64_t start) {
     std::fill(distance_.begin(), distance_.end(), kInfinity);
-    std::copy(beyond_.begin(), beyond_.end(), closed_.begin());
+    std::fill(closed_.begin(), closed_.begin() + cols_, 0.0);
+    std::fill(closed_.begin() + cols_, closed_.end(), kInfinity);
     int64_t i = start, column = -1;
     double reach = 0.0, base = 0.0;  // a constant added to all distances of `start` changes nothing
     while (true) {
       reach = relax(row(i), price_.data(), closed_.data(), base, static_cast<double>(i), distance_.data(), via_.data(),
                     width_);
-      column = cheapest(distance_.data(), closed_.data(), reach);
+      const auto rank = static_cast<int64_t>(
+          least_rank(distance_.data(), closed_.data(), rank_.data(), reach, width_));
+      column = rank >= kOwned ? rank - kOwned : rank;
       i = owner_[column];
       if (i < 0) break;
       closed_[column] = kInfinity;
@@ -202,8 +157,10 @@ class Assignment {
 
   int64_t rows_ = 0, cols_ = 0, width_ = 0;
   // Column numbers and ways are kept as float64 beside the distances, so that one loop handles both.
-  std::vector<double> cost_, price_, beyond_, closed_, distance_, via_, rank_;
-  std::vector<int64_t> match_, owner_, free_, taken_;
+  std::vector<double> cost_, price_, closed_, distance_, via_, rank_;
+  std::vector<int64_t> match_, owner_;
 };
+
+MEDMO_WIDEST inline const std::vector<int64_t>& solve(Assignment& problem) { return problem.solve(); }
 
 }  // namespace medmo

@@ -113,7 +113,7 @@ Tensor assign(Tensor cost, Tensor num_rows, Tensor num_cols) {
           (flip ? solver.row(j)[i] : solver.row(i)[j]) = std::isfinite(paid) ? paid : kInfinity;
         }
       }
-      const auto& found = solver.solve();
+      const auto& found = medmo::solve(solver);
       for (int64_t k = 0; k < static_cast<int64_t>(found.size()); ++k) {
         if (found[k] < 0) continue;
         if (flip) {
@@ -165,7 +165,7 @@ Tensor box_match(Tensor pred, Tensor truth, Tensor pred_offsets, Tensor truth_of
           for (int64_t j = 0; j < num_cols; ++j) paid[j] = labels[j] == label ? paid[j] : kInfinity;
         }
       }
-      const auto& found = solver.solve();
+      const auto& found = medmo::solve(solver);
       for (int64_t k = 0; k < num_rows; ++k) {
         if (found[k] < 0) continue;
         if (flip) {

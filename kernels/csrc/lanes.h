@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-// Vectors are passed between inlined functions only, so that their calling convention does not matter.
+// Vectors are returned by inlined functions only: their calling convention does not matter.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 // Compiles a function twice; the wider one runs where the processor has it. Neither fuses products: both give the same
@@ -33,12 +33,12 @@ MEDMO_INLINE Lanes load(const double* from) {
   std::memcpy(&lanes, from, sizeof lanes);
   return lanes;
 }
-MEDMO_INLINE void store(double* to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+MEDMO_INLINE void store(double* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 MEDMO_INLINE Lanes all(double value) { return Lanes{value, value, value, value}; }
-MEDMO_INLINE Lanes smaller(Lanes a, Lanes b) { return a < b ? a : b; }
-MEDMO_INLINE Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
-MEDMO_INLINE Lanes magnitude(Lanes a) { return a < 0.0 ? -a : a; }
-MEDMO_INLINE double least(Lanes a) {
+MEDMO_INLINE Lanes smaller(const Lanes& a, const Lanes& b) { return a < b ? a : b; }
+MEDMO_INLINE Lanes larger(const Lanes& a, const Lanes& b) { return a > b ? a : b; }
+MEDMO_INLINE Lanes magnitude(const Lanes& a) { return a < 0.0 ? -a : a; }
+MEDMO_INLINE double least(const Lanes& a) {
   const double low = a[0] < a[1] ? a[0] : a[1], high = a[2] < a[3] ? a[2] : a[3];
   return low < high ? low : high;
 }

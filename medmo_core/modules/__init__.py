@@ -3,7 +3,7 @@
 from .attention import TextAttention, VisionAttention
 from .mlp import MLP, SwiGLU
 from .norm import RMSNorm
-from .patch_embed import PatchEmbed, grid_coordinates, patch_embed, position_coordinates
+from .patch_embed import PatchEmbed, grid_coordinates, position_coordinates
 from .projector import PatchMerger, Projector
 from .rope import apply_rope, axial_table, merge_order, mrope_table
 
@@ -21,6 +21,5 @@ __all__ = [
     "grid_coordinates",
     "merge_order",
     "mrope_table",
-    "patch_embed",
     "position_coordinates",
 ]

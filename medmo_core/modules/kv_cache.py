@@ -49,9 +49,10 @@ class KVCache:
         """Of each layer (B, K, S, D)."""
         self._owners = [prompt for prompt in range(len(lengths)) for _ in range(num_generations)]
         self._prompt_of = self._index(self._owners, device)
-        self._prompt_lengths = self._index(lengths, device)
+        equal = min(lengths) == max(lengths)  # nothing to mask
+        self._prompt_lengths = None if equal else self._index(lengths, device)
         padding = [max(lengths) - lengths[prompt] for prompt in self._owners]
-        self._left_pad = self._index(padding, device) if not self.shared and any(padding) else None
+        self._left_pad = None if equal or self.shared else self._index(padding, device)
 
     @staticmethod
     def _index(values: Sequence[int], device: torch.device) -> Tensor:
@@ -114,15 +115,16 @@ class KVCache:
             self.own[layer] = keys[kept], values[kept]
         self._left_pad = None if self._left_pad is None else self._left_pad[kept]
         self._owners = [self._owners[row] for row in rows]
-        self._keep_prompts(sorted(set(self._owners)))
+        read = sorted(set(self._owners))
+        if self.shared and len(read) < self.prompts[0][0].shape[0]:
+            self._drop_prompts(read)
+        self._prompt_of = self._index(self._owners, kept.device)
         return kept
 
-    def _keep_prompts(self, prompts: list[int]) -> None:
-        device = self._prompt_of.device
-        if self.shared and len(prompts) < self._prompt_lengths.shape[0]:
-            kept = torch.tensor(prompts, device=device)
-            for layer, (keys, values) in enumerate(self.prompts):
-                self.prompts[layer] = keys[kept], values[kept]
-            self._prompt_lengths = self._prompt_lengths[kept]
-            self._owners = [prompts.index(owner) for owner in self._owners]
-        self._prompt_of = self._index(self._owners, device)
+    def _drop_prompts(self, read: list[int]) -> None:
+        """Forget all prompts but those that are still read."""
+        kept = torch.tensor(read, device=self._prompt_of.device)
+        for layer, (keys, values) in enumerate(self.prompts):
+            self.prompts[layer] = keys[kept], values[kept]
+        self._prompt_lengths = None if self._prompt_lengths is None else self._prompt_lengths[kept]
+        self._owners = [read.index(owner) for owner in self._owners]

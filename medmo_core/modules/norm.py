@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .backend import liger_rms_norm, uses_liger
+
 
 class RMSNorm(nn.Module):
     """Divide each vector by its root mean square and scale it.
 
     Shapes: (..., dim) -> (..., dim).
-    Numerics: the mean of squares is accumulated in fp32 for 16-bit inputs.
+    Numerics: the mean of squares is accumulated in fp32 for 16-bit inputs. Liger, which serves CUDA tensors where it is
+        installed, casts before it applies the weight, as the published code does; PyTorch after.
     State: `weight` (dim,).
 
     Args:
@@ -33,6 +36,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of `x`."""
+        if uses_liger(x):
+            return liger_rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from medmo_kernels.patch_embed import patch_embed
 from torch import Tensor, nn
+
+from medmo_kernels.patch_embed import patch_embed
 
 from .rope import merge_order
 
@@ -86,10 +87,7 @@ def grid_coordinates(height: int, width: int, side: int, merge_size: int, device
     rows, columns = merge_order(height, width, merge_size, device)
     # In the order of operations of the published code: what it rounds is rounded alike.
     return torch.stack(
-        [
-            index.to(torch.float32) * (side - 1) / max(size - 1, 1)
-            for index, size in ((rows, height), (columns, width))
-        ],
+        [index.to(torch.float32) * (side - 1) / max(size - 1, 1) for index, size in ((rows, height), (columns, width))],
         dim=1,
     )
 

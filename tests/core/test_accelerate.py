@@ -432,9 +432,17 @@ def test_adapters_are_never_passed_by() -> None:
     before = outcome(model, inputs)
     accelerated = accelerate(model)
     assert [name for name, _ in accelerated.kept] == ["model.visual.merger"]
-    assert "Adapter" in str(accelerated)
+    assert "left alone      1  model.visual.merger: linear_fc1 is a" in str(accelerated)
     for name, value in outcome(model, inputs).items():
         assert largest(value - before[name]) <= 1e-4 * max(1.0, largest(before[name])), name
+
+
+def test_where_nothing_can_be_replaced_it_says_why() -> None:
+    decoder = make_model().model.language_model
+    for layer in decoder.layers:
+        layer.self_attn.forward = layer.self_attn.forward
+    with pytest.raises(RuntimeError, match=r"3  layers.0.self_attn ... layers.2.self_attn: its forward was exchanged"):
+        accelerate(decoder)
 
 
 def test_adapters_put_in_later_are_told() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import medmo_kernels
-from medmo_core import doctor
+from medmo_core import cliffs, doctor
 from medmo_kernels import runtime
 from medmo_kernels.spec import OpSpec
 
@@ -43,11 +43,11 @@ def test_every_op_says_what_serves_it_and_what_was_refused() -> None:
 
 def test_an_op_that_cannot_say_is_a_problem(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     show(dataclasses.replace(one_op, choices=None), monkeypatch)
-    assert "PROBLEM: this op does not say" in doctor.describe(doctor.diagnose())
+    assert "PROBLEM: this op does not say" in "\n".join(doctor.report(doctor.diagnose()))
 
 
 def test_the_text_is_readable() -> None:
-    lines = doctor.describe(doctor.diagnose()).splitlines()
+    lines = list(doctor.report(doctor.diagnose()))
     assert max(map(len, lines)) <= 120
     assert lines[-1] == "research use only"
     assert all(any(line.startswith(f"  {spec.name} ") for line in lines) for spec in SPECS)
@@ -57,14 +57,17 @@ def test_classes_served_alike_share_a_row(one_op: OpSpec, monkeypatch: pytest.Mo
     fast, slow = runtime.Choice("triton", "fast", (("cudnn", "slower " * 40),)), runtime.Choice("sdpa", "no kernel")
     told = {"head_dim 64": fast, "head_dim 96": slow, "head_dim 72": fast}
     show(dataclasses.replace(one_op, choices=lambda device: told), monkeypatch)
-    text = doctor.describe(doctor.diagnose())
-    assert text.count("head_dim 64; head_dim 72") == 1 and text.count("not cudnn") == 1
+    text = "\n".join(doctor.report(doctor.diagnose()))
+    assert text.count("not cudnn") == 1
+    rows = [line.split() for line in text.splitlines() if "head_dim" in line]
+    assert rows[0] == ["giou", "head_dim", "64", "triton", "fast"] and rows[1][:3] == ["head_dim", "72", "not"]
+    assert rows[2] == ["head_dim", "96", "sdpa", "no", "kernel"]
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_an_absent_package_comes_with_its_extra(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "pydicom" else "1.0")
-    text = doctor.describe(doctor.diagnose())
+    text = "\n".join(doctor.report(doctor.diagnose()))
     assert 'absent: pip install "medmo[medical]"' in text
     assert text.count("absent:") == 1
 
@@ -78,12 +81,12 @@ def test_an_absent_package_comes_with_its_extra(one_op: OpSpec, monkeypatch: pyt
         ("2.9.1+cu128", 91002, True, "PROBLEM", "50,000"),
         ("2.9.1+cpu", None, False, "note", "accelerate"),
         ("2.8.0", 90900, True, "PROBLEM", "wrong"),
-        ("2.11.0+cu130", 91300, True, "note", "10 times"),
-        ("2.90.0", 91300, True, "note", "10 times"),
+        ("2.11.0+cu130", 91300, True, "note", "several times"),
+        ("2.90.0", 91300, True, "note", "several times"),
     ],
 )
 def test_conv3d(torch_version: str, cudnn: int | None, has_cuda: bool, level: str, word: str) -> None:
-    finding = doctor.conv3d_finding(torch_version, cudnn, has_cuda)
+    finding = cliffs.conv3d_finding(torch_version, cudnn, has_cuda)
     assert finding.level == level and word in finding.text and "medmo_core.accelerate" in finding.text
 
 
@@ -99,7 +102,7 @@ def test_conv3d(torch_version: str, cudnn: int | None, has_cuda: bool, level: st
     ],
 )
 def test_switches_left_set(interpreter: bool, mode: str, has_cuda: bool, levels: list[str]) -> None:
-    assert [finding.level for finding in doctor.environment_findings(interpreter, mode, has_cuda)] == levels
+    assert [finding.level for finding in cliffs.environment_findings(interpreter, mode, has_cuda)] == levels
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", "0", "", None])
@@ -112,10 +115,25 @@ def test_the_interpreter_flag_is_read_as_triton_reads_it(value: str | None, monk
 
 
 def test_old_or_absent_triton() -> None:
-    assert doctor.triton_finding("3.6.0", True) is None
+    assert cliffs.triton_finding("3.6.0", True) is None
     for version in ("3.5.1", None):
-        finding = doctor.triton_finding(version, True)
+        finding = cliffs.triton_finding(version, True)
         assert finding is not None and finding.level == "PROBLEM"
+
+
+def test_flags_that_change_numbers() -> None:
+    assert cliffs.numerics_findings(False, False) == []
+    assert [finding.level for finding in cliffs.numerics_findings(True, True)] == ["warning", "note"]
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("tf32", True), ("ieee", False)])
+def test_tf32_is_seen_however_it_was_set(precision: str, expected: bool) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = precision
+        assert cliffs.uses_tf32() is expected
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_findings_follow_the_machine(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +141,9 @@ def test_findings_follow_the_machine(one_op: OpSpec, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "__version__", "2.9.0+cu128")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    levels = [finding.level for finding in doctor.findings()]
+    levels = [finding.level for finding in cliffs.findings()]
     assert levels == sorted(levels, key=["PROBLEM", "warning", "note"].index)
-    text = doctor.describe(doctor.diagnose())
+    text = "\n".join(doctor.report(doctor.diagnose()))
     assert "50,000" in text and "MEDMO_KERNELS=reference overrules" in text
 
 
@@ -167,12 +185,34 @@ def test_a_wrong_op_fails_the_verification(
     assert max(map(len, shown.splitlines())) <= 120
 
 
+def test_only_the_rooms_asked_for_are_verified(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--verify", "--rooms", "box_reward"]) == 0
+    checked = capsys.readouterr().out.partition("each op against")[2]
+    assert "box_reward" in checked and "giou" not in checked
+    with pytest.raises(SystemExit):
+        doctor.main(["--rooms", "no_such_room"])
+
+
+def test_json_is_there_after_each_verdict(one_op: OpSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "doctor.json"
+
+    def hang(dtype: torch.dtype) -> None:
+        if dtype == list(one_op.tolerance)[1]:
+            raise KeyboardInterrupt
+
+    honest = doctor.verify_op
+    monkeypatch.setattr(doctor, "verify_op", lambda spec, dtype, device: hang(dtype) or honest(spec, dtype, device))
+    with pytest.raises(KeyboardInterrupt):
+        doctor.main(["--verify", "--json", str(path)])
+    assert [verdict["op"] for verdict in json.loads(path.read_text(encoding="utf-8"))["verdicts"]] == ["giou"]
+
+
 def test_json_holds_everything(one_op: OpSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "doctor.json"
     assert doctor.main(["--verify", "--json", str(path)]) == 0
     written = json.loads(path.read_text(encoding="utf-8"))
     assert set(written) == {"machine", "versions", "ops", "findings", "verdicts"}
     assert written["versions"]["torch"] == torch.__version__
-    assert doctor.describe(written) == capsys.readouterr().out.strip()
+    assert list(doctor.report(written, written["verdicts"])) == capsys.readouterr().out.splitlines()
     tried = {verdict["dtype"] for verdict in written["verdicts"]}
     assert tried == {str(dtype).removeprefix("torch.") for dtype in one_op.tolerance}

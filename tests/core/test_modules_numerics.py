@@ -5,7 +5,8 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.models import MedMO
-from medmo_core.modules import PatchEmbed, PatchMerger, RMSNorm, apply_rope, merge_order, mrope_table, patch_embed
+from medmo_core.modules import PatchEmbed, PatchMerger, RMSNorm, apply_rope, merge_order, mrope_table
+from medmo_core.modules.patch_embed import patch_embed
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 

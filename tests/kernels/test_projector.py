@@ -114,7 +114,7 @@ def test_permuted_tokens_give_permuted_rows(order: list[int], after_merge: bool)
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("row", FC1_ROWS, ids=lambda r: f"sm_{r['capability']}-{r['bits']}-{r['tokens']}-{r['mergers']}")
+@pytest.mark.parametrize("row", FC1_ROWS, ids=lambda row: "-".join(map(str, list(row.values())[:5])))
 def test_every_row_of_the_table(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each shipped configuration, whatever number of tokens it is meant for."""
     from medmo_kernels.projector import triton_kernel

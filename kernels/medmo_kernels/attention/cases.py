@@ -157,11 +157,11 @@ SPECS = (
         op=_attention,
         op_arguments=_op_arguments,
         kernel_sizes={
-            "64, bidirectional, rotary": Size([19, 0, 35], 1, 1, 64, False, rotary=True),
-            "72, bidirectional, rotary": Size([34, 1], 2, 1, 72, False, rotary=True),
-            "80, causal": Size([33, 0, 8], 2, 1, 80, True),
-            "128, prompts": Size([35, 3, 0, 9, 4], 2, 1, 128, True, [-1, 0, 0, 0, -1]),
-            "72, more than a block": Size([131, 5], 1, 1, 72, False),
+            "64, bidirectional, rotary": Size([10, 0, 19], 1, 1, 64, False, rotary=True),
+            "72, bidirectional, rotary": Size([18, 1], 2, 1, 72, False, rotary=True),
+            "80, causal": Size([17, 0, 8], 2, 1, 80, True),
+            "128, prompts": Size([19, 3, 0, 9, 4], 2, 1, 128, True, [-1, 0, 0, 0, -1]),
+            "64, more than a block": Size([131, 5], 1, 1, 64, True),
         },
         compile_sizes={
             "vision 8B": (Size([1024, 600], 16, 16, 72, False, rotary=True), torch.bfloat16),

@@ -1,6 +1,6 @@
 """Launches of the attention kernels: what the shipped table says, grids, strides, and the order of the kernels."""
 
-# pyright: reportCallIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false
 # The options of a launch are no parameters of the kernel.
 
 from __future__ import annotations

@@ -187,9 +187,9 @@ def _store_head(
 @triton.jit
 def _products(a_lo, a_hi, b_lo, b_hi, HI: tl.constexpr):
     """Return a b^T over all columns: [ROWS of a, ROWS of b] fp32."""
-    product = tl.dot(a_lo, tl.trans(b_lo), input_precision="ieee")
+    product = tl.dot(a_lo, tl.trans(b_lo), input_precision="tf32x3")
     if HI:
-        product = tl.dot(a_hi, tl.trans(b_hi), product, input_precision="ieee")
+        product = tl.dot(a_hi, tl.trans(b_hi), product, input_precision="tf32x3")
     return product
 
 
@@ -197,9 +197,9 @@ def _products(a_lo, a_hi, b_lo, b_hi, HI: tl.constexpr):
 def _add_product(lo, hi, weights, x_lo, x_hi, HI: tl.constexpr):
     """Return (lo, hi) + weights x: [M, LO] and [M, HI] fp32."""
     weights = weights.to(x_lo.dtype)
-    lo = tl.dot(weights, x_lo, lo, input_precision="ieee")
+    lo = tl.dot(weights, x_lo, lo, input_precision="tf32x3")
     if HI:
-        hi = tl.dot(weights, x_hi, hi, input_precision="ieee")
+        hi = tl.dot(weights, x_hi, hi, input_precision="tf32x3")
     return lo, hi
 
 

@@ -1,6 +1,10 @@
-"""Registration of box_match and assign. CUDA: box_match is one Triton launch for boxes of up to 32 bits. The CPU, assign
-and float64 boxes: the native library where it is built, else the reference, on the host.
+"""Registration of box_match and assign.
+
+CUDA: box_match is one Triton launch for boxes of up to 32 bits. On the CPU, for float64 boxes and for assign: the native
+library where it is built, else the reference, on the host.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,7 +186,8 @@ def _box_match(
             pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
         )  # fmt: skip
     given = (pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
-    return _match_natively(*(None if tensor is None else tensor.cpu() for tensor in given), cost).to(pred.device)
+    on_host: list[Any] = [None if tensor is None else tensor.cpu() for tensor in given]
+    return _match_natively(*on_host, cost).to(pred.device)
 
 
 def _match_natively(

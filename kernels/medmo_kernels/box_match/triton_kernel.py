@@ -1,8 +1,8 @@
 """Triton kernel of box_match: one warp solves one problem, exactly, with nothing of up to 64 x 64 pairs stored.
 
-The larger set lies across the lanes as columns, two a lane at 64; the rows of the smaller set are assigned one after the
-other along shortest augmenting paths with prices. A row's costs are computed from its box and the lanes' boxes each time
-it is scanned (about 40 FLOPs a pair); prices, distances and owners stay in registers. A larger problem takes the same
+The larger set lies across the lanes as columns, two a lane at 64; the rows of the smaller set are assigned one by one
+along shortest augmenting paths with prices. A row's costs are computed from its box and the lanes' boxes each time it
+is scanned (about 40 FLOPs a pair); prices, distances and owners stay in registers. A larger problem takes the same
 steps, 64 columns at a time, with its prices, distances and owners in a scratch buffer of 24 B per box that the launcher
 hands out: any size, the same launch, no question to the host.
 
@@ -13,6 +13,9 @@ instruction each), roughly 0.3 us, whatever the number of problems up to some th
 
 The room box_reward runs the same search in its own kernel.
 """
+
+# Triton's language is Python to read, not to check: constants come as plain numbers, tensors as anything.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import torch
 import triton
@@ -32,11 +35,12 @@ REGISTER_COLUMNS = 64
 """Columns of the largest problem that is solved in registers."""
 OWNED = tl.constexpr(1 << 30)
 """Added to the key of a column that has an owner, so that a free one at the same distance comes first."""
-# Fused products would make two costs that are equal on paper differ.
-OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+# Fused products would make two costs that are equal on paper differ. Left alone, ptxas spills to reach more warps a core,
+# which wait for one another's latency no better here.
+OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 128}
 
 
-# --- costs ---------------------------------------------------------------------------------------------------------------
+# --- costs -----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -59,7 +63,7 @@ def _pair_costs(a, a_label, b, b_label, diagonal, COST: tl.constexpr, LABELS: tl
     """Return the fp32 costs of pairs of boxes, and which pairs are allowed."""
     ax1, ay1, ax2, ay2, a_finite = a
     bx1, by1, bx2, by2, b_finite = b
-    iou, giou = overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
+    iou, giou = overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, False)
     if COST == OVERLAP:
         cost = 1.0 - (iou + tl.maximum(giou, 0.0)) / 2.0
     elif COST == IOU:
@@ -67,12 +71,12 @@ def _pair_costs(a, a_label, b, b_label, diagonal, COST: tl.constexpr, LABELS: tl
     elif COST == GIOU:
         cost = 1.0 - giou
     else:
-        distance = tl.div_rn(corner_distance(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2), 2.0 * diagonal)
+        distance = corner_distance(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2) / (2.0 * diagonal)
         cost = L1_WEIGHT * distance + GIOU_WEIGHT * (1.0 - giou)
     allowed = a_finite & b_finite & (tl.abs(cost) < float("inf"))
     if LABELS:
         allowed = allowed & (a_label == b_label)
-    return cost, allowed
+    return tl.maximum(cost, 0.0), allowed  # a rounded IoU may exceed 1
 
 
 @triton.jit
@@ -100,7 +104,8 @@ def _largest_coordinate(ptr, count, BLOCK: tl.constexpr):
     for first in range(0, count, BLOCK):
         at = first + tl.arange(0, BLOCK)
         x1, y1, x2, y2, _ = load_finite_boxes(ptr, at, at < count)
-        largest = tl.maximum(largest, tl.maximum(tl.maximum(tl.abs(x1), tl.abs(y1)), tl.maximum(tl.abs(x2), tl.abs(y2))))
+        largest = tl.maximum(largest, tl.maximum(tl.abs(x1), tl.abs(y1)))
+        largest = tl.maximum(largest, tl.maximum(tl.abs(x2), tl.abs(y2)))
     return tl.max(largest)
 
 
@@ -116,7 +121,7 @@ def _forbidden_price(rows_ptr, cols_ptr, num_rows, num_cols, diagonal, COST: tl.
     return (most + 1e-6) * (num_rows + 1).to(tl.float64) + 1.0
 
 
-# --- the search ----------------------------------------------------------------------------------------------------------
+# --- the search ------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -132,7 +137,7 @@ def _assign_in_registers(
     owner = tl.full([N], -1, tl.int32)
     col_price = tl.zeros([N], tl.float64)
     row_price = tl.zeros([N], tl.float64)  # lane i: row i
-    for start in range(0, num_rows):
+    for start in range(num_rows):
         distance = tl.full([N], float("inf"), tl.float64)
         entered = tl.full([N], float("inf"), tl.float64)  # lane i: how far away row i joined the tree
         via = tl.zeros([N], tl.int32)
@@ -188,7 +193,7 @@ def _assign_in_memory(
         at = first + lanes
         tl.store(prices + at, tl.zeros([N], tl.float64), mask=at < total)
         tl.store(owners + at, tl.full([N], -1, tl.int32), mask=at < total)
-    for start in range(0, num_rows):
+    for start in range(num_rows):
         for first in range(0, total, N):
             at = first + lanes
             tl.store(distances + at, tl.full([N], float("inf"), tl.float64), mask=at < total)
@@ -248,7 +253,7 @@ def _assign_in_memory(
             column = following
 
 
-# --- problems ------------------------------------------------------------------------------------------------------------
+# --- problems --------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -370,7 +375,7 @@ def box_match_kernel(
     )  # fmt: skip
 
 
-# --- launcher ------------------------------------------------------------------------------------------------------------
+# --- launcher --------------------------------------------------------------------------------------------------------
 
 
 def problem_arguments(

@@ -1,5 +1,5 @@
-"""Registration of box_reward. CUDA: one Triton launch for boxes of up to 32 bits. The CPU, and float64 boxes: box_match,
-which is native where that is built, and the scores in torch ops.
+"""Registration of box_reward. CUDA: one Triton launch for boxes of up to 32 bits. On the CPU, and for float64 boxes:
+box_match, which is native where that is built, and the scores in torch ops.
 """
 
 from typing import NamedTuple
@@ -46,10 +46,11 @@ def box_reward(
 
     `overlap` (default) and `iou`: the sum of the pay of the best one-to-one matching over max(P, T) of the problem, the
     pay of a pair being (IoU + max(0, GIoU)) / 2 or IoU. Both are the scale-aware variants: a box of 10 px and one of
-    500 px that miss by the same share of their size earn the same. A box that overlaps no true box of its class, or is a
-    second one on the same target, never pays.
+    500 px that miss by the same share of their size earn the same. A box that overlaps no true box of its class, or is
+    a second one on the same target, never pays.
 
-    `f1`: 2 TP / (P + T), a true positive being a pair of the matching at the largest total IoU with IoU >= iou_threshold.
+    `f1`: 2 TP / (P + T), a true positive being a pair of the matching at the largest total IoU whose IoU is at least
+    iou_threshold.
 
     `medmo`: MedMO's published formula. A pair pays [5 (1 - clip(L1)) + 2 (GIoU + 1) / 2] / 7, matched at least cost
     5 L1 + 2 (1 - GIoU), with L1 the corner distance over twice the image diagonal; R = clip(sum of pay / T - penalty),
@@ -106,7 +107,7 @@ def choices(device: torch.device) -> dict[str, runtime.Choice]:
     matching = match_choices(device)
     return {
         "boxes in fp32, fp16, bf16": matching["boxes in fp32, fp16, bf16"],
-        "boxes in float64": runtime.Choice("reference", "scored by torch ops", (("triton", "kernels compute in fp32"),)),
+        "boxes in float64": runtime.Choice("reference", "scored by torch ops", (("triton", "computes in fp32"),)),
     }
 
 

@@ -1,9 +1,12 @@
 """Triton kernel of box_reward: one launch from ragged boxes to scores and the pairs behind them.
 
-One warp matches one problem with `match_problem` of the room box_match, then walks its predicted boxes, 64 at a time, and
-pays their pairs. Matching is all of the time (see there); what is added is a read of the pairs just written and one IoU
-a pair.
+One warp matches one problem with `match_problem` of the room box_match, then walks its predicted boxes, 64 at a time,
+and pays their pairs. Matching is nearly all of the time (see there): what is added is a read of the pairs just written
+and one IoU a pair.
 """
+
+# Triton's language is Python to read, not to check: constants come as plain numbers, tensors as anything.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import torch
 import triton
@@ -37,7 +40,7 @@ def _pay(a, b, diagonal, iou_threshold, FORMULA: tl.constexpr):
     """Return what pairs of boxes earn."""
     ax1, ay1, ax2, ay2, _ = a
     bx1, by1, bx2, by2, _ = b
-    iou, giou = overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
+    iou, giou = overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, False)
     if FORMULA == PAY_OVERLAP:
         pay = (iou + tl.maximum(giou, 0.0)) / 2.0
     elif FORMULA == PAY_IOU:
@@ -69,8 +72,8 @@ def box_reward_kernel(
         pred_start, truth_start, num_pred, num_truth, diagonal, COST, LABELS, LARGE,
     )  # fmt: skip
     tl.debug_barrier()  # lanes read pairs that others wrote
-    total = tl.zeros([BLOCK], tl.float32)
-    pairs = tl.zeros([BLOCK], tl.float32)
+    earned = 0.0
+    num_pairs = 0.0
     for first in range(0, num_pred, BLOCK):
         rows = pred_start + first + tl.arange(0, BLOCK)  # [BLOCK] int64
         inside = rows < pred_start + num_pred
@@ -82,9 +85,8 @@ def box_reward_kernel(
         if FORMULA != PAY_MEDMO:  # a pair that earns nothing is no pair
             matched = matched & (pay > 0.0)
             tl.store(match_ptr + rows, tl.where(matched, match, -1), mask=inside)
-        total += tl.where(matched, pay, 0.0)
-        pairs += tl.where(matched, 1.0, 0.0)
-    earned, num_pairs = tl.sum(total), tl.sum(pairs)
+        earned += tl.sum(tl.where(matched, pay, 0.0))
+        num_pairs += tl.sum(tl.where(matched, 1.0, 0.0))
     num_pred = num_pred.to(tl.float32)
     num_truth = num_truth.to(tl.float32)
     if FORMULA == PAY_MEDMO:

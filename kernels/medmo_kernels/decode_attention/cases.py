@@ -119,7 +119,7 @@ def _shifted_prompts(**kwargs: Any) -> Tensor:
 
 
 def _no_prompts(**kwargs: Any) -> Tensor:
-    return decode_attention(**{name: None if name.startswith("prompt") else x for name, x in kwargs.items()})
+    return decode_attention(**{name: x for name, x in kwargs.items() if not name.startswith("prompt")})
 
 
 def _one_short(**kwargs: Any) -> Tensor:

@@ -7,6 +7,7 @@ form, the leanest that PyTorch has.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import isnan
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,9 @@ def decode_attention(
     if num_splits is not None and not 1 <= num_splits <= MAX_SPLITS:
         raise ValueError(f"decode_attention: num_splits is {num_splits}, expected 1 to {MAX_SPLITS}")
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.ops.medmo_kernels.decode_attention(
+    # On the CPU the dispatcher would only add its own time, a quarter of a small call's, where nothing traces the call.
+    direct = query.device.type == "cpu" and type(query) is Tensor and not torch.compiler.is_compiling()
+    return (_decode_attention if direct else _op)(
         query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, factor,
         num_splits,
     )  # fmt: skip
@@ -93,33 +96,39 @@ def choices(device: torch.device) -> dict[str, runtime.Choice]:
 
 
 def _check(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Tensor | None) -> None:
+    """Raise where arguments do not fit; written to pass quickly, as every layer of every token comes here."""
     lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = rest
-    shapes = f"query {tuple(query.shape)}, key_cache {tuple(key_cache.shape)}, value_cache {tuple(value_cache.shape)}"
-    rows, num_heads, head_dim = query.shape if query.ndim == 3 else (-1, -1, -1)
-    caches = [(key_cache, value_cache, rows, "B")]
+    fits = query.ndim == 3 and _is_cache(key_cache, value_cache, query, query.shape[0])
+    fits = fits and query.shape[1] % key_cache.shape[1] == 0
+    fits = fits and _is_index(lengths, query) and _is_index(left_pad, query)
     if prompt_key is not None or prompt_value is not None or prompt_lengths is not None or prompt_of is not None:
         if prompt_key is None or prompt_value is None or prompt_of is None:
             raise ValueError("decode_attention: prompts need prompt_key, prompt_value and prompt_of together")
-        shapes += f", prompt_key {tuple(prompt_key.shape)}, prompt_value {tuple(prompt_value.shape)}"
-        caches.append((prompt_key, prompt_value, prompt_key.shape[0], "n"))
-    num_kv_heads = key_cache.shape[1] if key_cache.ndim == 4 else 0
-    for key, value, count, _ in caches:
-        fits = key.ndim == 4 and key.shape == value.shape and query.dtype == key.dtype == value.dtype
-        if not fits or key.shape[:2] != (count, num_kv_heads) or key.shape[3] != head_dim:
-            raise ValueError(f"decode_attention: {shapes}: expected (B, H, D), (B, K, S, D) twice and (n, K, P, D) twice, "
-                             f"all of one dtype ({query.dtype}, {key.dtype}, {value.dtype})")  # fmt: skip
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(f"decode_attention: {shapes}: {num_heads} query heads, {num_kv_heads} key/value heads")
-    counts = (lengths, rows), (left_pad, rows), (prompt_of, rows), (prompt_lengths, caches[-1][2])
-    for index, count in counts:
-        if index is not None and (index.shape != (count,) or index.dtype != torch.int32):
-            raise ValueError(f"decode_attention: lengths, left_pad, prompt_lengths or prompt_of is {index.dtype} "
-                             f"{tuple(index.shape)}, expected int32 ({count},): {shapes}")  # fmt: skip
-    tensors = [t for t in (query, key_cache, value_cache, *rest) if t is not None]
-    if any(t.device != query.device for t in tensors):
-        raise ValueError(f"decode_attention: tensors on {sorted({str(t.device) for t in tensors})}")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        fits = fits and _is_cache(prompt_key, prompt_value, query, prompt_key.shape[0])
+        fits = fits and prompt_key.shape[1] == key_cache.shape[1]
+        fits = fits and _is_index(prompt_of, query) and _is_index(prompt_lengths, prompt_key)
+    if not fits:
+        names = ("query", "key_cache", "value_cache", "lengths", "left_pad", "prompt_key", "prompt_value",
+                 "prompt_lengths", "prompt_of")  # fmt: skip
+        given = zip(names, (query, key_cache, value_cache, *rest), strict=True)
+        shapes = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in given if x is not None)
+        raise ValueError(
+            f"decode_attention: {shapes}: expected (B, H, D), (B, K, S, D) twice and (n, K, P, D) twice, of one dtype, "
+            "H a multiple of K; int32 (B,) for lengths, left_pad and prompt_of, int32 (n,) for prompt_lengths"
+        )
+    tensors = (query, key_cache, value_cache, prompt_key, prompt_value)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         raise RuntimeError("decode_attention has no gradient: call it under torch.no_grad()")
+
+
+def _is_cache(key: Tensor, value: Tensor, query: Tensor, rows: int) -> bool:
+    shape = key.shape
+    alike = len(shape) == 4 and value.shape == shape and key.dtype == value.dtype == query.dtype
+    return alike and shape[0] == rows and shape[1] > 0 and shape[3] == query.shape[2]
+
+
+def _is_index(index: Tensor | None, rows: Tensor) -> bool:
+    return index is None or (index.ndim == 1 and index.shape[0] == rows.shape[0] and index.dtype == torch.int32)
 
 
 _library = torch.library.Library("medmo_kernels", "FRAGMENT")
@@ -145,24 +154,32 @@ def _decode_attention(
 ) -> Tensor:
     own = (query, key_cache, value_cache, lengths, left_pad)
     prompts = (prompt_key, prompt_value, prompt_lengths, prompt_of)
-    serves = query.shape[2] <= MAX_HEAD_DIM and query.shape[1] // key_cache.shape[1] <= MAX_GROUP
-    if serves and runtime.uses_triton(query):
+    if query.device.type == "cpu" and runtime.mode() == "auto":
+        if prompt_key is None or prompt_value is None or prompt_of is None:
+            out = _to_own(*own, scale)
+        else:
+            out = _to_prompts_and_own(*own, prompt_key, prompt_value, prompt_lengths, prompt_of, scale)
+        # Dense products multiply what a mask hides by 0, which does not stop NaN; a sum finds NaN quickly. A row
+        # without tokens is NaN too.
+        masked = left_pad is not None or lengths is not None or prompt_lengths is not None
+        if not (masked or key_cache.shape[2] == 0) or not isnan(out.sum().item()):
+            return out
+    elif _fits_kernel(query, key_cache) and runtime.uses_triton(query):
         from .triton_kernel import decode_attention_triton
 
         return decode_attention_triton(*own, *prompts, scale, num_splits)
-    if query.device.type == "cpu" and runtime.mode() != "reference":
-        out = _to_own(*own, scale) if prompt_key is None else _to_prompts_and_own(*own, *prompts, scale)
-        # Dense products multiply what a mask hides by 0, which does not stop NaN; a sum finds NaN quickly.
-        total = float(out.sum())
-        if total == total:
-            return out
     return decode_attention_reference(
         *own[:4], left_pad=left_pad, prompt_key=prompt_key, prompt_value=prompt_value, prompt_lengths=prompt_lengths,
         prompt_of=prompt_of, scale=scale,
     )  # fmt: skip
 
 
+def _fits_kernel(query: Tensor, key_cache: Tensor) -> bool:
+    return query.shape[2] <= MAX_HEAD_DIM and query.shape[1] <= MAX_GROUP * key_cache.shape[1]
+
+
 _library.impl("decode_attention", _decode_attention, "CompositeExplicitAutograd")
+_op = torch.ops.medmo_kernels.decode_attention.default
 
 
 @torch.library.register_fake("medmo_kernels::decode_attention", lib=_library)
@@ -179,8 +196,9 @@ def _to_own(
     """Attend to a plain cache by one call; the heads that share a key head become its queries."""
     grouped = query.unflatten(1, (key.shape[1], -1))
     visible = _visible(left_pad, lengths, key.shape[2])
-    mask = None if visible is None else visible[:, None, None]
-    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale).flatten(1, 2)
+    if visible is not None:
+        visible = visible[:, None, None]
+    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible, scale=scale).flatten(1, 2)
 
 
 def _to_prompts_and_own(
@@ -226,7 +244,7 @@ def _to_prompts_and_own(
     weights = torch.cat([shared, by_prompt(own)], dim=-1).softmax(dim=-1)
     out = by_row(weights[..., :prompt_columns] @ prompt_value.to(wide))
     out = out + by_row(weights[..., prompt_columns:]) @ value.to(wide)
-    return out.view(rows, num_heads, head_dim).to(query.dtype)
+    return out.reshape(rows, num_heads, head_dim).to(query.dtype)
 
 
 @lru_cache(maxsize=64)

@@ -148,7 +148,7 @@ def _uses_triton(pred: Tensor, target: Tensor) -> bool:
     return runtime.uses_triton(pred) and runtime.uses_triton(target)
 
 
-# --- pair by pair: (N,) GIoU, or (N, 3) terms ----------------------------------------------------------------------------
+# --- pair by pair: (N,) GIoU, or (N, 3) terms ------------------------------------------------------------------------
 
 
 @torch.library.custom_op("medmo_kernels::giou", mutates_args=())
@@ -193,7 +193,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _giou.register_autograd(_backward, setup_context=_save)
 
 
-# --- all pairs: (..., P, T) GIoU of leading batch axes, or (P, width, 3) terms of a ragged batch ---------------------------
+# --- all pairs: (..., P, T) GIoU of leading batch axes, or (P, width, 3) terms of a ragged batch ---------------------
 
 
 @torch.library.custom_op("medmo_kernels::pairwise_giou", mutates_args=())
@@ -261,7 +261,7 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _pairwise_giou.register_autograd(_pairwise_backward, setup_context=_save_pairwise)
 
 
-# --- the gradient of every pair ------------------------------------------------------------------------------------------
+# --- the gradient of every pair --------------------------------------------------------------------------------------
 
 
 def _per_term(grad: Tensor, giou_only: bool) -> tuple[Tensor, ...]:

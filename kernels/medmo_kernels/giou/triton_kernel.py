@@ -10,6 +10,9 @@ no atomics. Products and sums are not fused and divisions of the scores are exac
 exchanging two boxes changes no bit.
 """
 
+# Triton's language is Python to read, not to check: constants come as plain numbers, tensors as anything.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+
 import torch
 import triton
 import triton.language as tl
@@ -44,21 +47,31 @@ def _larger(a, b):
 @triton.jit
 def areas(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
     """Return the areas of intersection, union and hull of broadcast pairs of boxes."""
-    zero = 0.0
-    inter = _larger(_smaller(ax2, bx2) - _larger(ax1, bx1), zero) * _larger(_smaller(ay2, by2) - _larger(ay1, by1), zero)
-    hull = _larger(_larger(ax2, bx2) - _smaller(ax1, bx1), zero) * _larger(_larger(ay2, by2) - _smaller(ay1, by1), zero)
-    own = _larger(ax2 - ax1, zero) * _larger(ay2 - ay1, zero)
-    other = _larger(bx2 - bx1, zero) * _larger(by2 - by1, zero)
+    shared_width, shared_height = _smaller(ax2, bx2) - _larger(ax1, bx1), _smaller(ay2, by2) - _larger(ay1, by1)
+    around_width, around_height = _larger(ax2, bx2) - _smaller(ax1, bx1), _larger(ay2, by2) - _smaller(ay1, by1)
+    inter = _larger(shared_width, 0.0) * _larger(shared_height, 0.0)
+    hull = _larger(around_width, 0.0) * _larger(around_height, 0.0)
+    own = _larger(ax2 - ax1, 0.0) * _larger(ay2 - ay1, 0.0)
+    other = _larger(bx2 - bx1, 0.0) * _larger(by2 - by1, 0.0)
     return inter, own + other - inter, hull
 
 
 @triton.jit
-def overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
-    """Return IoU and GIoU of broadcast pairs of boxes; a union or hull without area gives 0."""
+def _ratio(part, whole, EXACT: tl.constexpr):
+    """Return part / whole, 0 where there is no whole. Without EXACT, within 2 ulp and without the call that ends a slow
+    division: for kernels that keep many registers alive around it.
+    """
+    safe = tl.where(whole > 0, whole, 1.0)
+    ratio = tl.div_rn(part, safe) if EXACT else part / safe
+    return tl.where(whole > 0, ratio, 0.0)
+
+
+@triton.jit
+def overlap_terms(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, EXACT: tl.constexpr):
+    """Return IoU and GIoU of broadcast pairs of boxes; a union or hull without area gives 0, NaN gives NaN."""
     inter, union, hull = areas(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
-    iou = tl.where(union > 0, tl.div_rn(inter, tl.where(union > 0, union, 1.0)), tl.where(union != union, union, 0.0))
-    empty = tl.where(hull > 0, tl.div_rn(hull - union, tl.where(hull > 0, hull, 1.0)), 0.0)
-    return iou, iou - empty
+    iou = tl.where(union != union, union, _ratio(inter, union, EXACT))
+    return iou, iou - _ratio(hull - union, hull, EXACT)
 
 
 @triton.jit
@@ -129,7 +142,7 @@ def _load_gradients(grad_ptr, pairs, mask, GIOU_ONLY: tl.constexpr):
 
 @triton.jit
 def _store_terms(out_ptr, pairs, mask, a, b, GIOU_ONLY: tl.constexpr):
-    iou, giou = overlap_terms(*a, *b)
+    iou, giou = overlap_terms(*a, *b, True)
     if GIOU_ONLY:
         tl.store(out_ptr + pairs, giou, mask=mask)
     else:
@@ -147,7 +160,7 @@ def _store_boxes(ptr, rows, mask, x1, y1, x2, y2):
     tl.store(corner + 3, y2, mask=mask)
 
 
-# --- pair by pair --------------------------------------------------------------------------------------------------------
+# --- pair by pair ----------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -174,7 +187,7 @@ def aligned_backward_kernel(
     _store_boxes(grad_target_ptr, pairs, mask, *box_gradient(*target, *pred, by_iou, by_giou, by_l1))
 
 
-# --- all pairs of the problems of a batch --------------------------------------------------------------------------------
+# --- all pairs of the problems of a batch ----------------------------------------------------------------------------
 
 
 @triton.jit
@@ -254,7 +267,7 @@ def pairwise_backward_kernel(
     _store_boxes(grad_own_ptr, rows, mask, tl.sum(gx1, 1), tl.sum(gy1, 1), tl.sum(gx2, 1), tl.sum(gy2, 1))
 
 
-# --- launchers -----------------------------------------------------------------------------------------------------------
+# --- launchers -------------------------------------------------------------------------------------------------------
 
 
 def _row(pred: Tensor, layout: str) -> dict[str, int]:

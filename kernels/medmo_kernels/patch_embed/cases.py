@@ -119,7 +119,6 @@ SPECS = (
             "still, positions": Size(37, 130, side=7),
             "video, positions": Size(19, 40, frames=2, side=5),
             "video without a table": Size(9, 24, frames=2, has_bias=False),
-            "no bias, no table": Size(9, 24, has_bias=False),
             "other means, no time axis": Size(33, 48, 14, 1, None, 4, True, *IMAGENET),
             "other means, no bias": Size(5, 17, 4, 2, 2, 0, False, *IMAGENET),
             "odd patches": Size(7, 9, 3, side=3),

@@ -65,9 +65,7 @@ def patch_embed(
     _check(patches, weight, bias, position_table, coordinates, image_mean, image_std)
     mean, std = tuple(image_mean), tuple(image_std)
     if runtime.mode() == "reference":
-        return patch_embed_reference(
-            patches, weight, bias, position_table, coordinates, image_mean=mean, image_std=std
-        )
+        return patch_embed_reference(patches, weight, bias, position_table, coordinates, image_mean=mean, image_std=std)
     if patches.dtype != torch.uint8:
         return _plain(patches, weight, bias, position_table, coordinates, mean, std)
     return _patch_embed(patches, weight, bias, position_table, coordinates, mean, std)
@@ -156,17 +154,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     _, needs_weight, needs_bias, needs_table, *_ = ctx.needs_input_grad
     wide = torch.promote_types(weight.dtype, torch.float32)
     grad_weight, grad_bias, grad_table = None, None, None
-    shifts = [(0.5 - mean) / std for mean, std in zip(ctx.image_mean, ctx.image_std, strict=True)]
-    if needs_bias or (needs_weight and any(shifts)):
-        column_sums = grad.sum(0, dtype=wide)
-        grad_bias = column_sums.to(bias.dtype) if needs_bias else None
-    if needs_weight:
+    column_sums = grad.sum(0, dtype=wide) if needs_bias or needs_weight else None
+    if needs_bias and column_sums is not None:
+        grad_bias = column_sums.to(bias.dtype)
+    if needs_weight and column_sums is not None:
         taps = weight if weight.dim() == 5 else weight.unsqueeze(2)
         product = _product(grad, patches, weight).view(taps.shape[0], 3, -1, *taps.shape[3:])
-        channels = [
-            channel * (1 / (MAX_PIXEL * std)) + (shift * column_sums.view(-1, 1, 1, 1) if shift else 0)
-            for channel, std, shift in zip(product.unbind(1), ctx.image_std, shifts, strict=True)
-        ]
+        channels = []
+        for channel, mean, std in zip(product.unbind(1), ctx.image_mean, ctx.image_std, strict=True):
+            scaled = channel * (1 / (MAX_PIXEL * std))
+            channels.append(scaled if mean == 0.5 else scaled + (0.5 - mean) / std * column_sums.view(-1, 1, 1, 1))
         # A still's one frame was seen by every tap.
         grad_weight = torch.stack(channels, dim=1).to(weight.dtype).expand_as(taps).reshape(weight.shape)
     if needs_table:
@@ -243,7 +240,9 @@ def _check(
         raise ValueError(f"patch_embed: patches are {patches.dtype}, expected uint8 pixels or normalised floats")
     embed_dim = weight.shape[0]
     if bias is not None and tuple(bias.shape) != (embed_dim,):
-        raise ValueError(f"patch_embed: bias {tuple(bias.shape)}, weight {tuple(weight.shape)}: expected ({embed_dim},)")
+        raise ValueError(
+            f"patch_embed: bias {tuple(bias.shape)}, weight {tuple(weight.shape)}: expected ({embed_dim},)"
+        )
     if (position_table is None) != (coordinates is None):
         raise ValueError("patch_embed: only one of position_table and coordinates is given: give both or neither")
     if position_table is not None and coordinates is not None:

@@ -22,6 +22,8 @@ Gradient of the table, same image: every patch's gradient row is read by four en
 memory, 4 us. Taps are sorted by entry; one program owns an entry and sums its taps in their order: no atomics, equal
 bit for bit in every run. The gradient of the weights is no kernel of ours (see `op.py`).
 """
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# Triton's launch options and compile-time constants are unknown to type checkers.
 
 import math
 from collections.abc import Sequence
@@ -92,9 +94,10 @@ def pack_kernel(
     TAPS: tl.constexpr, FOLDS: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr, PACKED_WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fold one output column's weights: [C, T, P] to PACKED_WIDTH values in the order in which the forward reads pixels.
+    """Fold one output column's weights: [C, T, P] to PACKED_WIDTH values in the order in which pixels are read.
 
     A tile of BLOCK_K values holds byte 0 of its words, then bytes 1, 2 and 3. FOLDS: stills, whose taps are summed.
+    The fp32 bias takes up what means other than 0.5 add.
     """
     column = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
@@ -254,7 +257,7 @@ def forward(
     )  # fmt: skip
     grid = (triton.cdiv(num_rows, row["block_m"]) * triton.cdiv(embed_dim, row["block_n"]),)
     forward_kernel[grid](
-        patches.contiguous().view(torch.int32), packed, folded_bias, _dense(position_table), _places(coordinates), out,
+        _words(patches), packed, folded_bias, _dense(position_table), _places(coordinates), out,
         scale, num_rows, NUM_WORDS=width // 4, EMBED_DIM=embed_dim,
         SIDE=1 if position_table is None else math.isqrt(position_table.shape[0]),
         HAS_POSITIONS=position_table is not None, JOINED=row["joined"], BLOCK_M=row["block_m"],
@@ -310,3 +313,8 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 def _places(coordinates: Tensor | None) -> Tensor | None:
     return None if coordinates is None else coordinates.float().contiguous()
+
+
+def _words(patches: Tensor) -> Tensor:
+    dense = patches.contiguous()
+    return (dense.clone() if dense.storage_offset() % 4 else dense).view(torch.int32)

@@ -1,0 +1,302 @@
+"""Liger behind our modules and losses: who is served, and the same results as without it.
+
+Where there is no GPU Liger's kernels run in Triton's interpreter, on tiny sizes. The interpreter hands kernels Python
+floats where the compiler hands them fp32 scalars, and has no `libdevice`; the fixture mends both. Its bf16 products are
+wrong (it multiplies bit patterns), so bf16 waits for a GPU.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medmo_core.losses import chunked_head, grpo, linear_cross_entropy, linear_grpo_loss, token_logprobs
+from medmo_core.losses.liger import liger_cross_entropy, liger_grpo_loss
+from medmo_core.modules import RMSNorm, SwiGLU, backend, mlp, norm
+from medmo_kernels import runtime
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
+EPS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture
+def liger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger serves every tensor."""
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+    pytest.importorskip("triton", reason="triton is not installed")
+    for module in (norm, mlp, chunked_head, grpo):
+        monkeypatch.setattr(module, "uses_liger", lambda tensor: True)
+    if DEVICE == "cpu":
+        import liger_kernel.ops.rms_norm
+        import numpy as np
+        import triton.language as tl
+        from triton.runtime import interpreter
+
+        plain = interpreter._implicit_cvt
+
+        def convert(argument: object) -> object:
+            if not isinstance(argument, float):
+                return plain(argument)
+            return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+
+        monkeypatch.setattr(interpreter, "_implicit_cvt", convert)
+        monkeypatch.setattr(liger_kernel.ops.rms_norm, "rsqrt", lambda x: tl.rsqrt(x))
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    return values.to(device=DEVICE, dtype=dtype).requires_grad_()
+
+
+def outcome(function: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """The value and all gradients, one backward pass."""
+    out = function(*leaves)
+    weights = torch.linspace(-1, 2, out.numel(), dtype=torch.float64, device=DEVICE).view(out.shape)
+    return [out.detach(), *torch.autograd.grad((out.double() * weights).sum(), leaves)]
+
+
+def assert_as_good(ours: Callable[..., Tensor], plain: Callable[..., Tensor], leaves: list[Tensor]) -> None:
+    """Within twice the error of the plain form in the same dtype, plus a rounding."""
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    for got, other, truth in zip(outcome(ours, leaves), outcome(plain, leaves), outcome(plain, wide), strict=True):
+        error, bound = (got.double() - truth).abs().max(), 2 * (other.double() - truth).abs().max()
+        assert error <= bound + EPS[leaves[0].dtype] * truth.abs().max().clamp(min=1)
+
+
+# --- the same results -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 16), (2, 2, 20)])
+def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    module = RMSNorm(shape[-1], 1e-3)
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(module, {"weight": weight}, x)
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, 1e-3)
+
+    x = draw(*shape, dtype=dtype, scale=0.03)  # mean of squares near eps
+    assert_as_good(ours, plain, [x, draw(shape[-1], dtype=dtype, seed=1)])
+
+
+@pytest.mark.usefixtures("liger")
+def test_rms_norm_leaves_the_incoming_gradient_alone() -> None:
+    x = draw(3, 8, dtype=torch.float32)
+    gradient = torch.ones(3, 8, device=DEVICE)
+    RMSNorm(8, device=DEVICE)(x).backward(gradient)
+    assert torch.equal(gradient, torch.ones_like(gradient))
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu(dtype: torch.dtype) -> None:
+    module = SwiGLU(12, 20)
+    names = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+
+    def ours(x: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), x)
+
+    def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+    weights = [draw(*shape, dtype=dtype, seed=i, scale=0.3) for i, shape in enumerate([(20, 12), (20, 12), (12, 20)])]
+    assert_as_good(ours, plain, [draw(5, 12, dtype=dtype, seed=9), *weights])
+
+
+def targets_of(num_rows: int, vocab: int = 37) -> Tensor:
+    return torch.randint(0, vocab, (num_rows,), generator=torch.Generator().manual_seed(5)).to(DEVICE)
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_cross_entropy(reduction: str, dtype: torch.dtype) -> None:
+    targets = targets_of(11)
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight)
+        return F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction=reduction
+        )
+
+    leaves = [draw(11, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
+    assert linear_cross_entropy(*leaves, targets, reduction).dtype == torch.float32
+    assert_as_good(lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, reduction), plain, leaves)
+
+
+@pytest.mark.usefixtures("liger")
+def test_a_head_learns_from_frozen_states_and_a_frozen_head_passes_gradients() -> None:
+    """Liger alone drops the head's gradient when the states need none."""
+    targets = targets_of(7)
+    hidden, weight = draw(7, 12, dtype=torch.float32), draw(37, 12, dtype=torch.float32, seed=1)
+    both = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), [hidden, weight])
+    (head_alone,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, targets), [weight])
+    (states_alone,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets), [hidden])
+    torch.testing.assert_close((states_alone, head_alone), both)
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, targets).requires_grad
+
+
+def test_no_rows_no_kernel() -> None:
+    hidden, weight = draw(0, 12, dtype=torch.float32), draw(37, 12, dtype=torch.float32)
+    nothing, rows = targets_of(0), torch.zeros(0, device=DEVICE)
+    for loss in (
+        linear_cross_entropy(hidden, weight, nothing),
+        linear_grpo_loss(hidden, weight, nothing, rows, rows),
+    ):
+        loss.backward()
+        assert loss == 0
+
+
+# --- GRPO -------------------------------------------------------------------------------------------------------------
+
+
+def policy(num_rows: int = 24) -> dict[str, Tensor]:
+    """Advantages of both signs and zero, uneven weights (one zero), ratios on both sides of both clips."""
+    spread = torch.linspace(-0.6, 0.6, num_rows, dtype=torch.float64)
+    signs = torch.tensor([1.3, -0.7, 0.0], dtype=torch.float64).repeat(num_rows // 3)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    weights[3] = 0.0
+    reference = torch.randn(num_rows, generator=generator, dtype=torch.float64)
+    named = {"spread": spread, "advantages": signs, "token_weights": weights, "reference": reference}
+    return {name: values.to(DEVICE) for name, values in named.items()}
+
+
+def by_the_formula(
+    logps: Tensor, old: Tensor, ref: Tensor | None, advantages: Tensor, weights: Tensor, beta: float
+) -> Tensor:
+    """Token by token, with branches instead of minima."""
+    total = logps.new_zeros(())
+    for i in range(logps.numel()):
+        ratio = (logps[i] - old[i]).exp()
+        stopped = (advantages[i] > 0 and ratio > 1.3) or (advantages[i] < 0 and ratio < 0.9)
+        bound = 1.3 if advantages[i] > 0 else 0.9
+        term = -(bound if stopped else ratio) * advantages[i]
+        if ref is not None:
+            term = term + beta * ((ref[i] - logps[i]).exp() - (ref[i] - logps[i]) - 1)
+        total = total + weights[i] * term
+    return total
+
+
+@pytest.mark.parametrize("served_by", ["plain", "liger"])
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_linear_grpo_loss(served_by: str, has_reference: bool) -> None:
+    if served_by == "liger":
+        pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+    dtype = torch.float64 if served_by == "plain" else torch.float32
+    targets, given = targets_of(24), policy()
+    leaves = [draw(24, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
+    with torch.no_grad():
+        now = (F.linear(*(leaf.double() for leaf in leaves)) / 0.7).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    old = now - given["spread"]
+    ref = now + given["reference"] if has_reference else None
+    settings = {"epsilon_low": 0.1, "epsilon_high": 0.3, "beta": 0.2, "temperature": 0.7}
+    function = linear_grpo_loss if served_by == "plain" else liger_grpo_loss
+
+    def ours(hidden: Tensor, weight: Tensor) -> Tensor:
+        return function(hidden, weight, targets, given["advantages"], given["token_weights"], old, ref, **settings)
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        logps = token_logprobs(hidden, weight, targets, 0.7)
+        return by_the_formula(logps.double(), old, ref, given["advantages"], given["token_weights"], 0.2)
+
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if served_by == "plain" else {"rtol": 2e-5, "atol": 2e-5}
+    torch.testing.assert_close(outcome(ours, leaves), outcome(plain, leaves), check_dtype=False, **tolerance)
+
+
+@pytest.mark.parametrize("function", [linear_grpo_loss, liger_grpo_loss])
+def test_on_policy_is_the_plain_policy_gradient(function: Callable[..., Tensor]) -> None:
+    if function is liger_grpo_loss:
+        pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+    targets, given = targets_of(24), policy()
+    leaves = [draw(24, 12, dtype=torch.float32), draw(37, 12, dtype=torch.float32, seed=1)]
+    loss = function(*leaves, targets, given["advantages"], given["token_weights"])
+    gradient = torch.autograd.grad(loss, leaves)
+    score = -(token_logprobs(*leaves, targets) * (given["advantages"] * given["token_weights"]).float()).sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(score, leaves), rtol=1e-4, atol=1e-5)
+
+
+def test_grpo_refuses_rows_that_do_not_match() -> None:
+    hidden, weight, rows = draw(3, 4, dtype=torch.float32), draw(9, 4, dtype=torch.float32), torch.zeros(3)
+    targets = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"old_logps \(2,\) and targets \(3,\) differ"):
+        linear_grpo_loss(hidden, weight, targets, rows, rows, torch.zeros(2))
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        linear_grpo_loss(hidden, weight, targets, rows, rows, temperature=0.0)
+
+
+# --- who is served ----------------------------------------------------------------------------------------------------
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hopper, as far as the rule asks."""
+    monkeypatch.setattr(runtime, "triton_refusal", lambda device, dtype: "")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("device", "version", "mode", "refusal"),
+    [
+        (CUDA, "0.8.5", "auto", ""),
+        (torch.device("cpu"), "0.8.5", "auto", "no CUDA device"),
+        (CUDA, None, "auto", 'absent: pip install "medmo[cuda]"'),
+        (CUDA, "0.7.1", "auto", "liger-kernel 0.7.1 is older than 0.8"),
+        (CUDA, "0.8.5", "reference", "MEDMO_KERNELS=reference"),
+    ],
+)
+def test_refusals(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, version: str | None, mode: str, refusal: str
+) -> None:
+    monkeypatch.setattr(backend, "liger_version", lambda: version)
+    monkeypatch.setenv(runtime.SWITCH, mode)
+    assert backend.liger_refusal(device) == refusal
+
+
+class OnCuda:
+    """What the rule asks of a tensor."""
+
+    is_cuda, device = True, CUDA
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, count: int = 1) -> None:
+        self.dtype, self.count = dtype, count
+
+    def numel(self) -> int:
+        return self.count
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_that_has_to_do_without_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "liger_version", lambda: None)
+    backend._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="run PyTorch's own code: liger-kernel absent: pip install"):
+        assert not backend.uses_liger(OnCuda())  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not backend.uses_liger(OnCuda())  # type: ignore[arg-type]
+        assert not backend.uses_liger(torch.zeros(2))
+    monkeypatch.setattr(backend, "liger_version", lambda: "0.8.5")
+    assert backend.uses_liger(OnCuda())  # type: ignore[arg-type]
+    assert not backend.uses_liger(OnCuda(torch.float64))  # type: ignore[arg-type]
+    assert not backend.uses_liger(OnCuda(count=0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", [liger_cross_entropy, liger_grpo_loss])
+def test_absent_liger_names_the_extra(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
+    for name in ("liger_kernel.ops", "liger_kernel.chunked_loss.grpo_loss"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    rows = torch.zeros(1)
+    arguments = ("mean",) if function is liger_cross_entropy else (rows, rows)
+    with pytest.raises(ModuleNotFoundError, match=r"medmo\[cuda\]"):
+        function(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, dtype=torch.int64), *arguments)
