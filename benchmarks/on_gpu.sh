@@ -35,8 +35,8 @@ stage() {
     echo "$name: $verdict in $(($(date +%s) - start)) s" | tee -a "$out/summary.txt"
 }
 
-stage doctor 120 "$PYTHON" -m medmo_core.doctor --verify --rooms $rooms --json "$out/doctor.json"
-stage tests 210 "$PYTHON" -m pytest tests/kernels/test_every_op.py -k "$chosen" -p no:cacheprovider
-stage kernels 260 "$PYTHON" -m benchmarks.bench_kernels --out "$out" --rooms $rooms --budget-s 220
+stage doctor 200 "$PYTHON" -m medmo_core.doctor --verify --rooms $rooms --json "$out/doctor.json"
+stage tests 200 "$PYTHON" -m pytest tests/kernels/test_every_op.py -k "$chosen" -p no:cacheprovider
+stage kernels 190 "$PYTHON" -m benchmarks.bench_kernels --out "$out" --rooms $rooms --budget-s 150
 cat "$out/summary.txt"
 exit $failed

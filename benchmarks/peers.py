@@ -15,6 +15,8 @@ from torch import Tensor
 
 from medmo_kernels.attention import peers as attention_peers
 from medmo_kernels.box_match.reference import pair_costs
+from medmo_kernels.box_reward.reference import COST_OF, score_matches
+from medmo_kernels.projector.cases import listed
 from medmo_kernels.spec import Arguments
 
 
@@ -150,6 +152,49 @@ def _liger_norm_rope(*, query: Tensor, key: Tensor, query_weight: Tensor, key_we
     return turned[0][0].transpose(0, 1), turned[1][0].transpose(0, 1)
 
 
+# --- projector -------------------------------------------------------------------------------------------------------
+
+
+def _eager_projector(**arguments: Any) -> list[Tensor]:
+    """Compute each merger as transformers does, in the dtype of its tensors."""
+    outputs = []
+    for x, weights in zip(*listed(arguments), strict=True):
+        width = weights.fc1_weight.shape[1]
+        rows = x.reshape(-1, weights.norm_weight.shape[0])
+        merged = F.layer_norm(rows, rows.shape[1:], weights.norm_weight, weights.norm_bias, 1e-6).reshape(-1, width)
+        hidden = F.gelu(F.linear(merged, weights.fc1_weight, weights.fc1_bias))
+        outputs.append(F.linear(hidden, weights.fc2_weight, weights.fc2_bias))
+    return outputs
+
+
+# --- decode_attention ------------------------------------------------------------------------------------------------
+
+
+def _copied_cache(arguments: Arguments) -> Arguments:
+    """Give what generation without shared prompts holds: every row its prompt's keys and values, and one mask."""
+    query, key, value = (arguments[name] for name in ("query", "key_cache", "value_cache"))
+    rows, _, columns, _ = key.shape
+    column = torch.arange(columns, device=key.device)
+    stop, first = arguments.get("lengths"), arguments.get("left_pad")
+    mask = torch.ones(rows, columns, dtype=torch.bool, device=key.device)
+    mask &= True if stop is None else column < stop[:, None]
+    mask &= True if first is None else column >= first[:, None]
+    if arguments.get("prompt_key") is not None:
+        owner = arguments["prompt_of"].long()
+        key, value = (torch.cat([arguments[f"prompt_{name}"][owner], own], dim=2)
+                      for name, own in (("key", key), ("value", value)))  # fmt: skip
+        lengths, width = arguments.get("prompt_lengths"), arguments["prompt_key"].shape[2]
+        place = torch.arange(width, device=key.device).expand(rows, -1)
+        known = place >= 0 if lengths is None else place < lengths[owner][:, None]
+        mask = torch.cat([known, mask], dim=1)
+    return {"query": query, "key": key.nan_to_num(), "value": value.nan_to_num(), "mask": mask[:, None, None]}
+
+
+def _masked_sdpa(*, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask).flatten(1, 2)
+
+
 # --- boxes -----------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +223,19 @@ def scipy_match(
     return match.to(pred.device)
 
 
+def _scipy_reward(
+    *, pred: Tensor, truth: Tensor, pred_offsets: Tensor, truth_offsets: Tensor, image_size: Tensor, formula: str,
+    pred_labels: Tensor | None, truth_labels: Tensor | None, **options: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    match = scipy_match(
+        pred=pred, truth=truth, pred_offsets=pred_offsets, truth_offsets=truth_offsets, pred_labels=pred_labels,
+        truth_labels=truth_labels, image_size=image_size, cost=COST_OF[formula],
+    )  # fmt: skip
+    return score_matches(
+        pred, truth, pred_offsets, truth_offsets, match, image_size, formula=formula, **options
+    )  # fmt: skip
+
+
 PEERS: dict[str, dict[str, Peer]] = {
     "patch_embed": {
         "Conv3d on float32 rows (transformers)": Peer(_conv3d, prepare=_processor_rows),
@@ -191,6 +249,9 @@ PEERS: dict[str, dict[str, Peer]] = {
         "transformers": Peer(_transformers_norm_rope, needs=("transformers",)),
         "Liger RMSNorm twice and rope": Peer(_liger_norm_rope, needs=("liger_kernel",), cuda=True),
     },
+    "projector": {"torch, merger by merger (transformers)": Peer(_eager_projector)},
+    "decode_attention": {"SDPA, prompts copied per row": Peer(_masked_sdpa, prepare=_copied_cache)},
     "box_match": {"SciPy through the host": Peer(scipy_match, needs=("scipy",))},
+    "box_reward": {"SciPy through the host": Peer(_scipy_reward, needs=("scipy",))},
 }
 """By op, then by the name shown in the tables."""

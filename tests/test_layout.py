@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_core/cliffs": ("medmo_kernels",),
     "medmo_core/doctor": ("medmo_kernels", "medmo_core.modules", "medmo_core.cliffs"),
     "medmo_core/modules": ("medmo_kernels",),
-    "medmo_core/losses": ("medmo_kernels",),
+    "medmo_core/losses": ("medmo_kernels", "medmo_core.modules.backend"),
     "medmo_core/encoders": ("medmo_core.modules", "medmo_core.batch"),
     "medmo_core/decoders": ("medmo_core.modules",),
     "medmo_core/models": (

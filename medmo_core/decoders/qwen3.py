@@ -59,10 +59,15 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(embed_dim, eps, device=device, dtype=dtype)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, table: RopeTable, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        table: RopeTable,
+        rows: Tensor | None = None,
+        max_seqlen: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Transform (T, E) packed tokens, or only some of their rows; also return the layer's keys and values."""
-        mixed, kv = self.self_attn(self.input_layernorm(x), cu_seqlens, table, rows)
+        mixed, kv = self.self_attn(self.input_layernorm(x), cu_seqlens, table, rows, max_seqlen=max_seqlen)
         x = (x if rows is None else x[rows]) + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), kv
 
@@ -134,6 +139,7 @@ class Qwen3Decoder(nn.Module):
         deepstack: Sequence[Tensor] = (),
         keep_kv: KeepKV | None = None,
         rows: Tensor | None = None,
+        max_seqlen: int | None = None,
     ) -> Tensor:
         """Run packed documents.
 
@@ -145,6 +151,7 @@ class Qwen3Decoder(nn.Module):
             deepstack: (M, E) additions to the visual tokens after the first layers, one per layer.
             keep_kv: receives every layer's keys and values.
             rows: (R,) tokens whose result is wanted; the last layer does its work for these only. None: all.
+            max_seqlen: length of the longest document, where known.
 
         Returns:
             (T, E) or (R, E) hidden states after the final norm.
@@ -154,7 +161,7 @@ class Qwen3Decoder(nn.Module):
         last = len(self.layers) - 1
         early_rows = rows if len(deepstack) <= last else None  # an addition after the last layer needs all rows
         for index, layer in enumerate(self.layers):
-            arguments = (x, cu_seqlens, table, early_rows if index == last else None)
+            arguments = (x, cu_seqlens, table, early_rows if index == last else None, max_seqlen)
             if self.checkpoint_layers and torch.is_grad_enabled():
                 x, kv = checkpoint(layer, *arguments, use_reentrant=False)
             else:

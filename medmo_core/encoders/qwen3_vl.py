@@ -136,6 +136,7 @@ class Qwen3VLEncoder(nn.Module):
         x = self.patch_embed(rows, positions, coordinates)
         table = self._rope_table(frames, merge_size, x.device)
         cu_seqlens = torch.tensor([0, *(height * width for height, width in frames)]).cumsum(0, dtype=torch.int32)
+        cu_seqlens = cu_seqlens.to(x.device)  # once for all layers
         taps = []
         for index, block in enumerate(self.blocks):
             if self.checkpoint_blocks and torch.is_grad_enabled():

@@ -113,6 +113,7 @@ class Siglip2Encoder(nn.Module):
         model = self.vision_model
         x = model.embeddings(rows, spec) + model.embeddings.positions(frames, spec.merge_size)
         cu_seqlens = torch.tensor([0, *(height * width for height, width in frames)]).cumsum(0, dtype=torch.int32)
+        cu_seqlens = cu_seqlens.to(x.device)  # once for all layers
         for layer in model.encoder.layers:
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cu_seqlens, use_reentrant=False)

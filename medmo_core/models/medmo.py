@@ -268,11 +268,12 @@ class MedMO(nn.Module):
         return self.decoder(
             x,
             batch.position_ids,
-            batch.cu_seqlens.cpu(),  # every layer reads the boundaries: fetch them once
+            batch.cu_seqlens,
             visual_index=index,
             deepstack=deepstack,
             keep_kv=keep_kv,
             rows=rows,
+            max_seqlen=batch.max_seqlen,
         )
 
     def forward(self, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Small building blocks with plain arguments; each can be used in a model of its own."""
 
 from .attention import TextAttention, VisionAttention
+from .kv_cache import KVCache
 from .mlp import MLP, SwiGLU
 from .norm import RMSNorm
 from .patch_embed import PatchEmbed, grid_coordinates, position_coordinates
@@ -8,6 +9,7 @@ from .projector import PatchMerger, Projector
 from .rope import apply_rope, axial_table, merge_order, mrope_table
 
 __all__ = [
+    "KVCache",
     "MLP",
     "PatchEmbed",
     "PatchMerger",

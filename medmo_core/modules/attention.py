@@ -110,19 +110,21 @@ class TextAttention(nn.Module):
         table: RopeTable,
         rows: Tensor | None = None,
         prompt_of: Tensor | None = None,
+        max_seqlen: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Mix the tokens of each document.
 
         Args:
             x: (T, embed_dim).
-            cu_seqlens: (n + 1,) int32 boundaries of the documents.
+            cu_seqlens: (n + 1,) int32 boundaries of the documents, best on the device of `x`.
             table: rotary table of (T, D / 2).
             rows: (R,) tokens whose result is wanted; None: all.
             prompt_of: (n,) the document whose tokens document j sees whole besides its own; -1: none. None: no sharing.
+            max_seqlen: length of the longest document, where known.
 
         Returns:
             (T, embed_dim) or (R, embed_dim), and the (T, K, D) keys and values, which a cache may keep.
         """
         q_THD, k_TKD, v_TKD = self.project(x, table)
-        out = attention(q_THD, k_TKD, v_TKD, cu_seqlens, True, prompt_of=prompt_of).flatten(1)
+        out = attention(q_THD, k_TKD, v_TKD, cu_seqlens, True, prompt_of=prompt_of, max_seqlen=max_seqlen).flatten(1)
         return self.o_proj(out if rows is None else out[rows]), (k_TKD, v_TKD)

@@ -38,7 +38,7 @@ def box_reward(
         boxes: the true boxes.
         image_size: (width, height) px.
         profile: frame and grammar of the completion.
-        formula: `overlap`, `iou` or `medmo` of `medmo_kernels.box_reward`.
+        formula: `overlap`, `iou`, `f1` or `medmo` of `medmo_kernels.box_reward`.
         columns: not used.
 
     Returns:

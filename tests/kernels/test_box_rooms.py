@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from medmo_kernels import assign, box_match, box_reward, giou, pairwise_giou
 from medmo_kernels.box_match.reference import solve
+from medmo_kernels.giou import box_terms, overlap_terms, pairwise_box_terms
 
 COSTS = st.integers(-9, 9) | st.floats(-5, 5, allow_nan=False, width=32)
 MATRICES = st.integers(1, 5).flatmap(
@@ -77,7 +79,7 @@ BOX = st.tuples(EDGES, EDGES, SIDES, SIDES).map(lambda b: [b[0], b[1], b[0] + b[
 BOX_LISTS = st.lists(BOX, max_size=5)
 
 
-def boxes(rows: list[list[float]]) -> Tensor:
+def boxes(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
 
 
@@ -109,6 +111,22 @@ def test_giou_is_symmetric_and_blind_to_scale_and_shift(a: list[int], b: list[in
     assert giou(one, one).item() == 1.0
 
 
+@given(st.lists(st.tuples(BOX, BOX), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_terms_agree_pair_by_pair_and_all_together(pairs: list[tuple[list[int], list[int]]]) -> None:
+    """The diagonal of all pairs is the aligned form; the two other terms are known ones."""
+    one, other = boxes([a for a, _ in pairs]), boxes([b for _, b in pairs])
+    terms = box_terms(one, other)
+    iou, score = overlap_terms(one, other)
+    distance = (one - other).abs().sum(1)
+    assert torch.equal(terms, torch.stack([iou, score, distance], dim=1))
+    everything = torch.tensor([0, len(pairs)])
+    table = pairwise_box_terms(one, other, everything, everything, max_target=len(pairs))
+    assert torch.equal(table.diagonal().T, terms)
+    alone = torch.arange(len(pairs) + 1)
+    assert torch.equal(pairwise_box_terms(one, other, alone, alone, max_target=1)[:, 0], terms)
+
+
 def test_boxes_without_area_score_and_learn_without_nan() -> None:
     point = torch.tensor([[5.0, 5.0, 5.0, 5.0]], requires_grad=True)
     other = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
@@ -122,7 +140,7 @@ def test_boxes_without_area_score_and_learn_without_nan() -> None:
 # --- box_match and box_reward ----------------------------------------------------------------------------------------
 
 
-def reward(pred: list[list[float]], truth: list[list[float]], **options: object) -> float:
+def reward(pred: Sequence[Sequence[float]], truth: Sequence[Sequence[float]], **options: object) -> float:
     offsets = (torch.tensor([0, len(pred)]), torch.tensor([0, len(truth)]))
     return box_reward(boxes(pred), boxes(truth), *offsets, **options).score.item()  # type: ignore[arg-type]
 
@@ -143,7 +161,7 @@ def test_a_score_is_bounded_and_blind_to_order_scale_and_shift(
         assert reward(truth, truth, formula=formula) == pytest.approx(1)
 
 
-@given(BOX_LISTS, BOX_LISTS, st.integers(0, 4), st.sampled_from(["overlap", "iou"]))
+@given(BOX_LISTS, BOX_LISTS, st.integers(0, 4), st.sampled_from(["overlap", "iou", "f1"]))
 @settings(max_examples=80, deadline=None)
 def test_spurious_boxes_never_pay(pred: list[list[int]], truth: list[list[int]], which: int, formula: str) -> None:
     value = reward(pred, truth, formula=formula)
@@ -226,6 +244,16 @@ def test_medmo_formula_prices_and_variants() -> None:
     assert reward(truth, [], lambda_fp=9.0, **options) == 0
 
 
+def test_f1_is_that_of_the_matching_at_the_largest_total_iou() -> None:
+    truth = [[0.0, 0, 10, 10], [20, 0, 30, 10], [80, 80, 90, 90]]
+    pred = [[0.0, 0, 10, 5], [20, 0, 30, 9]]  # IoU 0.5, exactly on the threshold, and 0.9
+    assert reward(pred, truth, formula="f1") == pytest.approx(2 * 2 / 5)
+    assert reward(pred, truth, formula="f1", iou_threshold=0.75) == pytest.approx(2 * 1 / 5)
+    assert reward(pred, truth, formula="f1", iou_threshold=0.0) == pytest.approx(2 * 2 / 5), "no overlap is no hit"
+    assert reward([], [], formula="f1") == 1
+    assert reward(pred, [], formula="f1") == reward([], truth, formula="f1") == 0
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 TWO, THREE = torch.zeros(2, 4), torch.zeros(3, 4)
@@ -238,6 +266,9 @@ FAULTY_SIZE = r"image_size \(2, 4\), expected \(1, 2\)"
     [
         (lambda: giou(TWO, THREE), r"pred \(2, 4\) and target \(3, 4\)"),
         (lambda: pairwise_giou(TWO[None], THREE), r"pred \(1, 2, 4\) and target \(3, 4\)"),
+        (lambda: box_terms(TWO, THREE), r"box_terms: pred \(2, 4\) and target \(3, 4\)"),
+        (lambda: pairwise_box_terms(TWO, THREE, ONE_PROBLEM, ONE_PROBLEM, max_target=3), r"\[0, 2\].* to 3"),
+        (lambda: pairwise_box_terms(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, max_target=1), "by at most 1"),
         (lambda: assign(TWO), r"cost \(2, 4\), expected \(B, R, C\)"),
         (lambda: assign(TWO[None], torch.tensor([3])), "3 x 4 pairs, the matrices hold 2 x 4"),
         (lambda: box_match(TWO[:, :3], TWO, ONE_PROBLEM, ONE_PROBLEM), r"pred \(2, 3\), truth \(2, 4\)"),
@@ -250,6 +281,7 @@ FAULTY_SIZE = r"image_size \(2, 4\), expected \(1, 2\)"
         (lambda: box_match(TWO, TWO.to("meta"), ONE_PROBLEM, ONE_PROBLEM), "pred is on cpu, other arguments on meta"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, formula="giou"), "'giou'.*overlap, iou, medmo"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, lambda_fp=-1.0), "lambda_fp is -1.0"),
+        (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, iou_threshold=1.5), "iou_threshold is 1.5"),
         (lambda: box_reward(TWO, TWO, ONE_PROBLEM, ONE_PROBLEM, image_size=TWO), FAULTY_SIZE),
     ],
 )

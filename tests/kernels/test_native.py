@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from medmo_kernels import assign, box_match, runtime
 from medmo_kernels.box_match import assign_reference, box_match_reference
@@ -69,6 +71,25 @@ def test_matching_equals_the_reference(native: None, cost: str, dtype: torch.dty
         assert torch.equal(got >= 0, expected >= 0) or cost in ("overlap", "iou")
         if cost in ("giou", "medmo"):
             assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (5, 5), (9, 2), (64, 64), (70, 33)])
+def test_the_optimum_equals_scipys(native: None, shape: tuple[int, int]) -> None:
+    """Widths that fill the vector lanes and widths that do not; ties, large costs, forbidden pairs."""
+    cost = torch.randn(30, *shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+    cost[:6] = cost[:6].round()
+    cost[6:12] *= 1e6
+    holes = cost.clone()
+    holes[torch.rand(holes.shape, generator=torch.Generator().manual_seed(0)) < 0.4] = -torch.inf
+    for costs in (cost, holes):
+        allowed = costs.isfinite().numpy()
+        for matrix, usable, match in zip(costs.numpy(), allowed, assign(costs).numpy(), strict=True):
+            rows, cols = linear_sum_assignment(np.where(usable, matrix, 1e9))
+            kept = usable[rows, cols]
+            chosen = np.flatnonzero(match >= 0)
+            assert len(chosen) == kept.sum() == len(set(match[chosen].tolist()))
+            total, best = matrix[chosen, match[chosen]].sum(), matrix[rows[kept], cols[kept]].sum()
+            assert total == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 def test_more_threads_change_nothing(native: None) -> None:

@@ -121,7 +121,7 @@ def test_every_row_of_the_table(row: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(triton_kernel, "fc1_row", lambda *_: row)
     dtype = torch.float32 if row["bits"] == 32 else torch.float16
-    size = (5, 16, 72, 8, (False,) if row["mergers"] == "one" else (True, False))
+    size = (5, 16, 72, 8, (False,) if row.get("mergers") == "one" else (True, False))
     with verify.poisoned():
         verify.check(SPEC, verify.arguments_of(SPEC, size, dtype))
 

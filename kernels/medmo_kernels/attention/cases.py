@@ -13,7 +13,10 @@ from .op import _attention, attention, choices
 from .reference import attention_reference, dense_attention, turned, visible_pairs
 
 MAX_STACK_KEY_GRADIENT = 128
-"""Bytes of stack that the dK, dV kernel of head width 128 may need: its four accumulators fill the registers."""
+"""Bytes of stack that the dK, dV kernel of head width 128 may need: its accumulators fill the registers.
+
+On sm_90 it has 32 under Triton 3.9 and 104 under 3.6; on sm_80 and sm_100 none.
+"""
 
 
 class Size(NamedTuple):

@@ -172,6 +172,7 @@ SPECS = (
             "medmo": ((_DENSE, "medmo"), torch.float32),
         },
         choices=choices,
+        slow_reference=True,
     ),
     OpSpec(
         name="assign",
@@ -185,5 +186,6 @@ SPECS = (
         faults={"in order": _in_order},
         op=_assign,
         outputs=_assigned,
+        slow_reference=True,
     ),
 )

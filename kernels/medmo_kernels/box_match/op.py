@@ -1,7 +1,7 @@
 """Registration of box_match and assign.
 
-CUDA: box_match is one Triton launch for boxes of up to 32 bits. On the CPU, for float64 boxes and for assign: the native
-library where it is built, else the reference, on the host.
+CUDA: box_match is one Triton launch for boxes of up to 32 bits. On the CPU, for float64 boxes and for assign: the
+native library where it is built, else the reference, on the host.
 """
 
 from typing import Any
@@ -187,10 +187,11 @@ def _box_match(
         )  # fmt: skip
     given = (pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
     on_host: list[Any] = [None if tensor is None else tensor.cpu() for tensor in given]
-    return _match_natively(*on_host, cost).to(pred.device)
+    return _match_natively(cost, *on_host).to(pred.device)
 
 
 def _match_natively(
+    cost: str,
     pred: Tensor,
     truth: Tensor,
     pred_offsets: Tensor,
@@ -198,7 +199,6 @@ def _match_natively(
     pred_labels: Tensor | None,
     truth_labels: Tensor | None,
     image_size: Tensor | None,
-    cost: str,
 ) -> Tensor:
     check_spans(pred_offsets, len(pred), "pred_offsets")
     check_spans(truth_offsets, len(truth), "truth_offsets")

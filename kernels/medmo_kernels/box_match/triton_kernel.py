@@ -35,8 +35,8 @@ REGISTER_COLUMNS = 64
 """Columns of the largest problem that is solved in registers."""
 OWNED = tl.constexpr(1 << 30)
 """Added to the key of a column that has an owner, so that a free one at the same distance comes first."""
-# Fused products would make two costs that are equal on paper differ. Left alone, ptxas spills to reach more warps a core,
-# which wait for one another's latency no better here.
+# Fused products would make two costs that are equal on paper differ. Without a limit of its own, ptxas spills so that
+# more warps fit on a core.
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 128}
 
 

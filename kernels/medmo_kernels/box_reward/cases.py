@@ -119,5 +119,6 @@ SPECS = (
             "medmo": ((_DENSE, "medmo", {}), torch.float32),
         },
         choices=choices,
+        slow_reference=True,
     ),
 )

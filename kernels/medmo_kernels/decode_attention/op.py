@@ -89,7 +89,7 @@ def decode_attention(
 def choices(device: torch.device) -> dict[str, runtime.Choice]:
     """Say what serves decode_attention on a device."""
     limit = f"head_dim <= {MAX_HEAD_DIM}, at most {MAX_GROUP} query heads per key/value head"
-    found = {limit: runtime.triton_choice(device, torch.bfloat16, "batched dense products, prompts read once")}
+    found = {limit: runtime.triton_choice(device, torch.bfloat16, plain="torch")}
     if found[limit].backend == "triton":
         found["otherwise"] = runtime.Choice("reference", "no kernel", (("triton", f"serves {limit}"),))
     return found
@@ -196,8 +196,6 @@ def _to_own(
     """Attend to a plain cache by one call; the heads that share a key head become its queries."""
     grouped = query.unflatten(1, (key.shape[1], -1))
     visible = _visible(left_pad, lengths, key.shape[2])
-    if visible is not None:
-        visible = visible[:, None, None]
     return F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible, scale=scale).flatten(1, 2)
 
 
@@ -237,10 +235,10 @@ def _to_prompts_and_own(
     q_BKGD = (query.to(wide) * scale).view(rows, num_kv_heads, group, head_dim)
     own = q_BKGD @ key.to(wide).transpose(2, 3)
     if (visible := _visible(left_pad, lengths, columns)) is not None:
-        own = own.masked_fill_(~visible[:, None, None], float("-inf"))
+        own = own.masked_fill_(~visible, float("-inf"))
     shared = by_prompt(q_BKGD) @ prompt_key.to(wide).transpose(2, 3)
     if (visible := _visible(None, prompt_lengths, prompt_columns)) is not None:
-        shared += query.new_zeros(visible.shape, dtype=wide).masked_fill_(~visible, float("-inf"))[:, None, None]
+        shared += query.new_zeros(visible.shape, dtype=wide).masked_fill_(~visible, float("-inf"))
     weights = torch.cat([shared, by_prompt(own)], dim=-1).softmax(dim=-1)
     out = by_row(weights[..., :prompt_columns] @ prompt_value.to(wide))
     out = out + by_row(weights[..., prompt_columns:]) @ value.to(wide)
@@ -261,12 +259,18 @@ def _places(prompt_of: tuple[int, ...], num_prompts: int) -> tuple[int, Tensor |
 
 
 def _visible(first: Tensor | None, stop: Tensor | None, columns: int) -> Tensor | None:
-    """Say which columns hold tokens, (rows, columns); None: all."""
+    """Say which columns hold tokens, (rows, 1, 1, columns); None: all."""
     if first is None and stop is None:
         return None
-    column = torch.arange(columns)
-    after = None if first is None else column >= first[:, None]
-    before = None if stop is None else column < stop[:, None]
+    column = _columns(columns)
+    after = None if first is None else column >= first.view(-1, 1, 1, 1)
+    before = None if stop is None else column < stop.view(-1, 1, 1, 1)
     if after is None or before is None:
         return before if after is None else after
     return after & before
+
+
+@lru_cache(maxsize=8)
+def _columns(count: int) -> Tensor:
+    """Return the numbers of the columns; all layers of a step ask for the same."""
+    return torch.arange(count, dtype=torch.int32)

@@ -8,8 +8,10 @@ Counted for the 8B model (D = H = 4608, O = 4096) at M = 1,600 tokens, bf16, on 
 - Both products take 128 GFLOP = 162 us per merger; everything else that a merger moves unfused (normalised vectors
   written and read, pre-activation read and written) is 88 MB = 21 us. The most that fusing can buy is 1.13x, so each
   part is fused only where it is free: GELU is (it hangs on accumulators that are in registers anyway), and one launch
-  for all mergers is (468 tiles of 128 x 128 fill 3.5 waves of 132 processors, 4 x 468 fill 14.2). The second product
-  stays with cuBLAS: a merger's hidden rows are 1.2 MB per 128 tokens and fit no shared memory.
+  for all mergers is. What the launch gains depends on M: at 1,024 tokens a merger's 144 tiles of 128 x 256 take 2 waves
+  of 132 processors for 1.09, four mergers' 576 take 5 for 4.36 (1.6x); at 1,600 it is 2 for 1.77 and 8 for 7.09, no
+  gain. Tiles of 128 x 128 would fill 14.2 of 15 there, but load 1.5x the bytes into shared memory, which then bounds
+  them. The second product stays with cuBLAS: a merger's hidden rows are 1.2 MB per 128 tokens and fit no shared memory.
 - Normalising while loading is exact (fp32, then one cast, as an unfused norm), but every column of tiles repeats it:
   about 6 instructions for each of the BLOCK_M * BLOCK_K elements of a step, 380 cycles at 128 x 64 beside 1,024 of
   matrix instructions at BLOCK_N = 256. At many tokens that costs more than the 29 MB = 7 us which a separate pass
@@ -313,7 +315,7 @@ def backward(
         torch.mm(grad, w.fc2_weight, out=out)
     activated, fc1_bias = _gelu_backward(grad_hidden, hidden, of_weights)
     fc2_weight = [torch.mm(g.t(), a) for g, a in zip(grads, activated, strict=True)] if of_weights else []
-    del activated  # two tensors of this size fewer at the peak
+    del activated  # its memory can hold what follows
     grad_normal = [torch.mm(g, w.fc1_weight) for g, w in zip(grad_hidden, weights, strict=True)]
     normal, norms = _norm_backward(grad_normal, features, weights, cells, eps, of_features, of_weights)
     by_features = [g.view_as(x) for g, x in zip(grad_normal, features, strict=True)] if of_features else []
@@ -327,12 +329,14 @@ def backward(
 
 def fc1_row(capability: int, dtype: torch.dtype, num_tokens: int, num_mergers: int) -> Any:
     """Return the table's row for the first product of so many mergers of so many tokens each."""
+    if dtype == torch.float32:
+        return runtime.table_row("projector", capability, kernel="fc1", bits=32)
     few = num_tokens <= runtime.table("projector")["few_tokens"]
     return runtime.table_row(
         "projector",
         capability,
         kernel="fc1",
-        bits=8 * dtype.itemsize,
+        bits=16,
         tokens="few" if few else "many",
         mergers="one" if num_mergers == 1 else "tower",
     )

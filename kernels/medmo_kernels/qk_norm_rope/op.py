@@ -87,7 +87,7 @@ def qk_norm_rope_(
 
 def choices(device: torch.device) -> Mapping[str, runtime.Choice]:
     """Say what serves the op on a device."""
-    return {"heads up to 256 wide": runtime.triton_choice(device, torch.bfloat16, plain="torch, closed form")}
+    return {"heads up to 256 wide": runtime.triton_choice(device, torch.bfloat16, plain="torch")}
 
 
 def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
