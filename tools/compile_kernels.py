@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,13 @@ def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
     """Compile what an op launches at one size for one device, and read the cubins."""
     records = []
     for kernel, compiled, constants, seconds in launches(spec, size, capability):
-        registers, stack, spills, hgmma = read_cubin(compiled.asm["cubin"])
         name = kernel.fn.__name__
+        gate = spec.gate(name, constants)
+        registers, stack, spills, hgmma = read_cubin(compiled.asm["cubin"], count_hgmma=gate.hgmma and capability == 90)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in constants.items()}
         meta = compiled.metadata
         record = Record(spec.name, size, name, plain, capability, meta.num_warps, meta.num_stages, registers,
                         stack, spills, meta.shared, hgmma, round(seconds, 2), [])  # fmt: skip
-        gate = spec.gate(name, constants)
         if stack > gate.max_stack or (spills and not gate.max_stack):
             record.faults.append(f"{stack} bytes of stack and {spills} spills, at most {gate.max_stack} bytes allowed")
         if meta.shared > SHARED_LIMIT[capability]:
@@ -146,19 +147,29 @@ def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
     return records
 
 
-def read_cubin(cubin: bytes) -> tuple[int, int, int, int]:
-    """Return registers, bytes of stack, spill instructions and warp-group matrix instructions of a compiled kernel."""
+@lru_cache(maxsize=None)
+def read_cubin(cubin: bytes, count_hgmma: bool) -> tuple[int, int, int, int]:
+    """Return registers, bytes of stack, spill instructions and, if asked, warp-group matrix instructions of a kernel.
+
+    Disassembling takes 0.4 s, a tenth of compiling: it is done only where there is something to count.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True)
-        sass = subprocess.run([TOOLS / "cuobjdump", "-sass", path], capture_output=True, text=True, check=True)
-    both = usage.stdout + usage.stderr
-    found = re.search(r"REG:(\d+) STACK:(\d+)", both)
-    if found is None:
-        raise RuntimeError(f"cuobjdump told no registers:\n{both}")
-    spills = len(re.findall(r"\b(?:LDL|STL)\b", sass.stdout))
-    return int(found[1]), int(found[2]), spills, len(re.findall(r"\bHGMMA\b", sass.stdout))
+        usage = cuobjdump("-res-usage", path)
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        if found is None:
+            raise RuntimeError(f"cuobjdump told no registers:\n{usage}")
+        registers, stack, local = map(int, found.groups())
+        sass = cuobjdump("-sass", path) if stack or local or count_hgmma else ""
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
+    return registers, stack, spills, len(re.findall(r"\bHGMMA\b", sass))
+
+
+def cuobjdump(option: str, path: Path) -> str:
+    """Return what the disassembler that Triton brings says of a cubin."""
+    done = subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 class ReadRows:

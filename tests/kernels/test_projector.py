@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medmo_core.modules import PatchMerger, Projector
 from medmo_kernels import runtime, verify
 from medmo_kernels.projector import ProjectorWeights, op, projector, projector_reference
-from medmo_kernels.projector.cases import SPECS, TOWER, _listed
+from medmo_kernels.projector.cases import SPECS, TOWER, listed
 
 SPEC = SPECS[0]
 FC1_ROWS = [row for row in runtime.table("projector")["rows"] if row["kernel"] == "fc1"]
@@ -23,7 +23,7 @@ def draw(
 ) -> tuple[list[Tensor], list[ProjectorWeights]]:
     """Return features and weights as leaves that learn."""
     generator = torch.Generator().manual_seed(seed)
-    features, weights = _listed(SPEC.make((num_tokens, width, 4 * width, out, after_merge), generator, dtype))
+    features, weights = listed(SPEC.make((num_tokens, width, 4 * width, out, after_merge), generator, dtype))
     learn = [x.detach().clone().requires_grad_() for x in features]
     return learn, [ProjectorWeights(*(t.detach().clone().requires_grad_() for t in w)) for w in weights]
 

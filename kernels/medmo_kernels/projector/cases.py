@@ -21,7 +21,7 @@ Size = Sequence[Any]  # tokens, widths of a patch, the hidden layer and the deco
 
 
 def _case(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Arguments:
-    """Make one stack of every parameter over the mergers; `_listed` takes it apart."""
+    """Make one stack of every parameter over the mergers; `listed` takes it apart."""
     num_tokens, width, hidden, out, after_merge, *rest = size
     num_mergers, merged = len(after_merge), width * MERGE_SIZE**2
 
@@ -42,7 +42,8 @@ def _case(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Argumen
     }
 
 
-def _listed(arguments: Arguments) -> tuple[list[Tensor], list[ProjectorWeights]]:
+def listed(arguments: Arguments) -> tuple[list[Tensor], list[ProjectorWeights]]:
+    """Return features and weights, merger by merger, of stacked arguments."""
     stacks = [arguments[name] for name in ("features", *ProjectorWeights._fields)]
     features, *parameters = (stack.unbind(0) for stack in stacks)
     width = stacks[0].shape[2]
@@ -58,7 +59,7 @@ def _on_stacks(function: Callable[..., list[Tensor]], **fault: Any) -> Callable[
 
     def of_stacks(**arguments: Any) -> list[Tensor]:
         with torch.no_grad() if arguments["inference"] else nullcontext():
-            return function(*_listed(arguments), merge_size=MERGE_SIZE, **fault)
+            return function(*listed(arguments), merge_size=MERGE_SIZE, **fault)
 
     of_stacks.__module__ = __name__
     return of_stacks
