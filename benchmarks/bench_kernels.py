@@ -46,7 +46,7 @@ def shapes(spec: OpSpec, device: torch.device) -> dict[str, tuple[Any, torch.dty
     """Return the sizes worth timing here, with their dtype."""
     if device.type == "cuda":
         dtype = torch.bfloat16 if torch.bfloat16 in spec.tolerance else torch.float32
-        return {**spec.compile_sizes, **{name: (size, dtype) for name, size in spec.benchmark_sizes.items()}}
+        return {name: (size, dtype) for name, size in spec.benchmark_sizes.items()}
     dtype = next(dtype for dtype in (torch.float32, torch.float64) if dtype in spec.tolerance)
     return {name: (size, dtype) for name, size in (spec.kernel_sizes or spec.sizes).items()}
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
     return records
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_cubin(cubin: bytes, count_hgmma: bool) -> tuple[int, int, int, int]:
     """Return registers, bytes of stack, spill instructions and, if asked, warp-group matrix instructions of a kernel.
 

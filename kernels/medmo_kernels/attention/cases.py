@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, Gate, OpSpec, Tolerance
+from ..spec import Arguments, Gate, OpSpec, Tolerance, tensor_bytes
 from .op import _attention, attention, choices
 from .reference import attention_reference, dense_attention, turned, visible_pairs
 
@@ -65,6 +65,13 @@ def _op_arguments(arguments: Arguments) -> Arguments:
     scale = arguments["query"].shape[-1] ** -0.5
     plain = {name: arguments[name] for name in names}
     return {**plain, "cos": cos, "sin": sin, "causal": arguments["causal"], "scale": scale}
+
+
+def _bytes(arguments: Arguments) -> float:
+    """Count queries, keys, values and rotary tables, read once, and the output, written once."""
+    tables = sum(table.numel() * table.element_size() for table in arguments["rope"] or ())
+    query = arguments["query"]
+    return tensor_bytes(arguments) + tables + query.numel() * query.element_size()
 
 
 def _flops(arguments: Arguments) -> float:
@@ -177,6 +184,7 @@ SPECS = (
         },
         gate=_gate,
         choices=choices,
+        num_bytes=_bytes,
         num_flops=_flops,
     ),
 )

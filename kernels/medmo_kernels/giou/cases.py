@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, OpSpec, Tolerance
+from ..spec import Arguments, OpSpec, Tolerance, tensor_bytes
 from .op import _giou, _pairwise_giou, box_terms, choices, giou, pairwise_box_terms, pairwise_giou
 from .reference import (
     box_terms_reference,
@@ -107,6 +107,12 @@ def _ragged_arguments(arguments: Arguments) -> Arguments:
     return {**arguments, "giou_only": False}
 
 
+
+def _bytes(arguments: Arguments, num_scores: int) -> float:
+    """Count the boxes, read once, and the fp32 scores, written once."""
+    return tensor_bytes(arguments) + 4.0 * num_scores
+
+
 SPECS = (
     OpSpec(
         name="giou",
@@ -123,6 +129,7 @@ SPECS = (
         kernel_sizes={"none": 0, "odd": 259},
         compile_sizes={"4096 pairs": (4096, torch.bfloat16), "4096 pairs, fp32": (4096, torch.float32)},
         choices=choices,
+        num_bytes=lambda arguments: _bytes(arguments, arguments["pred"].shape[0]),
         num_flops=lambda arguments: FLOPS_PER_PAIR * arguments["pred"].shape[0],
     ),
     OpSpec(
@@ -139,6 +146,7 @@ SPECS = (
         op_arguments=lambda arguments: {**arguments, "giou_only": False},
         kernel_sizes={"odd": 259},
         compile_sizes={"4096 pairs, fp32": (4096, torch.float32)},
+        num_bytes=lambda arguments: _bytes(arguments, 3 * arguments["pred"].shape[0]),
         num_flops=lambda arguments: FLOPS_PER_PAIR * arguments["pred"].shape[0],
     ),
     OpSpec(
@@ -156,6 +164,7 @@ SPECS = (
                                 "giou_only": True},
         kernel_sizes={"no target": (3, 0), "batch": (2, 3, 5, 4), "wide": (9, 37)},
         compile_sizes={"64 x 64 x 64": ((64, 64, 64), torch.bfloat16), "fp32": ((64, 64, 64), torch.float32)},
+        num_bytes=lambda a: _bytes(a, a["pred"].shape[:-1].numel() * a["target"].shape[-2]),
         num_flops=lambda a: FLOPS_PER_PAIR * a["pred"].shape[:-1].numel() * a["target"].shape[-2],
     ),
     OpSpec(
@@ -172,6 +181,7 @@ SPECS = (
         op_arguments=_ragged_arguments,
         kernel_sizes={"no problem": [], "ragged": _RAGGED, "wide": [(2, 37), (9, 1)]},
         compile_sizes={"64 of 64 x 64, fp32": ([(64, 64)] * 64, torch.float32)},
+        num_bytes=lambda a: _bytes(a, 3 * a["pred"].shape[0] * a["max_target"]),
         num_flops=lambda a: FLOPS_PER_PAIR * a["pred"].shape[0] * a["max_target"],
     ),
 )  # fmt: skip

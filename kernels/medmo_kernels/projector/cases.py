@@ -122,7 +122,7 @@ def _bytes(arguments: Arguments) -> float:
 
 
 _NAMES = ("features", *ProjectorWeights._fields)
-_16_BIT = "normalised vectors, activation and their gradients are rounded to 16 bits between products, as in eager"
+_16_BIT = "normalised vectors, activation and gradients are rounded to 16 bits between products as in eager: 3 units"
 
 SPECS = (
     OpSpec(
@@ -148,8 +148,8 @@ SPECS = (
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
             torch.float32: Tolerance(2e-6, "another order of summation over at most 128 products, twice"),
-            torch.float16: Tolerance(2e-3, _16_BIT),
-            torch.bfloat16: Tolerance(1.6e-2, _16_BIT),
+            torch.float16: Tolerance(3e-3, _16_BIT),
+            torch.bfloat16: Tolerance(2.4e-2, _16_BIT),
         },
         differentiable=_NAMES,
         faults={
