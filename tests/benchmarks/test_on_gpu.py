@@ -20,7 +20,7 @@ def test_first_contact_runs_and_leaves_results(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split()[1] for line in (tmp_path / "summary.txt").read_text().splitlines()] == ["passed"] * 3
     doctor = json.loads((tmp_path / "doctor.json").read_text())
-    assert doctor["verify"] and all(row["ok"] for row in doctor["verify"])
+    assert doctor["verdicts"] and all(row["passed"] for row in doctor["verdicts"])
     result = json.loads((tmp_path / "kernels.json").read_text())
     assert result["cuda"] == torch.cuda.is_available() and result["versions"]["torch"] == torch.__version__
     ours = [row for row in result["timings"] if row["provider"] == "ours"]
