@@ -2,5 +2,6 @@
 
 from .op import attention
 from .reference import attention_reference
+from .sdpa import rotated
 
-__all__ = ["attention", "attention_reference"]
+__all__ = ["attention", "attention_reference", "rotated"]
