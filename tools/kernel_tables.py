@@ -56,10 +56,8 @@ def floors() -> list[str]:
 def chip_figures() -> dict[tuple[str, str], str]:
     """Return the newest measured forward time of each (op, size) among the committed results, with its device."""
     found: dict[tuple[str, str], str] = {}
-    for path in sorted(RESULTS.glob("*/*.json"), key=lambda path: path.name):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not result["cuda"]:
-            continue
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.rglob("kernels.json")]
+    for result in sorted((r for r in results if r["cuda"]), key=lambda r: r["date"]):
         for row in result["timings"]:
             if row["provider"] == "ours" and row["direction"] == "forward":
                 found[row["op"], row["size"]] = f"{row['median_us']:.1f} ({result['device']}, {result['date']})"
