@@ -16,12 +16,17 @@ EXTRAS = {
     "demo": ["rich>=13", "matplotlib>=3.9", "tensorboard>=2.18", "jinja2>=3.1"],
     "bench": ["pytest-benchmark>=5.1"],
     "hub": ["huggingface-hub>=1.0"],
+    "lora": ["peft>=0.18"],
+    "parquet": ["pyarrow>=18"],
 }
 EXTRAS["test"] = sorted(
     {
         *EXTRAS["medical"],
         *EXTRAS["demo"],
         *EXTRAS["bench"],
+        *EXTRAS["quant"],
+        *EXTRAS["lora"],
+        *EXTRAS["parquet"],
         # The CPU build of torch brings no Triton; kernels are tested in its interpreter and compiled ahead of time.
         "triton>=3.6",
         "liger-kernel>=0.8",

@@ -30,7 +30,8 @@ def medmo_8b_align() -> RunConfig:
             init="Qwen/Qwen3-VL-8B-Instruct",  # [P] base model
             dtype="bfloat16",  # [C]
             trainable=("all",),  # [C] the scripts freeze nothing; [P] states nothing
-            gradient_checkpointing=True,  # [C]
+            recompute_text="all",  # [C]
+            recompute_vision="all",  # [C]
         ),
         data=Data(
             sources={"data/captions.jsonl": 1.0, "data/vqa.jsonl": 1.0},

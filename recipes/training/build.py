@@ -57,7 +57,7 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
     torch.manual_seed(config.train.seed)
     model = load_model(config.model, tokenizer, device)
     model.train()
-    if config.model.gradient_checkpointing:
+    if config.model.recompute_text != "nothing":
         model.checkpoint_activations()
     profile = load_profile(config.model)
     data = config.data

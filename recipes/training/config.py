@@ -6,109 +6,33 @@ here, whichever way it came in, and an error names the field, what it got and wh
 """
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self
 
+from .config_types import ConfigError, Section, describe_type, require, typed, unknown_key
 
-class ConfigError(ValueError):
-    """A setting that does not exist or cannot have this value; the message names it and the fix."""
+__all__ = [
+    "SECTIONS",
+    "ConfigError",
+    "Data",
+    "Lora",
+    "Model",
+    "Optim",
+    "Parallel",
+    "Rewards",
+    "Rollout",
+    "RunConfig",
+    "Section",
+    "Train",
+    "describe_type",
+    "require",
+    "typed",
+    "unknown_key",
+]
 
-
-class Section:
-    """Base of every config dataclass: types are checked, and ints given for floats become floats."""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            where = f"{type(self).__name__.lower()}.{item.name}"
-            value = typed(getattr(self, item.name), hints[item.name], where)
-            object.__setattr__(self, item.name, value)
-        self.check()
-
-    def check(self) -> None:
-        """Raise ConfigError where values are of the right type and still make no sense."""
-
-
-def require(condition: bool, where: str, value: object, expected: str) -> None:
-    """Raise ConfigError unless `condition` holds.
-
-    Args:
-        condition: what must be true.
-        where: "section.field".
-        value: the offending value, shown.
-        expected: what would have been right.
-    """
-    if not condition:
-        raise ConfigError(f"{where} = {value!r}: expected {expected}")
-
-
-def unknown_key(key: str, known: Iterable[str], what: str = "setting") -> ConfigError:
-    """Make the error for a name that does not exist, with the nearest one that does."""
-    names = list(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    if not near:  # "docs_per_step" for "train.docs_per_step": compare the last part alone
-        tails = {name.rsplit(".", 1)[-1]: name for name in names}
-        near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.5)]
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
-    return ConfigError(f"unknown {what} {key!r}: {hint}")
-
-
-def describe_type(hint: Any) -> str:
-    """Spell a type as a user would: "int or none", "one of 'align', 'instruct'"."""
-    if hint is type(None):
-        return "none"
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(a) for a in args)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe_type(a) for a in args)
-    if origin is tuple:
-        if args[-1] is Ellipsis:
-            return f"a list of {describe_type(args[0])}"
-        return f"{len(args)} values of {describe_type(args[0])}"
-    if origin in (dict, Mapping):
-        return f"names with a {describe_type(args[1])} each"
-    return "true or false" if hint is bool else getattr(hint, "__name__", str(hint))
-
-
-def typed(value: Any, hint: Any, where: str) -> Any:
-    """Return `value` as `hint` asks, or raise ConfigError naming `where`.
-
-    Lossless only: int to float and list to tuple, nothing else.
-    """
-    origin, args = get_origin(hint), get_args(hint)
-    wrong = ConfigError(f"{where} = {value!r}: expected {describe_type(hint)}, got {type(value).__name__}")
-    if origin in (Union, types.UnionType):
-        for option in args:
-            try:
-                return typed(value, option, where)
-            except ConfigError:
-                continue
-        raise wrong
-    if origin is Literal:
-        if value in args and type(value) in {type(a) for a in args}:
-            return value
-        raise wrong
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise wrong
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(inner) != len(value):
-            raise wrong
-        return tuple(typed(v, h, where) for v, h in zip(value, inner, strict=True))
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise wrong
-        return {typed(k, args[0], where): typed(v, args[1], f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise wrong
+Recompute = Literal["nothing", "all", "selected"]
+"""What activation checkpointing computes again in the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +55,15 @@ class Model(Section):
     """"auto" (the checkpoint's own, else the embedded one), "embedded", a tokenizer.json or a .tiktoken file."""
     profile: Literal["auto", "qwen3_vl", "qwen3_vl_tens", "medmo", "medmo_canvas768"] = "auto"
     """Box frame and grammar the checkpoint speaks; "auto" reads medmo_profile.json, else Qwen3-VL's."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more time."""
+    recompute_text: Recompute = "nothing"
+    """What each decoder block computes again in the backward pass: "all" keeps only its input (a third more time),
+    "selected" keeps the results of matrix products and attention and computes the cheap rest again."""
+    recompute_vision: Recompute = "nothing"
+    """The same for the blocks of the vision encoder."""
+    compile: bool = False
+    """Compile the blocks with torch.compile, for any length of the packed tokens."""
+    float8: bool = False
+    """Multiply in float8 in the decoder's linear layers (torchao; needs a GPU that has float8)."""
 
     def check(self) -> None:
         require(bool(self.trainable), "model.trainable", self.trainable, "at least one part or prefix")
@@ -154,6 +85,12 @@ class Data(Section):
     """Largest image area after resizing, in px (4096 x 4096, the Qwen3-VL default); one token covers 32 x 32 px."""
     max_tokens: int | None = None
     """Longer samples are dropped and counted, never cut; none = no limit."""
+    num_workers: int = 0
+    """Processes that decode and resize images; 0 = one thread of the training process."""
+    on_bad_sample: Literal["skip", "stop"] = "skip"
+    """A sample that cannot be read is counted, written to skipped.jsonl and left out, or stops the run."""
+    share_prefixes: bool = True
+    """Compute what documents about the same images have in common (the images, the beginning of the text) once."""
     independent_turns: bool = False
     """Learn every question of a sample by itself: the picture is encoded once, no answer can lean on another. Off: one
     conversation."""
@@ -169,6 +106,7 @@ class Data(Section):
         require(not self.sources or sum(self.sources.values()) > 0, "data.sources", self.sources, "a positive weight")
         require(0 < self.min_pixels <= self.max_pixels, "data.min_pixels", self.min_pixels, "0 < min <= max_pixels")
         require(self.max_tokens is None or self.max_tokens > 0, "data.max_tokens", self.max_tokens, "1 or more")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "a share from 0 to 1")
 
 
@@ -176,6 +114,9 @@ class Data(Section):
 class Optim(Section):
     """How the weights move: AdamW."""
 
+    kind: Literal["adamw", "adamw_bf16", "adamw_8bit"] = "adamw"
+    """"adamw": moments, and for bfloat16 weights a master copy, in fp32. "adamw_bf16": weights and moments in bfloat16,
+    rounded stochastically, no master copy. "adamw_8bit": the same with moments in 8 bits (torchao)."""
     lr: float = 1e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -194,6 +135,8 @@ class Optim(Section):
     """Largest global gradient norm; 0 = no clipping."""
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     """Factor on `lr` for a part or a prefix of parameter names, as in model.trainable."""
+    weight_decay_scale: Mapping[str, float] = field(default_factory=dict)
+    """Factor on `weight_decay` for a part or a prefix of parameter names."""
 
     def check(self) -> None:
         require(self.lr > 0, "optim.lr", self.lr, "a rate above 0")
@@ -203,8 +146,9 @@ class Optim(Section):
         require(0 <= self.warmup_ratio <= 1, "optim.warmup_ratio", self.warmup_ratio, "a share from 0 to 1")
         require(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", self.min_lr_ratio, "a share from 0 to 1")
         require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 or more")
-        for name, scale in self.lr_scale.items():
-            require(scale >= 0, f"optim.lr_scale.{name}", scale, "0 or more")
+        for key in ("lr_scale", "weight_decay_scale"):
+            for name, scale in getattr(self, key).items():
+                require(scale >= 0, f"optim.{key}.{name}", scale, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +161,15 @@ class Train(Section):
     """Global batch: documents per step over all processes (in reinforce: prompts)."""
     micro_batch: int = 8
     """Documents packed into one forward pass of one process (in reinforce: completions)."""
+    tokens_per_batch: int | None = None
+    """Pack by tokens instead: each forward pass holds at most so many, filled first-fit-decreasing from a buffer of
+    documents. A step is then `batches_per_step` passes, and docs_per_step and micro_batch are unused."""
+    batches_per_step: int = 8
+    """Forward passes of one step over all processes, where tokens_per_batch is set."""
+    pack_buffer: int = 512
+    """Documents waiting to be packed, where tokens_per_batch is set."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)."""
     log_every: int = 1
     """Steps between metric lines."""
     save_every: int = 500
@@ -228,7 +181,17 @@ class Train(Section):
     eval_split: str = "val"
     """Split those documents come from."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; 0 = all."""
+    """Newest checkpoints kept; 0 = all. The best on `eval_split` is kept too."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are kept for good; 0 = none."""
+    async_save: bool = True
+    """Write checkpoints while training goes on."""
+    export_every: int = 0
+    """Steps between models written in the official layout, to exports/step-N; 0 = only final/ at the end."""
+    spike_ratio: float = 0.0
+    """Stop when a step's loss is so many times the median of the last 64 steps', naming its samples; 0 = never."""
+    profile_step: int = 0
+    """Step (from 1) whose torch profile, and on CUDA memory snapshot, is written to profile/; 0 = none."""
     seed: int = 0
     """Seeds weights, data order and sampling."""
     out_dir: str = "runs/unnamed"
@@ -241,10 +204,14 @@ class Train(Section):
     """CPU threads per process; 0 = cores divided by the processes of this machine."""
 
     def check(self) -> None:
-        for name in ("steps", "docs_per_step", "micro_batch", "log_every", "save_every", "eval_docs"):
+        for name in ("steps", "docs_per_step", "micro_batch", "batches_per_step", "pack_buffer", "log_every",
+                     "save_every", "eval_docs"):  # fmt: skip
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
-        for name in ("eval_every", "keep_checkpoints", "num_threads", "seed"):
+        for name in ("eval_every", "keep_checkpoints", "keep_every", "export_every",
+                     "profile_step", "num_threads", "seed", "z_loss", "spike_ratio"):  # fmt: skip
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        budget = self.tokens_per_batch
+        require(budget is None or budget > 0, "train.tokens_per_batch", budget, "1 or more, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +220,40 @@ class Parallel(Section):
 
     shard: bool = False
     """Shard weights, gradients and optimiser state over all processes (FSDP2); off = each keeps a whole copy."""
+    replicas: int = 1
+    """Copies of the sharded model, each over world size / replicas neighbouring processes (HSDP): the number of nodes
+    keeps the gathering of weights inside a node."""
+    compute_dtype: Literal["same", "bfloat16"] = "same"
+    """Type that sharded weights are gathered and multiplied in; "bfloat16" under model.dtype=float32 is mixed
+    precision with fp32 weights. Rotary tables and gradient sums stay fp32."""
+    blank_images: bool = False
+    """Give a process without an image a blank one whose result is multiplied by zero, instead of keeping the vision
+    encoder out of the sharded gathering where an image is missing."""
+
+    def check(self) -> None:
+        require(self.replicas >= 1, "parallel.replicas", self.replicas, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Section):
+    """Low-rank adapters on named linear layers (peft), in place of training the weights themselves."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 = none, and the rest of this section is unused."""
+    alpha: float = 16.0
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of the adapter's input dropped in training."""
+    targets: tuple[str, ...] = ("decoder",)
+    """Linear layers that receive an adapter: parts or prefixes, as in model.trainable. The model's own weights are
+    frozen; model.trainable is unused."""
+    dora: bool = False
+    """Learn the length of each weight row too (DoRA)."""
+
+    def check(self) -> None:
+        require(self.rank >= 0, "lora.rank", self.rank, "0 or more")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "a share in [0, 1)")
+        require(bool(self.targets), "lora.targets", self.targets, "at least one part or prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,6 +326,8 @@ class RunConfig(Section):
     """How long, and what is written."""
     parallel: Parallel = field(default_factory=Parallel)
     """How processes share the work."""
+    lora: Lora = field(default_factory=Lora)
+    """Adapters instead of whole weights."""
     rollout: Rollout = field(default_factory=Rollout)
     """How reinforce samples; unused elsewhere."""
     rewards: Rewards = field(default_factory=Rewards)
@@ -383,6 +386,7 @@ SECTIONS: dict[str, type[Section]] = {
     "optim": Optim,
     "train": Train,
     "parallel": Parallel,
+    "lora": Lora,
     "rollout": Rollout,
     "rewards": Rewards,
 }

@@ -82,7 +82,7 @@ def _memory(config: RunConfig, kit: Kit, tokens_per_document: float | None, proc
     if tokens_per_document is not None:
         text, share = kit.model.config.text, -(-config.train.docs_per_step // processes)
         tokens = tokens_per_document * min(config.train.micro_batch, share)
-        kept = KEPT_PER_LAYER[config.model.gradient_checkpointing]
+        kept = KEPT_PER_LAYER[config.model.recompute_text != "nothing"]
         width = DTYPES[config.model.dtype].itemsize
         parts["activations of the decoder"] = tokens * text.hidden_size * text.num_hidden_layers * kept * width
     unit, name = (2**30, "GiB") if sum(parts.values()) >= 2**30 else (2**20, "MiB")
