@@ -1,12 +1,14 @@
 #!/bin/sh
-# First contact with a GPU, in one command, inside ten minutes and without a network:
+# First contact with a GPU, in one command, without a network; about ten minutes, the limits add up to thirteen:
 #
 #   benchmarks/on_gpu.sh OUT            # results go into the folder OUT; PYTHON=... names another interpreter
-#   benchmarks/on_gpu.sh OUT giou ...   # only these rooms
+#   benchmarks/on_gpu.sh OUT giou ...   # only these rooms, no training step
+#   benchmarks/on_gpu.sh OUT step       # only the training step
 #
 # 1. the kernel tests        on the real chip, for all dtypes                        OUT/tests-ROOM.txt
 # 2. medmo doctor --verify   every op against its reference on this machine          OUT/doctor.txt, OUT/doctor.json
 # 3. the kernel benchmark    every op against its peers, medians                     OUT/kernels.json, OUT/kernels.md
+# 4. a training step         the 4B model beside transformers' with its weights      OUT/step.json, OUT/step.md
 #
 # The rooms are tested side by side, a process each: most of their time is compilation, which the doctor then finds done.
 # Each stage has a time limit of its own, and what it wrote stays when a later one fails. Without a GPU the same runs on
@@ -40,23 +42,28 @@ stage() { # name, seconds, command ...
     finish "$name" $status "$start"
 }
 
-start=$(date +%s)
-running=
-for room in ${rooms:-$(basename -a $(dirname kernels/medmo_kernels/*/triton_kernel.py))}; do
-    timeout 220 "$PYTHON" -m pytest tests/kernels/test_every_op.py -k "[$room:" -p no:cacheprovider > "$out/tests-$room.txt" 2>&1 &
-    running="$running $room=$!"
-done
-status=0
-for pair in $running; do
-    room=${pair%=*}
-    if wait "${pair#*=}"; then echo "$room: $(tail -n 1 "$out/tests-$room.txt")"; else
-        echo "$room: FAILED, see tests-$room.txt"
-        status=1
-    fi
-done
-finish tests $status "$start"
+if [ "$rooms" != step ]; then
+    start=$(date +%s)
+    running=
+    for room in ${rooms:-$(basename -a $(dirname kernels/medmo_kernels/*/triton_kernel.py))}; do
+        timeout 220 "$PYTHON" -m pytest tests/kernels/test_every_op.py -k "[$room:" -p no:cacheprovider > "$out/tests-$room.txt" 2>&1 &
+        running="$running $room=$!"
+    done
+    status=0
+    for pair in $running; do
+        room=${pair%=*}
+        if wait "${pair#*=}"; then echo "$room: $(tail -n 1 "$out/tests-$room.txt")"; else
+            echo "$room: FAILED, see tests-$room.txt"
+            status=1
+        fi
+    done
+    finish tests $status "$start"
 
-stage doctor 150 "$PYTHON" -m medmo_core.doctor --verify --rooms $rooms --json "$out/doctor.json"
-stage kernels 190 "$PYTHON" -m benchmarks.bench_kernels --out "$out" --rooms $rooms --budget-s 150
+    stage doctor 150 "$PYTHON" -m medmo_core.doctor --verify --rooms $rooms --json "$out/doctor.json"
+    stage kernels 190 "$PYTHON" -m benchmarks.bench_kernels --out "$out" --rooms $rooms --budget-s 150
+fi
+case "$rooms" in
+    "" | step) stage step 220 "$PYTHON" -m benchmarks.bench_step --out "$out" --budget-s 150 ;;
+esac
 cat "$out/summary.txt"
 exit $failed

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medmo_kernels.attention import check_prompts
+
 IGNORE_INDEX = -100
 
 
@@ -55,11 +57,16 @@ class PatchSpec:
 class Batch:
     """Hold packed documents and the images that appear in them.
 
+    Several continuations of one beginning can be laid out as a prompt and its branches (`prompt_of`), each a document
+    of its own: the prompt is computed once, and a branch sees the whole of it and its own tokens. Boundaries,
+    positions and prompts that contradict one another are refused where the tensors are on the host.
+
     Attributes:
         input_ids: (T,) int64 tokens of all documents, end to end.
         labels: (T,) int64 or None; -100 is ignored and `labels[t] == input_ids[t]` where token t is learned. The shift
             by one is the model's and never crosses a document, so a label on a document's first token does nothing.
-        position_ids: (3, T) int64 temporal, height and width positions of M-RoPE, starting at 0 in every document.
+        position_ids: (3, T) int64 temporal, height and width positions of M-RoPE, starting at 0 in every document; in
+            a branch they go on after the largest of its prompt.
         cu_seqlens: (n + 1,) int32 document boundaries: 0, ..., T.
         patches: per encoder name (N, width), in merge order and in order of appearance. uint8 rows are raw pixels,
             floating rows are already normalised. Width is 3 * p * p [C, p, p] for stills and
@@ -68,6 +75,10 @@ class Batch:
         image_index: (J,) int64, which image of `image_grid_thw` each image of the text is; None: each in turn. So an
             image that many documents are about is encoded once.
         sample_ids: one name per document, for error messages and for sampling seeds; may be empty.
+        prompt_of: (n,) int64, the document whose tokens document j sees whole besides its own; -1: none. None: nothing
+            is shared. Branches follow their prompt directly. A branch's first token is predicted from the prompt's
+            last.
+        tasks: one task per document, for losses by task; may be empty.
     """
 
     input_ids: Tensor
@@ -78,6 +89,8 @@ class Batch:
     image_grid_thw: dict[str, Tensor] = field(default_factory=dict)
     image_index: Tensor | None = None
     sample_ids: tuple[str, ...] = ()
+    prompt_of: Tensor | None = None
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         total = self.input_ids.shape[0]
@@ -89,6 +102,42 @@ class Batch:
             raise ValueError(
                 f"patches are given for {sorted(self.patches)}, grids for {sorted(self.image_grid_thw)}: name the same"
             )
+        if self.prompt_of is not None and self.prompt_of.shape != (self.num_documents,):
+            raise ValueError(f"prompt_of must be ({self.num_documents},), got {tuple(self.prompt_of.shape)}")
+        if self.cu_seqlens.device.type == self.position_ids.device.type == "cpu":
+            self._check_documents()
+
+    def _check_documents(self) -> None:
+        """Refuse boundaries, prompts and positions that cannot all be right."""
+        bounds, time = self.cu_seqlens.long(), self.position_ids[0]
+        if bounds[0] != 0 or bounds[-1] != self.num_tokens or not bool((bounds.diff() > 0).all()):
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to {self.num_tokens}, the number of tokens, with every document; "
+                f"got {self.cu_seqlens.tolist()}"
+            )
+        starts = bounds[:-1]
+        expected = torch.zeros_like(starts)
+        if self.prompt_of is not None:
+            check_prompts(tuple(self.prompt_of.tolist()))
+            for branch, prompt in enumerate(self.prompt_of.tolist()):
+                if prompt >= 0:
+                    expected[branch] = self.position_ids[:, bounds[prompt] : bounds[prompt + 1]].max() + 1
+        wrong = (self.position_ids[:, starts] != expected).any(dim=0).nonzero().flatten().tolist()
+        if wrong:
+            first, token = wrong[0], int(starts[wrong[0]])
+            raise ValueError(
+                f"{self.document_name(first)}: its positions begin at {self.position_ids[:, token].tolist()}, expected "
+                f"{int(expected[first])}: documents start at 0 and branches go on from their prompt"
+            )
+        falls = time.diff() < 0
+        falls[starts[1:] - 1] = False
+        if bool(falls.any()):
+            token = int(falls.nonzero()[0]) + 1
+            document = int(torch.bucketize(token, bounds, right=True)) - 1
+            raise ValueError(
+                f"{self.document_name(document)}: positions fall from {int(time[token - 1])} to {int(time[token])} at "
+                f"token {token}: packed documents need a boundary in cu_seqlens each"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -97,8 +146,14 @@ class Batch:
 
     @property
     def num_documents(self) -> int:
-        """Documents in the batch."""
+        """Documents in the batch, prompts and branches counted one by one."""
         return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def num_examples(self) -> int:
+        """Documents that are not only the shared beginning of others: what was packed (reads `prompt_of` back)."""
+        prompts = set() if self.prompt_of is None else set(self.prompt_of.tolist())
+        return self.num_documents - len(prompts - {-1})
 
     @property
     def max_seqlen(self) -> int:

@@ -7,21 +7,24 @@ Next-token cross-entropy on captions and other image text. What trains is `model
 released scripts do, or the projector alone, which is how a new encoder (`model.encoder=siglip2`) is joined to a decoder
 that already speaks. With "projector" the stage checks by name and by count that nothing else trains.
 
-Left out: contrastive losses (MedMO has none), LoRA, pipeline and tensor parallelism, streaming data sets.
+Left out: contrastive losses (MedMO has none), pipeline, tensor and context parallelism, data sets read over a network.
+
+Exit codes: 0 at the end, 2 for a mistake or a bad step (told in one line), 143 when asked to stop (SIGTERM, Ctrl-C):
+the step is finished and saved, and train.resume=true continues.
 """
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from pathlib import Path
 
 from medmo_core.batch import Batch
+from medmo_core.losses import TokenLosses
 
 from .training.build import assert_only_projector, choose_trainable, load_kit, load_mixture
 from .training.config import RunConfig
-from .training.distributed import connect, leave
+from .training.distributed import connect, leave, say
 from .training.fit import fit, new_loader
 from .training.launch import launch
-from .training.run import open_run, say
+from .training.run import open_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,25 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> bool:
     """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
-    train = config.train
-    with connect(train.device, num_threads=train.num_threads, shard=config.parallel.shard) as world:
+    train, parallel = config.train, config.parallel
+    with connect(
+        train.device, num_threads=train.num_threads, shard=parallel.shard, timeout_s=parallel.timeout_s
+    ) as world:
         # The model.
         kit = load_kit(config, world.device)
         model = kit.model
 
         # What trains.
-        trainable = choose_trainable(model, config.model.trainable)
-        if config.model.trainable == ("projector",):
+        trainable = choose_trainable(model, config.model.trainable, config.lora)
+        if config.model.trainable == ("projector",) and not config.lora.rank:
             assert_only_projector(model, trainable)
         say(world, trainable.describe())
 
         # What feeds.
-        mixture = load_mixture(config.data, seed=train.seed)
-        held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split) if train.eval_every else None
+        index = Path(train.out_dir) / "index"
+        mixture = load_mixture(config.data, seed=train.seed, index_folder=index)
+        held_out = None
+        if train.eval_every:
+            held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split, index_folder=index)
 
         # What is minimised: the cross-entropy of the labelled tokens, summed; `fit` divides by their global number.
-        def minimise(batch: Batch) -> Tensor:
-            return model.loss(batch, reduction="sum")
+        def minimise(batch: Batch) -> TokenLosses:
+            return model.token_losses(batch, z_loss=train.z_loss)
 
         with open_run(config, world, kit) as opened:
             loader = new_loader(opened, mixture.draw)

@@ -16,13 +16,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from medmo_core.models.checkpoint import open_checkpoint, opened
+from medmo_core.models.checkpoint import open_checkpoint
 from medmo_core.models.save import save_checkpoint
 
 from .training.build import DTYPES, Kit, load_kit
-from .training.checkpoint import CheckpointError
+from .training.checkpoint import STATE, list_checkpoints, step_of
 from .training.config import RunConfig
 from .training.inference import load_for_inference, write_pixel_limits
+from .training.lora import add_adapters, merged_tensors
+from .training.shard_reader import read_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,18 +52,18 @@ def find_source(run: str | Path, step: int | None = None) -> Path:
     path = Path(run).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder; --run takes the out_dir of a run")
-    found = sorted(path.glob("checkpoints/step-*"), key=lambda folder: int(folder.name.removeprefix("step-")))
+    found = list_checkpoints(path / "checkpoints")
     if step is not None:
         wanted = path / "checkpoints" / f"step-{step:06d}"
         if wanted not in found:
-            there = ", ".join(str(int(folder.name.removeprefix("step-"))) for folder in found) or "none"
+            there = ", ".join(str(step_of(folder)) for folder in found) or "none"
             raise FileNotFoundError(f"{path}: no checkpoint of step {step}; there are: {there}")
         return wanted
     if (path / "final").is_dir():
         return path / "final"
     if found:
         return found[-1]
-    if (path / "state.json").is_file() or any(path.glob("*.safetensors")):
+    if (path / STATE).is_file() or any(path.glob("*.safetensors")):
         return path
     raise FileNotFoundError(f"{path}: neither final/ nor checkpoints/; nothing has been saved there yet")
 
@@ -82,7 +84,7 @@ def export(source: Path, out: Path, *, dtype: str | None = None) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; name a new one")
-    if (source / "state.json").is_file():
+    if (source / STATE).is_file():
         kit, tensors = read_training_checkpoint(source)
     else:
         kit = load_for_inference(source, device="cpu")
@@ -97,31 +99,23 @@ def export(source: Path, out: Path, *, dtype: str | None = None) -> Path:
 
 
 def read_training_checkpoint(folder: Path) -> tuple[Kit, dict[str, Tensor]]:
-    """Read the weights of a checkpoint written while training, whole or sharded.
+    """Read the weights of a checkpoint written while training, by however many processes.
 
     Returns:
-        The run's kit on the meta device (sizes, tokenizer, profile), and every tensor by its official name.
+        The run's kit on the meta device (sizes, tokenizer, profile), and every tensor by its official name
+        (adapters added into the weights).
 
     Raises:
-        CheckpointError: a file is missing or broken.
+        CheckpointError: a file is missing, or differs from what was written.
     """
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        config = RunConfig.from_dict(state["config"])
-        ranks = state["world_size"] if state["sharded"] else 1
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: no readable state.json ({error}); choose another step") from error
-    shards: dict[str, list[Tensor]] = {}
-    for rank in range(ranks):
-        path = folder / f"model-{rank}-of-{ranks}.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"{path}: file missing; copy it from where process {rank} wrote it")
-        with opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                shards.setdefault(name, []).append(file.get_tensor(name))
-    # Shards are cut along the first dimension, in the order of the processes.
-    tensors = {name: parts[0] if ranks == 1 else torch.cat(parts) for name, parts in shards.items()}
-    return load_kit(config, "meta"), tensors
+    tensors = read_model(folder)
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    config = RunConfig.from_dict(state["config"])
+    kit = load_kit(config, "meta")
+    if config.lora.rank:
+        add_adapters(kit.model, config.lora)
+        tensors = merged_tensors(kit.model, tensors)
+    return kit, tensors
 
 
 def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:

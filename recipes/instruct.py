@@ -4,23 +4,28 @@
     torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_instruct
 
 Next-token cross-entropy on the assistant's turns of captions, questions, reports, retrieval pairs and boxes, each drawn
-with its weight in `data.sources`. Boxes are text: there is no detection head and no loss but this one.
+with its weight in `data.sources`. Boxes are text: there is no detection head and no loss but this one (the log tells it
+by task). What the paper leaves open is settings: docs/training.md.
 
-Left out: MedMO's unpublished auxiliary box head, per-task losses, LoRA, pipeline and tensor parallelism.
+Left out: MedMO's unpublished auxiliary box head, weights of tasks other than how often they are drawn, pipeline, tensor
+and context parallelism, data sets read over a network.
+
+Exit codes: 0 at the end, 2 for a mistake or a bad step (told in one line), 143 when asked to stop (SIGTERM, Ctrl-C):
+the step is finished and saved, and train.resume=true continues.
 """
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from pathlib import Path
 
 from medmo_core.batch import Batch
+from medmo_core.losses import TokenLosses
 
 from .training.build import choose_trainable, load_kit, load_mixture
 from .training.config import RunConfig
-from .training.distributed import connect, leave
+from .training.distributed import connect, leave, say
 from .training.fit import fit, new_loader
 from .training.launch import launch
-from .training.run import open_run, say
+from .training.run import open_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,24 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> bool:
     """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
-    train = config.train
-    with connect(train.device, num_threads=train.num_threads, shard=config.parallel.shard) as world:
+    train, parallel = config.train, config.parallel
+    with connect(
+        train.device, num_threads=train.num_threads, shard=parallel.shard, timeout_s=parallel.timeout_s
+    ) as world:
         # The model, usually from align's final/ folder.
         kit = load_kit(config, world.device)
         model = kit.model
 
         # What trains.
-        say(world, choose_trainable(model, config.model.trainable).describe())
+        say(world, choose_trainable(model, config.model.trainable, config.lora).describe())
 
         # What feeds: each draw picks a source by its weight, then one of its samples.
-        mixture = load_mixture(config.data, seed=train.seed)
-        held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split) if train.eval_every else None
+        index = Path(train.out_dir) / "index"
+        mixture = load_mixture(config.data, seed=train.seed, index_folder=index)
+        held_out = None
+        if train.eval_every:
+            held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split, index_folder=index)
         for name, weight in config.data.sources.items():
             say(world, f"feeds {weight / sum(config.data.sources.values()):.0%} {name}")
 
         # What is minimised: the cross-entropy of the assistant's tokens, summed; `fit` divides by their global number.
-        def minimise(batch: Batch) -> Tensor:
-            return model.loss(batch, reduction="sum")
+        def minimise(batch: Batch) -> TokenLosses:
+            return model.token_losses(batch, z_loss=train.z_loss)
 
         with open_run(config, world, kit) as opened:
             loader = new_loader(opened, mixture.draw)

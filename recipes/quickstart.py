@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from .training.distributed import torchrun
 from .training.inference import load_for_inference
 from .training.sharpening import TEMPERATURES, sampled_box_reward
 
-NUM_PROCESSES = 2  # the same on every machine, so that one seed gives one result
+NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
 STAGES = ("align", "instruct", "reinforce")
 SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
@@ -125,7 +126,7 @@ def stage_configs(out: Path, size: str, seed: int) -> dict[str, RunConfig]:
 
 
 def launch_stage(stage: str, size: str, config: RunConfig) -> None:
-    """Run a stage under torchrun, as a user would.
+    """Run a stage under torchrun, as a user would; in this process where one is enough.
 
     Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait.
 
@@ -134,7 +135,11 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
     """
     words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
     words += ["train.num_threads=1", f"train.out_dir={config.train.out_dir}", f"train.seed={config.train.seed}"]
-    status = torchrun(f"medmo_recipes.{stage}", words, num_processes=NUM_PROCESSES)
+    module = f"medmo_recipes.{stage}"
+    if NUM_PROCESSES[size] == 1:
+        status = import_module(module).main(words)
+    else:
+        status = torchrun(module, words, num_processes=NUM_PROCESSES[size])
     if status:
         raise RuntimeError(f"{stage} ended with status {status}; its own message stands above")
 

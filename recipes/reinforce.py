@@ -3,8 +3,9 @@
     python -m medmo_recipes.reinforce --config tiny_reinforce
     torchrun --nproc-per-node 8 -m medmo_recipes.reinforce --config medmo_8b_reinforce
 
-Each step draws prompts from the mixture, samples a group of completions for each with the model itself (the prompt runs
-once per group), rewards them, and moves the policy towards those that beat their group's mean:
+Each step draws prompts from the mixture, samples a group of completions for each with the model itself, rewards them,
+and moves the policy towards those that beat their group's mean (a prompt and its images run once per group, in sampling
+and in learning):
 
     advantage = (reward - group mean) / group standard deviation          the division is rollout.scale_rewards
     loss      = -sum over tokens of min(ratio * advantage, clip(ratio) * advantage) * token weight
@@ -23,6 +24,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,8 +34,7 @@ from medmo_core.models.medmo import MedMO
 
 from .training.build import choose_trainable, load_kit, load_mixture
 from .training.config import Rollout, RunConfig
-from .training.distributed import connect, leave, shard_model, sum_gradients
-from .training.fit import NonFiniteLoss, not_finite_message
+from .training.distributed import connect, leave, say, sum_gradients
 from .training.launch import launch
 from .training.rollout import (
     Completion,
@@ -44,9 +45,10 @@ from .training.rollout import (
     join,
     sample_groups,
     sampled_tokens,
-    whole_weights,
 )
-from .training.run import Run, open_run, say
+from .training.run import Run, open_run
+from .training.sharding import prepare, whole_weights
+from .training.watch import not_finite
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,19 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> bool:
     """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
-    train = config.train
-    with connect(train.device, num_threads=train.num_threads, shard=config.parallel.shard) as world:
+    train, parallel = config.train, config.parallel
+    with connect(
+        train.device, num_threads=train.num_threads, shard=parallel.shard, timeout_s=parallel.timeout_s
+    ) as world:
         # The policy, usually from instruct's final/ folder, and what it must not stray from.
         kit = load_kit(config, world.device)
         reference = copy.deepcopy(kit.model).requires_grad_(False) if config.rollout.beta > 0 else None
-        if reference is not None and config.parallel.shard:
-            shard_model(reference, world)
+        if reference is not None:
+            prepare(reference, config, world)
 
         # What trains.
-        say(world, choose_trainable(kit.model, config.model.trainable).describe())
+        say(world, choose_trainable(kit.model, config.model.trainable, config.lora).describe())
 
         # What feeds: prompts; the answers are the model's own.
-        mixture = load_mixture(config.data, seed=train.seed)
+        mixture = load_mixture(config.data, seed=train.seed, index_folder=Path(train.out_dir) / "index")
         say(world, "rewards " + ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()))
 
         with open_run(config, world, kit) as opened:
@@ -115,7 +119,7 @@ def sample_step(run: Run, mixture: Mixture, step: int) -> list[Group]:
     problems = [p for p in world.gather(problem) if p is not None]  # every process stops, or none
     if problems:
         names = [prompt.sample.id for prompt in prompts.values()]
-        raise NonFiniteLoss(not_finite_message(run, step, "; ".join(problems), names))
+        raise not_finite(run, step, "; ".join(problems), names)
     return groups
 
 
@@ -146,7 +150,14 @@ def learn_from(run: Run, groups: Sequence[Group], reference: MedMO | None, step:
     update = Update()
     if world.sum(torch.tensor([len(active)])).item() == 0:
         return update
-    batches = divide(active, completions, config.train.micro_batch, world, equal=config.parallel.shard)
+    batches = divide(
+        active,
+        completions,
+        config.train.micro_batch,
+        world,
+        equal=config.parallel.shard,
+        share_prefixes=config.data.share_prefixes,
+    )
     old: list[Tensor] = []  # log-probabilities of the policy that sampled, kept from the first of several updates
     for index in range(config.rollout.num_updates):
         update = Update()
@@ -165,7 +176,7 @@ def learn_from(run: Run, groups: Sequence[Group], reference: MedMO | None, step:
             update.grad_norm, update.lr = run.optimizer.step(step * config.rollout.num_updates + index)
         except FloatingPointError as error:
             names = [c.item.sample.id for c in active]
-            raise NonFiniteLoss(not_finite_message(run, step, str(error), names)) from error
+            raise not_finite(run, step, str(error), names) from error
     return update
 
 
@@ -253,8 +264,8 @@ def check_finite(run: Run, batches: Sequence[PolicyBatch], update: Update, step:
     update.loss = run.world.sum(own.reshape(1)).item()
     if not math.isfinite(update.loss):
         names = [name for b, loss in zip(batches, update.losses, strict=True) if not loss.isfinite()
-                 for name in b.batch.sample_ids]  # fmt: skip
-        raise NonFiniteLoss(not_finite_message(run, step, f"the loss is {update.loss}", names))
+                 for name in dict.fromkeys(b.batch.sample_ids)]  # fmt: skip
+        raise not_finite(run, step, f"the loss is {update.loss}", names)
 
 
 def summarise(run: Run, groups: Sequence[Group], update: Update) -> dict[str, float]:

@@ -1,9 +1,8 @@
-"""`medmo train`: run one stage in this process, on the embedded data or on a JSONL file of your own."""
+"""`medmo train`: run one stage in this process, on the embedded data or on data files of your own."""
 
 import argparse
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 
 STAGES = ("align", "instruct", "reinforce")
 
@@ -23,12 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--config", help="name of a run (default: tiny_<stage>)")
-    parser.add_argument("--data", type=Path, action="append", default=[], help="JSONL file; repeat for a mixture")
+    parser.add_argument(
+        "--data", action="append", default=[], help="JSONL, Parquet or tar files; repeat for a mixture"
+    )
     arguments, overrides = parser.parse_known_args(argv)
     words = ["--config", arguments.config or f"tiny_{arguments.stage}"]
-    for path in arguments.data:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; --data takes a JSONL file with one sample per line")
-        words += ["--data", str(path)]
+    for name in arguments.data:
+        words += ["--data", name]
     stage = importlib.import_module(f"medmo_recipes.{arguments.stage}")
     return int(stage.main([*words, *overrides]) or 0)

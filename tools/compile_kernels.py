@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["MEDMO_KERNELS"] = "triton"
 os.environ["TRITON_INTERPRET"] = "0"
@@ -40,7 +40,29 @@ ROOT = Path(__file__).resolve().parents[1]
 CAPABILITIES = (80, 90, 100)
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one block may have, by capability."""
+MIN_COPIES = 5
+"""Fewest copies to shared memory in a kernel whose loop is fed by them: fewer, and the loop is not."""
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+class Cubin(NamedTuple):
+    """What a compiled kernel holds.
+
+    Attributes:
+        registers: per thread.
+        stack: bytes per thread.
+        spills: instructions that read or write the stack.
+        hgmma: warp-group matrix instructions.
+        copies: instructions that copy memory to shared memory.
+        narrow: names of those that copy fewer than 16 bytes, and of those that read or convert single bytes.
+    """
+
+    registers: int
+    stack: int
+    spills: int = 0
+    hgmma: int = 0
+    copies: int = 0
+    narrow: tuple[str, ...] = ()
 
 
 @dataclass
@@ -130,17 +152,24 @@ def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
     for kernel, compiled, constants, seconds in launches(spec, size, capability):
         name = kernel.fn.__name__
         gate = spec.gate(name, constants)
-        registers, stack, spills, hgmma = read_cubin(compiled.asm["cubin"], count_hgmma=gate.hgmma and capability == 90)
+        matters = gate.wide_copies or (gate.hgmma and capability == 90)
+        found = read_cubin(compiled.asm["cubin"], disassemble=matters)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in constants.items()}
         meta = compiled.metadata
-        record = Record(spec.name, size, name, plain, capability, meta.num_warps, meta.num_stages, registers,
-                        stack, spills, meta.shared, hgmma, round(seconds, 2), [])  # fmt: skip
-        if stack > gate.max_stack or (spills and not gate.max_stack):
-            record.faults.append(f"{stack} bytes of stack and {spills} spills, at most {gate.max_stack} bytes allowed")
+        record = Record(spec.name, size, name, plain, capability, meta.num_warps, meta.num_stages, found.registers,
+                        found.stack, found.spills, meta.shared, found.hgmma if gate.hgmma else 0, round(seconds, 2),
+                        [])  # fmt: skip
+        if found.stack > gate.max_stack or (found.spills and not gate.max_stack):
+            record.faults.append(f"{found.stack} bytes of stack and {found.spills} spills, at most {gate.max_stack} "
+                                 "bytes allowed")  # fmt: skip
         if meta.shared > SHARED_LIMIT[capability]:
             record.faults.append(f"{meta.shared} bytes of shared memory, the device has {SHARED_LIMIT[capability]}")
-        if gate.hgmma and capability == 90 and not hgmma:
+        if gate.hgmma and capability == 90 and not found.hgmma:
             record.faults.append("no HGMMA instruction")
+        if gate.wide_copies and found.narrow:
+            record.faults.append(f"fewer than 16 bytes at a time: {', '.join(found.narrow)}")
+        if gate.wide_copies and found.copies < MIN_COPIES:
+            record.faults.append(f"{found.copies} copies to shared memory, at least {MIN_COPIES} expected")
         records.append(record)
     if not records:
         raise RuntimeError(f"{spec.name}, size {size!r}: nothing was launched")
@@ -148,27 +177,37 @@ def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
 
 
 @cache
-def read_cubin(cubin: bytes, count_hgmma: bool) -> tuple[int, int, int, int]:
-    """Return registers, bytes of stack, spill instructions and, if asked, warp-group matrix instructions of a kernel.
+def read_cubin(cubin: bytes, disassemble: bool) -> Cubin:
+    """Return what a compiled kernel holds; its instructions are counted only if asked, or where there is a stack.
 
     Disassembling takes 0.4 s, a tenth of compiling: it is done only where there is something to count.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        usage = cuobjdump("-res-usage", path)
+        usage = told_by("cuobjdump", "-res-usage", path)
         found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
         if found is None:
             raise RuntimeError(f"cuobjdump told no registers:\n{usage}")
         registers, stack, local = map(int, found.groups())
-        sass = cuobjdump("-sass", path) if stack or local or count_hgmma else ""
-    spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
-    return registers, stack, spills, len(re.findall(r"\bHGMMA\b", sass))
+        # Names are all that is counted: no analysis of the control flow, which takes a quarter of the time.
+        sass = told_by("nvdisasm", "-c", "-ndf", path) if stack or local or disassemble else ""
+    return Cubin(registers, stack, *count_instructions(sass))
 
 
-def cuobjdump(option: str, path: Path) -> str:
-    """Return what the disassembler that Triton brings says of a cubin."""
-    done = subprocess.run([TOOLS / "cuobjdump", option, path], capture_output=True, text=True, check=True)
+def count_instructions(sass: str) -> tuple[int, int, int, tuple[str, ...]]:
+    """Return what `Cubin` counts in a disassembly: spills, warp-group products, copies, and the narrow names."""
+    names = re.findall(r"\b((?:LDL|STL|HGMMA|LDGSTS|LDG|I2FP?)\b[A-Z0-9_.]*)", sass)
+    kinds = [name.partition(".")[0] for name in names]
+    copies = [name for name, kind in zip(names, kinds, strict=True) if kind == "LDGSTS"]
+    narrow = {name for name in copies if not name.endswith(".128")}
+    narrow |= {name for name in names if name.startswith("I2F") or re.search(r"\.[US]8\b", name)}
+    return kinds.count("LDL") + kinds.count("STL"), kinds.count("HGMMA"), len(copies), tuple(sorted(narrow))
+
+
+def told_by(tool: str, *words: str | Path) -> str:
+    """Return what a tool that Triton brings says."""
+    done = subprocess.run([TOOLS / tool, *words], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 

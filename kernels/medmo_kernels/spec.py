@@ -33,10 +33,12 @@ class Gate:
     Attributes:
         hgmma: on Hopper its matrix products must be warp-group instructions.
         max_stack: most bytes of stack per thread. 0 for every forward; a recorded ceiling that may not grow elsewhere.
+        wide_copies: it copies memory to shared memory, 16 bytes at a time, and neither reads nor converts single bytes.
     """
 
     hgmma: bool = False
     max_stack: int = 0
+    wide_copies: bool = False
 
 
 def no_gate(kernel: str, constants: Mapping[str, Any]) -> Gate:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import is_dicom, read_dicom
 from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
 from .loaded import SAFE_FIELDS, ImageError, LoadedImage, silent_libraries
+from .store import ImageStore, Root
 from .volume import is_volume, read_slice
 
 __all__ = ["MAX_PIXELS", "SAFE_FIELDS", "ImageError", "LoadedImage", "crop_pixels", "load_image", "safe_path"]
@@ -51,7 +53,7 @@ def safe_path(path: str | Path, root: str | Path | None) -> Path:
 def load_image(
     path: str | Path,
     *,
-    root: str | Path | None = None,
+    root: Root = None,
     frame: int | None = None,
     slice_index: int | None = None,
     plane: str = "axial",
@@ -63,7 +65,7 @@ def load_image(
 
     Args:
         path: the file, relative to `root` when there is one.
-        root: the data root; a path that leaves it is refused.
+        root: the data root; a path that leaves it is refused. A store holds pictures only, no DICOM files and volumes.
         frame: of a multi-frame DICOM, TIFF or GIF file or a 4-D volume, from 0; None: the first.
         slice_index: of a volume, counted from the feet (axial), the back (coronal) or the patient's left (sagittal);
             None: the middle.
@@ -77,32 +79,73 @@ def load_image(
     Raises:
         ImageError: the file cannot be read as asked, saying why and what to do.
     """
-    file = safe_path(path, root)
-    if not file.is_file():
-        raise ImageError(f"{file}: no such file" + (f" under the data root {root}; check the path" if root else ""))
-    try:
-        read_window(window)
-    except ValueError as error:
-        raise ImageError(f"{file}: {error}") from None
-    try:
-        if is_volume(file):
-            loaded = read_slice(
-                file, slice_index=slice_index, plane=plane, frame=frame, window=window, max_pixels=max_pixels
-            )
-        elif slice_index is not None:
-            raise ImageError(
-                f"{file}: slice_index is for volumes; choose a frame of a multi-frame file with frame={slice_index}"
-            )
-        elif is_dicom(file):
-            loaded = read_dicom(file, frame=frame, window=window, max_pixels=max_pixels)
-        else:
-            loaded = _read_picture(file, frame=frame, window=window, max_pixels=max_pixels)
-    except OSError as error:
-        raise ImageError(f"{file}: cannot be read ({error.strerror or type(error).__name__})") from None
+    if root is not None and not isinstance(root, str | Path):
+        name = str(path)
+        loaded = _read_stored(root, name, frame=frame, slice_index=slice_index, window=window, max_pixels=max_pixels)
+    else:
+        loaded = _read_file(
+            safe_path(path, root),
+            root,
+            frame=frame,
+            slice_index=slice_index,
+            plane=plane,
+            window=window,
+            max_pixels=max_pixels,
+        )
     if crop is None:
         return loaded
     geometry = loaded.geometry.crop(*crop) if loaded.geometry else None
     return LoadedImage(crop_pixels(loaded.pixels, crop, max_pixels=max_pixels), geometry, loaded.info)
+
+
+def _read_file(
+    file: Path,
+    root: str | Path | None,
+    *,
+    frame: int | None,
+    slice_index: int | None,
+    plane: str,
+    window: Any,
+    max_pixels: int,
+) -> LoadedImage:
+    if not file.is_file():
+        raise ImageError(f"{file}: no such file" + (f" under the data root {root}; check the path" if root else ""))
+    _check_window(file, window)
+    try:
+        if is_volume(file):
+            return read_slice(
+                file, slice_index=slice_index, plane=plane, frame=frame, window=window, max_pixels=max_pixels
+            )
+        if slice_index is not None:
+            raise ImageError(
+                f"{file}: slice_index is for volumes; choose a frame of a multi-frame file with frame={slice_index}"
+            )
+        if is_dicom(file):
+            return read_dicom(file, frame=frame, window=window, max_pixels=max_pixels)
+        return _read_picture(file, file, frame=frame, window=window, max_pixels=max_pixels)
+    except OSError as error:
+        raise ImageError(f"{file}: cannot be read ({error.strerror or type(error).__name__})") from None
+
+
+def _read_stored(
+    store: ImageStore, name: str, *, frame: int | None, slice_index: int | None, window: Any, max_pixels: int
+) -> LoadedImage:
+    path = Path(name)
+    if slice_index is not None or is_volume(path) or path.suffix.lower() in DICOM_SUFFIXES:
+        raise ImageError(f"{name}: volumes and DICOM files are read from folders only; unpack it and name the file")
+    _check_window(path, window)
+    try:
+        with store.open(name) as file:
+            return _read_picture(path, file, frame=frame, window=window, max_pixels=max_pixels)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror or type(error).__name__})") from None
+
+
+def _check_window(path: Path, window: Any) -> None:
+    try:
+        read_window(window)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
 def crop_pixels(
@@ -129,10 +172,13 @@ def crop_pixels(
     return result
 
 
-def _read_picture(path: Path, *, frame: int | None, window: object, max_pixels: int) -> LoadedImage:
+def _read_picture(
+    path: Path, source: Path | BinaryIO, *, frame: int | None, window: object, max_pixels: int
+) -> LoadedImage:
+    """Read a picture from `source`; `path` names it."""
     try:
         # Silent about odd EXIF, and about sizes that are checked just below.
-        with silent_libraries(), Image.open(path, formats=PILLOW_FORMATS) as image:
+        with silent_libraries(), Image.open(source, formats=PILLOW_FORMATS) as image:
             return _picture_pixels(image, path, frame, window, max_pixels)
     except Image.DecompressionBombError:
         raise ImageError(
@@ -140,7 +186,7 @@ def _read_picture(path: Path, *, frame: int | None, window: object, max_pixels: 
         ) from None
     except UnidentifiedImageError:
         if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_odd_tiff(path, frame, window, max_pixels)
+            return _read_odd_tiff(path, source, frame, window, max_pixels)
         raise ImageError(f"{path}: not a picture of a supported kind ({SUPPORTED}), or damaged") from None
     except ImageError:
         raise
@@ -166,7 +212,7 @@ def _picture_pixels(image: Image.Image, path: Path, frame: int | None, window: o
     largest = _tiff_number(image, TIFF_MAX_SAMPLE_VALUE)
     white_is_zero = _tiff_number(image, TIFF_PHOTOMETRIC) == 0
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if deep:
         grey = _deep_grey(np.asarray(image), path, window, largest)
         return LoadedImage(255 - grey if white_is_zero else grey, None, info)
@@ -181,7 +227,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(paper, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _tiff_number(image: Image.Image, tag: int) -> int | None:
@@ -213,14 +259,16 @@ def _deep_grey(values: NDArray[Any], path: Path, window: object, declared: int |
     return np.stack(channels * 3 if len(channels) == 1 else channels, axis=-1)
 
 
-def _read_odd_tiff(path: Path, frame: int | None, window: object, max_pixels: int) -> LoadedImage:
+def _read_odd_tiff(
+    path: Path, source: Path | BinaryIO, frame: int | None, window: object, max_pixels: int
+) -> LoadedImage:
     """Read the TIFF kinds Pillow does not know, such as 16-bit colour."""
     try:
         import tifffile
     except ImportError as error:
         raise ImportError(f'{path}: this kind of TIFF needs tifffile: pip install "medmo[medical]"') from error
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(source) as file:
             num_frames = len(file.pages)
             if not 0 <= (frame or 0) < num_frames:
                 raise ImageError(f"{path}: frame is {frame}, but there are {num_frames} frames (0 to {num_frames - 1})")

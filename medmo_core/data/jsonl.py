@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,45 @@ from .header import stored_size
 from .image import ImageError, safe_path
 from .read_record import box_faults, read_sample
 from .record import ImageRef, Sample
+from .records import Found, Place, Span, checked, repeated
 from .validate import Fault, RecordError
+
+
+@dataclass(frozen=True)
+class JsonlFiles:
+    """One JSON object per line.
+
+    Attributes:
+        path: the file.
+        root: folder that image paths are relative to.
+    """
+
+    path: Path
+    root: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
+    def scan(self) -> Iterator[Found]:
+        """Read all lines that are not blank."""
+        for place, sample, faults in _records(self.path):
+            rooted = None if sample is None else replace(sample, root=self.root)
+            yield Found(place, rooted, faults, file=str(self.path))
+
+    def read(self, place: Place, spans: Sequence[Span]) -> Sample:
+        """Read one line again.
+
+        Raises:
+            RecordError: it is not what it was.
+        """
+        with self.path.open("rb") as file:
+            file.seek(place.start)
+            sample, faults = _read_line(file.read(place.length), self.path, place.number)
+        if sample is None or faults:
+            raise RecordError([fault.at(str(self.path), place.number) for fault in faults])
+        return replace(sample, root=self.root)
 
 
 def load_jsonl(path: str | Path, root: str | Path | None = None) -> list[Sample]:
@@ -32,17 +70,8 @@ def load_jsonl(path: str | Path, root: str | Path | None = None) -> list[Sample]
         RecordError: naming file, line, field, what was expected and the fix.
     """
     path = Path(path)
-    root = path.parent if root is None else Path(root)
-    samples: list[Sample] = []
-    seen: dict[str, int] = {}
-    for line, sample, faults in _records(path):
-        if sample is not None and not faults:
-            sample, faults = _with_sizes(sample, root)
-        if sample is not None:
-            faults += _repeated(sample, line, seen)
-        if sample is None or faults:
-            raise RecordError([fault.at(str(path), line) for fault in faults])
-        samples.append(replace(sample, root=root))
+    files = JsonlFiles(path, path.parent if root is None else Path(root))
+    samples = [sample for _, sample in checked(files.scan())]
     if not samples:
         raise RecordError([Fault("", "holds no sample", "one JSON object per line", "", file=str(path))])
     return samples
@@ -57,14 +86,15 @@ def iter_faults(path: str | Path, root: str | Path | None = None) -> Iterator[Fa
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[str, int]] = {}
     splits: dict[str, tuple[str, int]] = {}
     unlicensed: list[int] = []
     num_records = 0
-    for line, sample, faults in _records(path):
+    for place, sample, faults in _records(path):
         num_records += 1
+        line = place.number
         if sample is not None:
-            faults += _repeated(sample, line, seen)
+            faults += repeated(sample, str(path), line, seen)
             faults += _split_faults(sample, line, splits)
             if not any(fault.field.startswith("images") for fault in faults):
                 faults += _file_faults(sample, root, check_boxes=not faults)
@@ -84,19 +114,24 @@ def iter_faults(path: str | Path, root: str | Path | None = None) -> Iterator[Fa
         )
 
 
-def _records(path: Path) -> Iterator[tuple[int, Sample | None, list[Fault]]]:
-    """Yield line number, sample (as far as it could be read) and faults of every line that is not blank."""
+def _records(path: Path) -> Iterator[tuple[Place, Sample | None, list[Fault]]]:
+    """Yield place, sample (as far as it could be read) and faults of every line that is not blank."""
+    start = 0
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
-            if not raw.strip() or raw.strip() == b"\xef\xbb\xbf":
-                continue
-            faults: list[Fault] = []
-            values = _parse(raw, faults)
-            sample = None if faults else read_sample(values, faults, default_id=f"{path.stem}:{line}")
-            yield line, sample, faults
+            if raw.strip() and raw.strip() != b"\xef\xbb\xbf":
+                yield Place(0, start, len(raw), line), *_read_line(raw, path, line)
+            start += len(raw)
 
 
-def _parse(raw: bytes, faults: list[Fault]) -> Any:
+def _read_line(raw: bytes, path: Path, line: int) -> tuple[Sample | None, list[Fault]]:
+    faults: list[Fault] = []
+    values = parse_json(raw, faults)
+    return None if faults else read_sample(values, faults, default_id=f"{path.stem}:{line}"), faults
+
+
+def parse_json(raw: bytes, faults: list[Fault]) -> Any:
+    """Return the JSON value of a record's bytes and note what is wrong with them."""
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -110,33 +145,6 @@ def _parse(raw: bytes, faults: list[Fault]) -> Any:
     except (RecursionError, ValueError):
         faults.append(Fault("", "cannot be read as JSON (nested too deep, or a number too long)", "a JSON object"))
     return None
-
-
-def _with_sizes(sample: Sample, root: Path) -> tuple[Sample, list[Fault]]:
-    """Return the sample with the sizes of all its images, and the faults that show once they are known."""
-    images: list[ImageRef] = []
-    for index, image in enumerate(sample.images):
-        if image.size is None:
-            try:
-                width, height = stored_size(image, root)
-            except (ImageError, ImportError) as error:
-                return sample, [Fault(f"images[{index}].path", str(error))]
-            image = replace(image, width=width, height=height)
-        else:
-            try:
-                safe_path(image.path, root)
-            except ImageError as error:
-                return sample, [Fault(f"images[{index}].path", str(error))]
-        images.append(image)
-    sample = replace(sample, images=tuple(images))
-    return sample, box_faults(sample)
-
-
-def _repeated(sample: Sample, line: int, seen: dict[str, int]) -> list[Fault]:
-    first = seen.setdefault(sample.id, line)
-    if first == line:
-        return []
-    return [Fault("id", f"{sample.id!r} is also the id of line {first}", "an id of its own", "number them")]
 
 
 def _split_faults(sample: Sample, line: int, splits: dict[str, tuple[str, int]]) -> list[Fault]:

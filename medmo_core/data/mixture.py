@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from .crop import random_square_crop
-from .jsonl import load_jsonl
+from .jsonl import JsonlFiles
 from .record import Sample
+from .records import RecordSource
 
 SHORTEST_BLOCK = 64
-CROP_TRIALS = 8
 KEPT_ORDERS = 2  # neighbouring epochs of a source that are in use at once
 
 
@@ -42,49 +41,29 @@ class Source(Protocol):
         ...
 
 
-class JsonlSource:
-    """Serve the samples of a JSONL file.
+class JsonlSource(RecordSource):
+    """Serve the samples of a JSONL file; see `RecordSource`.
 
     Args:
         path: the file.
         root: folder that image paths are relative to; None: the file's own.
-        split: serve only this split (a record without one belongs to train); None: all.
-        crops: show random square crops of samples whose answer is boxes. A crop keeps every box; where eight trials
-            find none that does, the whole image is shown. Other answers may depend on what a crop would hide, so
-            their samples are never cropped.
-
-    Raises:
-        RecordError: a record that cannot be used.
-        ValueError: no record of this split.
+        split: serve only this split; None: all.
+        crops: show random square crops where that is safe.
+        index_folder: where what the first reading learns is kept.
     """
 
     def __init__(
-        self, path: str | Path, root: str | Path | None = None, *, split: str | None = None, crops: bool = False
+        self,
+        path: str | Path,
+        root: str | Path | None = None,
+        *,
+        split: str | None = None,
+        crops: bool = False,
+        index_folder: Path | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.name = self.path.name
-        self.root = self.path.parent if root is None else Path(root)
-        samples = load_jsonl(self.path, self.root)
-        self.samples = [s for s in samples if split is None or (s.split or "train") == split]
-        self.crops = crops
-        if not self.samples:
-            found = ", ".join(sorted({s.split or "train" for s in samples}))
-            raise ValueError(f"{self.path}: no record of split {split!r}; its records belong to: {found}")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def get(self, index: int, rng: random.Random) -> Sample:
-        """Return sample `index`, cropped at random where that is asked for and safe."""
-        sample = self.samples[index]
-        is_pointing = sample.answer is not None and sample.answer.type == "boxes" and len(sample.images) == 1
-        if not (self.crops and is_pointing and sample.messages[-1]["role"] != "assistant"):
-            return sample
-        for _ in range(CROP_TRIALS):
-            cropped = random_square_crop(sample, rng)
-            if len(cropped.boxes) == len(sample.boxes):
-                return cropped
-        return sample
+        path = Path(path)
+        files = JsonlFiles(path, path.parent if root is None else Path(root))
+        super().__init__(files, split=split, crops=crops, index_folder=index_folder)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Documents end to end in one batch, without padding."""
+"""Documents end to end in one batch, without padding, and what neighbours have in common only once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,13 +19,13 @@ class PackingStats:
     """Count what a batch holds.
 
     Attributes:
-        num_documents: documents.
+        num_examples: documents, a prompt not counted beside its branches.
         num_tokens: tokens of all documents.
         num_learned: tokens in the loss.
         num_patches: patches of all encoders.
     """
 
-    num_documents: int
+    num_examples: int
     num_tokens: int
     num_learned: int
     num_patches: int
@@ -34,18 +35,81 @@ class PackingStats:
         """Count a batch."""
         learned = 0 if batch.labels is None else int((batch.labels != IGNORE_INDEX).sum())
         patches = sum(rows.shape[0] for rows in batch.patches.values())
-        return cls(batch.num_documents, batch.num_tokens, learned, patches)
+        return cls(batch.num_examples, batch.num_tokens, learned, patches)
 
 
-def pack(items: Sequence[Item]) -> Batch:
+@dataclass(frozen=True)
+class PrefixTree:
+    """Neighbouring items that are packed as one prompt and its branches, or one item by itself.
+
+    Attributes:
+        items: in order.
+        prefix: how many first tokens of all of them become the prompt; 0: there is one item and no prompt.
+    """
+
+    items: tuple[Item, ...]
+    prefix: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it takes in a batch."""
+        return self.prefix + sum(len(item.input_ids) - self.prefix for item in self.items)
+
+
+def prefix_trees(items: Sequence[Item]) -> list[PrefixTree]:
+    """Find neighbours that can share their beginning.
+
+    They hold the same arrays of patches, or no images and the same sample, and begin with the same tokens. What they
+    share holds all of the images, ends before the first label, and leaves every item a token of its own.
+
+    Args:
+        items: in the order in which they will be packed.
+
+    Returns:
+        All items, in order.
+    """
+    trees: list[PrefixTree] = []
+    for _, group in groupby(items, key=_about):
+        members = tuple(group)
+        prefix = _common_prefix(members) if len(members) > 1 else 0
+        trees += [PrefixTree(members, prefix)] if prefix else [PrefixTree((item,), 0) for item in members]
+    return trees
+
+
+def _about(item: Item) -> tuple[int, ...]:
+    """Return what items about the same thing have in common: the arrays of patches, or without images the sample."""
+    return tuple(id(rows) for rows in item.patches.values()) or (id(item.sample),)
+
+
+def _common_prefix(items: Sequence[Item]) -> int:
+    """Return how many first tokens the items can share; 0 where those would not hold all images."""
+    first, *others = items
+    length = min(_most_shared(item) for item in items)
+    for other in others:
+        same = first.input_ids[:length] == other.input_ids[:length]
+        same &= (first.position_ids[:, :length] == other.position_ids[:, :length]).all(axis=0)
+        length = length if same.all() else int(same.argmin())
+    return length if length >= max(item.visual_end for item in items) else 0
+
+
+def _most_shared(item: Item) -> int:
+    """Return how many first tokens of an item a prompt may take: up to its first label, and never all."""
+    learned = [] if item.labels is None else np.flatnonzero(item.labels != IGNORE_INDEX)
+    return min([len(item.input_ids) - 1, *learned[:1]])
+
+
+def pack(items: Sequence[Item], share_prefixes: bool = False) -> Batch:
     """Lay documents end to end.
 
     Args:
         items: at least one; documents without images may stand among documents with images. Items that hold the same
             arrays of patches show the same images, which enter the batch once.
+        share_prefixes: lay out neighbours that can share their beginning (`prefix_trees`) as one prompt and its
+            branches; loss and gradients are those of the items apart.
 
     Returns:
-        The batch. `labels` is None when no item has any; an item without labels among others is not learned.
+        The batch, its labels in the order of the items, whatever is shared. `labels` is None when no item has any; an
+        item without labels among others is not learned. A prompt bears the sample id and the task of its first item.
 
     Raises:
         ValueError: no item, or items made for different encoders.
@@ -55,19 +119,47 @@ def pack(items: Sequence[Item]) -> Batch:
     names = [tuple(item.patches) for item in items if item.patches]
     if len(set(names)) > 1:
         raise ValueError(f"items made for different encoders cannot share a batch: {sorted(set(names))}")
-    lengths = np.cumsum([0, *(len(item.input_ids) for item in items)])
+    documents, prompt_of = _documents(items, share_prefixes)
+    lengths = np.cumsum([0, *(len(document.input_ids) for document in documents)])
     encoders = names[0] if names else ()
-    seeing, image_index = _distinct([item for item in items if item.patches])
+    seeing, image_index = _distinct([document for document in documents if document.patches])
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([item.input_ids for item in items])),
-        labels=_labels(items),
-        position_ids=torch.from_numpy(np.concatenate([item.position_ids for item in items], axis=1)),
+        input_ids=torch.from_numpy(np.concatenate([d.input_ids for d in documents])),
+        labels=_labels(documents),
+        position_ids=torch.from_numpy(np.concatenate([d.position_ids for d in documents], axis=1)),
         cu_seqlens=torch.from_numpy(lengths.astype(np.int32)),
         patches={n: torch.from_numpy(np.concatenate([i.patches[n] for i in seeing])) for n in encoders},
         image_grid_thw={n: torch.from_numpy(np.concatenate([i.image_grid_thw[n] for i in seeing])) for n in encoders},
         image_index=image_index,
-        sample_ids=tuple(item.sample.id for item in items),
+        sample_ids=tuple(document.sample.id for document in documents),
+        prompt_of=prompt_of,
+        tasks=tuple(document.sample.task for document in documents),
     )
+
+
+def _documents(items: Sequence[Item], share_prefixes: bool) -> tuple[list[Item], Tensor | None]:
+    """Return the documents of a batch, and for each its prompt, where any has one."""
+    if not share_prefixes:
+        return list(items), None
+    documents: list[Item] = []
+    prompt_of: list[int] = []
+    for tree in prefix_trees(items):
+        if not tree.prefix:
+            documents += tree.items
+            prompt_of.append(-1)
+            continue
+        prompt_of += [-1, *[len(documents)] * len(tree.items)]
+        documents.append(_cut(tree.items[0], slice(0, tree.prefix)))
+        documents += [
+            replace(_cut(item, slice(tree.prefix, None)), patches={}, image_grid_thw={}, visual_end=0)
+            for item in tree.items
+        ]
+    return documents, torch.tensor(prompt_of) if max(prompt_of) >= 0 else None
+
+
+def _cut(item: Item, tokens: slice) -> Item:
+    labels = None if item.labels is None else item.labels[tokens]
+    return replace(item, input_ids=item.input_ids[tokens], labels=labels, position_ids=item.position_ids[:, tokens])
 
 
 def _distinct(seeing: Sequence[Item]) -> tuple[list[Item], Tensor | None]:
@@ -77,7 +169,7 @@ def _distinct(seeing: Sequence[Item]) -> tuple[list[Item], Tensor | None]:
     shown: list[int] = []
     num_images = 0
     for item in seeing:
-        key = tuple(id(rows) for rows in item.patches.values())
+        key = _about(item)
         if key not in first:
             count = len(next(iter(item.image_grid_thw.values())))
             first[key] = (num_images, count)

@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 from ..batch import PatchSpec, mrope_position_ids
 from ..boxes import Boxes, print_boxes
 from ..profile import CheckpointProfile
+from .header import shown_size
 from .image import crop_pixels, load_image
 from .record import ImageRef, Message, Sample
 from .resize import patchify, smart_resize
+from .store import Root
 from .template import encode_chat
 from .tokenizer import Tokenizer
 
 CACHE_BYTES = 256 * 2**20
+Cut = tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]
+"""Patches and grids of a sample's images, per encoder."""
 
 
 class TooLong(ValueError):
@@ -43,6 +47,7 @@ class Item:
         patches: per encoder (N, 3 * p * p) uint8 in merge order; empty without images.
         image_grid_thw: per encoder (I, 3) int64, in patches.
         sample: where it comes from.
+        visual_end: number of tokens up to and with the last visual one; 0 without images.
     """
 
     input_ids: NDArray[np.int64]
@@ -51,6 +56,7 @@ class Item:
     patches: dict[str, NDArray[np.uint8]]
     image_grid_thw: dict[str, NDArray[np.int64]]
     sample: Sample
+    visual_end: int
 
 
 @dataclass
@@ -62,7 +68,10 @@ class _PictureCache:
     num_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def load(self, image: ImageRef, root: Path | None) -> NDArray[np.uint8]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _PictureCache, (self.max_bytes,)  # another process decodes its own
+
+    def load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
         """Return the picture without its crop: (H, W, 3)."""
         key = (root, image.path, image.frame, image.slice_index, image.plane, image.window)
         with self.lock:
@@ -118,33 +127,48 @@ class Processor:
         self.root = None if root is None else Path(root)
         self._cache = _PictureCache(cache_bytes)
 
-    def encode(self, sample: Sample, *, for_generation: bool = False) -> Item:
+    def encode(self, sample: Sample, *, for_generation: bool = False, pixels: bool = True) -> Item:
         """Return a sample as one document.
 
         Args:
             sample: the example.
             for_generation: leave the answer out and open the assistant's turn instead.
+            pixels: off: decode no image and make patches of zeros that take no memory; all else is the same, if the
+                sizes that records and headers state are true.
 
         Raises:
             TooLong: more than `max_tokens` tokens.
             ValueError: the sample cannot be used, naming it.
         """
         messages = self.messages(sample, for_generation=for_generation)
-        patches, grids = self._images(sample)
+        patches, grids = self._images(sample, pixels)
         return self._item(sample, messages, patches, grids, for_generation=for_generation)
 
-    def encode_turns(self, sample: Sample) -> list[Item]:
+    def length(self, sample: Sample) -> int:
+        """Return the number of tokens that `encode` gives, without decoding an image.
+
+        Raises:
+            TooLong: more than `max_tokens` tokens.
+            ValueError: the sample cannot be used, naming it.
+        """
+        return len(self.encode(sample, pixels=False).input_ids)
+
+    def encode_turns(self, sample: Sample, *, pixels: bool = True) -> list[Item]:
         """Return every turn of a sample as a document of its own, about the same images.
 
         Nothing of the other turns can be copied, so each answer must come from the images; `pack` lets them be encoded
         once. A sample with images after its first user turn stays one conversation.
+
+        Args:
+            sample: the example.
+            pixels: as for `encode`.
 
         Raises:
             TooLong: a turn has more than `max_tokens` tokens.
             ValueError: the sample cannot be used, naming it.
         """
         messages = self.messages(sample)
-        patches, grids = self._images(sample)
+        patches, grids = self._images(sample, pixels)
         turns = independent_turns(messages)
         return [self._item(sample, turn, patches, grids, for_generation=False) for turn in turns]
 
@@ -188,6 +212,7 @@ class Processor:
             patches=patches,
             image_grid_thw=grids,
             sample=sample,
+            visual_end=_visual_end(input_ids, self.tokenizer.image_token_id),
         )
 
     def messages(self, sample: Sample, *, for_generation: bool = False) -> list[Message]:
@@ -246,17 +271,19 @@ class Processor:
         except ValueError as error:
             raise ValueError(f"{sample.id}: {error}") from None
 
-    def _images(self, sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]:
+    def _images(self, sample: Sample, pixels: bool) -> Cut:
         """Return patches and grids of all images, per encoder."""
+        if not sample.images:
+            return {}, {}
         try:
-            return self._cut(sample)
+            return self._cut(sample) if pixels else self._outline(sample)
         except ValueError as error:
             raise ValueError(f"{sample.id}: {error}") from error
 
-    def _cut(self, sample: Sample) -> tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]:
+    def _cut(self, sample: Sample) -> Cut:
         patches: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.specs}
         grids: dict[str, list[tuple[int, int, int]]] = {name: [] for name in self.specs}
-        root = sample.root if sample.root is not None else self.root
+        root = self._root_of(sample)
         for image in sample.images:
             pixels = self._load(image, root)
             rows, columns = self._token_grid(pixels.shape[0], pixels.shape[1])
@@ -264,14 +291,25 @@ class Processor:
                 cut, grid = patchify(pixels, spec, (rows * spec.token_px, columns * spec.token_px))
                 patches[name].append(cut)
                 grids[name].append(grid)
-        if not sample.images:
-            return {}, {}
         return (
-            {name: np.concatenate(rows) for name, rows in patches.items()},
+            {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in patches.items()},
             {name: np.array(rows, dtype=np.int64) for name, rows in grids.items()},
         )
 
-    def _load(self, image: ImageRef, root: Path | None) -> NDArray[np.uint8]:
+    def _outline(self, sample: Sample) -> Cut:
+        """Return what `_cut` does, with zeros for the pixels."""
+        sizes = [shown_size(image, self._root_of(sample)) for image in sample.images]
+        tokens = np.array([(1, *self._token_grid(height, width)) for width, height in sizes], dtype=np.int64)
+        grids = {name: tokens * (1, spec.merge_size, spec.merge_size) for name, spec in self.specs.items()}
+        return {
+            name: np.broadcast_to(np.uint8(0), (int(grids[name].prod(axis=1).sum()), spec.still_width))
+            for name, spec in self.specs.items()
+        }, grids
+
+    def _root_of(self, sample: Sample) -> Root:
+        return sample.root if sample.root is not None else self.root
+
+    def _load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
         pixels = self._cache.load(image, root)
         if image.crop is not None:
             pixels = crop_pixels(pixels, image.crop)
@@ -316,6 +354,11 @@ def independent_turns(messages: Sequence[Message]) -> list[list[Message]]:
         words = [part for part in _parts(question) if part["type"] != "image"]
         turns.append([*system, {"role": "user", "content": [*images, *words]}, answer])
     return turns
+
+
+def _visual_end(input_ids: torch.Tensor, image_token_id: int) -> int:
+    where = (input_ids == image_token_id).nonzero()
+    return int(where[-1]) + 1 if len(where) else 0
 
 
 def _parts(message: Message) -> list[dict[str, Any]]:

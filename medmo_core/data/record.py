@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..boxes import Boxes
+from .store import ImageStore
 
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding", "dialogue", "text")
 ANSWER_TYPES = ("yesno", "choice", "open", "boxes", "report")
@@ -134,7 +135,8 @@ class Sample:
         group: patient or volume; never in two splits.
         licence: of image and text.
         provenance: where they come from.
-        root: data root that `path` of the images is relative to; not part of the record.
+        root: data root that `path` of the images is relative to, or the store that knows them by it; not part of the
+            record.
     """
 
     id: str
@@ -148,7 +150,7 @@ class Sample:
     group: str | None = None
     licence: str | None = None
     provenance: Any = None
-    root: Path | None = dataclasses.field(default=None, compare=False, repr=False)
+    root: Path | ImageStore | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def grounding_image(self) -> int:

@@ -12,6 +12,7 @@ import importlib.resources
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -59,6 +60,10 @@ class Tokenizer:
         self.vision_end_id = self._required("<|vision_end|>")
         self.image_token_id = self._required("<|image_pad|>")
         self.video_token_id = self._required("<|video_pad|>")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own pickle forgets that special tokens are to be read as text.
+        return _from_text, (self.to_str(), self.source)
 
     def _required(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
@@ -196,6 +201,10 @@ class Tokenizer:
         }
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def _from_text(text: str, source: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), source=source)
 
 
 def assemble(

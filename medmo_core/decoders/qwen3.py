@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..modules.attention import TextAttention
 from ..modules.mlp import SwiGLU
@@ -65,9 +64,10 @@ class DecoderLayer(nn.Module):
         table: RopeTable,
         rows: Tensor | None = None,
         max_seqlen: int | None = None,
+        prompt_of: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Transform (T, E) packed tokens, or only some of their rows; also return the layer's keys and values."""
-        mixed, kv = self.self_attn(self.input_layernorm(x), cu_seqlens, table, rows, max_seqlen=max_seqlen)
+        mixed, kv = self.self_attn(self.input_layernorm(x), cu_seqlens, table, rows, prompt_of, max_seqlen)
         x = (x if rows is None else x[rows]) + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), kv
 
@@ -119,7 +119,6 @@ class Qwen3Decoder(nn.Module):
             raise ValueError(f"mrope_sections {list(mrope_sections)} must add up to half of head_dim {head_dim}")
         self.head_dim, self.rope_theta, self.mrope_sections = head_dim, rope_theta, tuple(mrope_sections)
         self.num_kv_heads = num_kv_heads
-        self.checkpoint_layers = False
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim, device=device, dtype=dtype)
         self.layers = nn.ModuleList(
             DecoderLayer(
@@ -140,6 +139,7 @@ class Qwen3Decoder(nn.Module):
         keep_kv: KeepKV | None = None,
         rows: Tensor | None = None,
         max_seqlen: int | None = None,
+        prompt_of: Tensor | None = None,
     ) -> Tensor:
         """Run packed documents.
 
@@ -150,8 +150,10 @@ class Qwen3Decoder(nn.Module):
             visual_index: (M,) positions of the visual tokens.
             deepstack: (M, E) additions to the visual tokens after the first layers, one per layer.
             keep_kv: receives every layer's keys and values.
-            rows: (R,) tokens whose result is wanted; the last layer does its work for these only. None: all.
+            rows: (R,) tokens whose result is wanted, repeated ones too; the last layer does its work for these only.
+                None: all.
             max_seqlen: length of the longest document, where known.
+            prompt_of: (n,) the document whose tokens document j sees whole besides its own; -1: none. None: no sharing.
 
         Returns:
             (T, E) or (R, E) hidden states after the final norm.
@@ -161,11 +163,7 @@ class Qwen3Decoder(nn.Module):
         last = len(self.layers) - 1
         early_rows = rows if len(deepstack) <= last else None  # an addition after the last layer needs all rows
         for index, layer in enumerate(self.layers):
-            arguments = (x, cu_seqlens, table, early_rows if index == last else None, max_seqlen)
-            if self.checkpoint_layers and torch.is_grad_enabled():
-                x, kv = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                x, kv = layer(*arguments)
+            x, kv = layer(x, cu_seqlens, table, early_rows if index == last else None, max_seqlen, prompt_of)
             if keep_kv is not None:
                 keep_kv(index, *kv)
             if index < len(deepstack):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..batch import PatchSpec
 from ..modules.attention import attention
@@ -81,7 +80,6 @@ class Dinov2Encoder(nn.Module):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim = embed_dim
-        self.checkpoint_blocks = False
         self.specs = {self.name: PatchSpec(patch_size, merge_size, 1, IMAGENET_MEAN, IMAGENET_STD)}
         where = {"device": device, "dtype": dtype}
         mlp_dim = int(embed_dim * mlp_ratio)
@@ -132,10 +130,7 @@ class Dinov2Encoder(nn.Module):
         x = torch.cat([embeddings.class_token().expand(len(frames), -1), x])[order]
         cu_seqlens = torch.cat([sizes.new_zeros(1), (sizes + 1).cumsum(0)]).int()
         for layer in self.dinov2.encoder.layer:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cu_seqlens, use_reentrant=False)
-            else:
-                x = layer(x, cu_seqlens)
+            x = layer(x, cu_seqlens)
         return EncoderOutput(self.dinov2.layernorm(x[patch_rows]))
 
 

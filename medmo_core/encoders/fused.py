@@ -84,16 +84,6 @@ class FusedEncoder(nn.Module):
         """Build the size that trains on a laptop."""
         return cls(**{**cls.SIZES["tiny"], **overrides})
 
-    @property
-    def checkpoint_blocks(self) -> bool:
-        """Whether the towers recompute their blocks in the backward pass."""
-        return any(getattr(tower, "checkpoint_blocks", False) for tower in self.towers.values())
-
-    @checkpoint_blocks.setter
-    def checkpoint_blocks(self, value: bool) -> None:
-        for tower in self.towers.values():
-            tower.checkpoint_blocks = value  # pyright: ignore[reportAttributeAccessIssue]
-
     def forward(self, patches: dict[str, Tensor], image_grid_thw: dict[str, Tensor]) -> EncoderOutput:
         """Encode packed images with every tower.
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..batch import PatchSpec
 from ..modules.attention import VisionAttention
@@ -105,7 +104,6 @@ class Qwen3VLEncoder(nn.Module):
         self.head_dim = embed_dim // num_heads
         self.deepstack_layers = tuple(deepstack_layers)
         self.num_deepstack = len(self.deepstack_layers)
-        self.checkpoint_blocks = False
         spec = PatchSpec(patch_size, merge_size, temporal_patch_size, image_mean, image_std)
         self.specs = {self.name: spec}
         where: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -139,10 +137,7 @@ class Qwen3VLEncoder(nn.Module):
         cu_seqlens = cu_seqlens.to(x.device)  # once for all layers
         taps = []
         for index, block in enumerate(self.blocks):
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, cu_seqlens, table, use_reentrant=False)
-            else:
-                x = block(x, cu_seqlens, table)
+            x = block(x, cu_seqlens, table)
             if index in self.deepstack_layers:
                 taps.append(x)
         return EncoderOutput(x, tuple(taps))

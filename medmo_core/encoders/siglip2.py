@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..batch import PatchSpec
 from ..modules.attention import attention
@@ -73,7 +72,6 @@ class Siglip2Encoder(nn.Module):
         if round(num_positions**0.5) ** 2 != num_positions:
             raise ValueError(f"num_positions {num_positions} is not the square of a whole number")
         self.embed_dim = embed_dim
-        self.checkpoint_blocks = False
         self.specs = {self.name: PatchSpec(patch_size, merge_size)}
         where = {"device": device, "dtype": dtype}
         self.vision_model = _VisionModel(embed_dim, depth, num_heads, mlp_dim, patch_size, num_positions, eps, **where)
@@ -115,10 +113,7 @@ class Siglip2Encoder(nn.Module):
         cu_seqlens = torch.tensor([0, *(height * width for height, width in frames)]).cumsum(0, dtype=torch.int32)
         cu_seqlens = cu_seqlens.to(x.device)  # once for all layers
         for layer in model.encoder.layers:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cu_seqlens, use_reentrant=False)
-            else:
-                x = layer(x, cu_seqlens)
+            x = layer(x, cu_seqlens)
         return EncoderOutput(model.post_layernorm(x))
 
 

@@ -8,44 +8,72 @@ Shapes: L rows, E hidden width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-IGNORED = -100
 
-
-def liger_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Score targets under softmax(hidden @ weight.T) with Liger's fused linear cross-entropy.
+def liger_token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, accuracy: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute `linear_token_losses` with Liger's fused linear cross-entropy, in one pass.
 
     The forward pass computes the gradients too, chunk by chunk, and keeps nothing else. The backward pass scales them
-    in place: one backward pass per forward pass. One synchronisation counts the rows.
+    in place: one backward pass per forward pass. One synchronisation counts the rows. Liger's own autograd function
+    returns either the rows and computes all logits twice, or their sum alone; here its kernels give the rows, and the
+    gradients of their plain sum.
 
     Numerics: logits in the dtype of `hidden`, log-sum-exp in fp32; the head's gradient is summed over chunks in fp32
-        (Liger's default is the dtype of the weight). Returns fp32.
+        (Liger's default is the dtype of the weight). Returns fp32; each row's z-loss is rounded once to the dtype of
+        `hidden` where it is told apart from the cross-entropy, not in the sum.
 
     Args:
-        hidden: (L, E), L at least 1.
-        weight: (V, E) head.
-        targets: (L,) int64 tokens.
-        reduction: "mean" or "sum".
+        hidden, weight, targets, z_loss, accuracy: as `linear_token_losses`; L at least 1.
 
     Raises:
         ModuleNotFoundError: liger-kernel is not installed; names the extra.
     """
     try:
-        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+        from liger_kernel.ops import fused_linear_cross_entropy as kernels
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('Liger\'s losses need liger-kernel: pip install "medmo[cuda]"') from error
 
     if weight.requires_grad and not hidden.requires_grad and torch.is_grad_enabled():
         hidden = hidden.detach().requires_grad_()  # Liger computes no gradient at all for states that need none
-    no_bias = no_class_weights = no_softcap = None
-    no_z_loss, no_smoothing = 0.0, 0.0
-    loss, *_ = LigerFusedLinearCrossEntropyFunction.apply(
-        hidden, weight, targets, no_bias, no_class_weights, IGNORED, no_z_loss, no_smoothing, reduction, no_softcap,
-        False, torch.float32,
-    )  # fmt: skip
-    return loss
+    return _FusedHead.apply(kernels, hidden, weight, targets, z_loss, accuracy)
+
+
+class _FusedHead(torch.autograd.Function):
+    """Liger's fused linear cross-entropy: the sum, its rows, and the sum's gradients from one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, accuracy: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        rows, z_rows, correct, *_, grad_hidden, grad_weight, _ = kernels.fused_linear_cross_entropy_forward(
+            hidden,
+            weight,
+            targets,
+            lse_square_scale=z_loss,
+            reduction="none",
+            return_z_loss=z_loss > 0,
+            accum_dtype=torch.float32,
+            return_token_accuracy=accuracy,
+        )
+        ctx.kernels = kernels
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        total = rows.sum()
+        z_rows = torch.zeros_like(rows) if z_rows is None else z_rows.float()
+        cross_entropy, z_total = rows - z_rows, z_rows.sum()
+        correct = None if correct is None else correct > 0
+        ctx.mark_non_differentiable(*(t for t in (cross_entropy, z_total, correct) if t is not None))
+        return total, cross_entropy, z_total, correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        scaled = ctx.kernels.fused_linear_cross_entropy_backward(gradients[0], *ctx.saved_tensors, None)
+        return None, *scaled[:2], None, None, None
 
 
 def liger_grpo_loss(

@@ -82,9 +82,14 @@ def generate(
         One list per document of `num_generations` continuations. Image and video placeholders are never sampled.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or the batch shares prompts.
     """
     _check_settings(max_new_tokens, temperature, top_p, top_k, num_generations)
+    if batch.prompt_of is not None:
+        raise ValueError(
+            "generate continues whole documents, this batch holds branches of shared prompts (prompt_of): pack each "
+            "prompt once, without share_prefixes, and ask for num_generations"
+        )
     lengths, device = batch.lengths(), batch.input_ids.device
     cache = KVCache(lengths, max_new_tokens, num_generations, device)
     hidden = model.hidden_states(batch, batch.cu_seqlens[1:].long() - 1, keep_kv=cache.keep_prompt)

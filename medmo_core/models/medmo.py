@@ -5,7 +5,7 @@ Shapes: T packed tokens, L labelled tokens, M visual tokens, E decoder width, V 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import IGNORE_INDEX, Batch
+from ..batch import Batch
 from ..decoders.qwen3 import KeepKV, Qwen3Decoder
 from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
-from ..losses.chunked_head import linear_cross_entropy, token_logprobs
+from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
+from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
 from .generation import Generation, generate
+from .placeholders import placeholder_index
+from .targets import labelled_rows
 
 INIT_GAIN = 0.7
 
@@ -119,6 +122,8 @@ class MedMO(nn.Module):
         self.model = VisionLanguageModel(VisionTower(encoder, projector), decoder)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, **where)
+        # Given the embeddings of a batch that shows no image; who shards the vision tower says what it must do then.
+        self.without_images: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def from_config(
@@ -234,18 +239,23 @@ class MedMO(nn.Module):
         """(V, E) weight that turns hidden states into logits."""
         return self.decoder.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def checkpoint_activations(self, enabled: bool = True) -> None:
-        """Compute the blocks' activations again in the backward pass instead of keeping them."""
-        self.decoder.checkpoint_layers = enabled
-        if hasattr(self.encoder, "checkpoint_blocks"):
-            self.encoder.checkpoint_blocks = enabled  # pyright: ignore[reportAttributeAccessIssue]
+    def checkpoint_activations(self, text: Recompute | bool = "all", vision: Recompute | bool | None = None) -> None:
+        """Compute the blocks' activations again in the backward pass instead of keeping them.
+
+        Args:
+            text: what the decoder's blocks compute again: "nothing", "all" (True) or "selected": all but matrix
+                products and attention.
+            vision: the same for the vision encoder's; None: as `text`.
+        """
+        set_forward(blocks_of(self.decoder), recompute=text)
+        set_forward(blocks_of(self.model.visual), recompute=text if vision is None else vision)
 
     def hidden_states(self, batch: Batch, rows: Tensor | None = None, *, keep_kv: KeepKV | None = None) -> Tensor:
         """Run a batch up to the final norm.
 
         Args:
             batch: packed documents.
-            rows: (R,) tokens whose states are wanted, which saves work in the last layer; None: all.
+            rows: (R,) tokens whose states are wanted, repeated ones too, which saves work in the last layer; None: all.
             keep_kv: receives every decoder layer's keys and values.
 
         Returns:
@@ -265,6 +275,7 @@ class MedMO(nn.Module):
             x = x.index_copy(0, index, visual.to(x.dtype))
         else:
             self._visual_index(batch, 0)
+            x = x if self.without_images is None else self.without_images(x)
         return self.decoder(
             x,
             batch.position_ids,
@@ -274,6 +285,7 @@ class MedMO(nn.Module):
             keep_kv=keep_kv,
             rows=rows,
             max_seqlen=batch.max_seqlen,
+            prompt_of=batch.prompt_of,
         )
 
     def forward(self, batch: Batch) -> Tensor:
@@ -296,12 +308,30 @@ class MedMO(nn.Module):
         rows, targets = labelled_rows(batch)
         return linear_cross_entropy(self.hidden_states(batch, rows), self.head_weight, targets, reduction)
 
-    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        """Return the log-probability of every labelled token, in order.
+    def token_losses(self, batch: Batch, *, z_loss: float = 0.0, accuracy: bool = False) -> TokenLosses:
+        """Return the summed loss of the labelled tokens and what it is made of, from one pass.
 
         Args:
-            batch: packed documents with labels; a label on the first token of a document cannot be predicted and has
-                no entry.
+            batch: packed documents with labels.
+            z_loss: weight of the z-loss.
+            accuracy: also say of every labelled token whether it was the most likely one.
+
+        Returns:
+            The sum with a graph; the parts without one, tokens in the order of the labels.
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
+        rows, targets = labelled_rows(batch)
+        hidden = self.hidden_states(batch, rows)
+        return linear_token_losses(hidden, self.head_weight, targets, z_loss=z_loss, accuracy=accuracy)
+
+    def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """Return the log-probability of every labelled token, in the order of the labels.
+
+        Args:
+            batch: packed documents with labels; a label on the first token of a document without a prompt cannot be
+                predicted and has no entry.
             temperature: divides the logits.
 
         Returns:
@@ -336,30 +366,8 @@ class MedMO(nn.Module):
         )
 
     def _visual_index(self, batch: Batch, num_visual: int) -> Tensor:
-        """Return the positions of the placeholders, after counting them against the visual tokens."""
-        config = self.config
-        is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
-        index = is_visual.nonzero().squeeze(1)
-        if index.shape[0] != num_visual:
-            raise ValueError(_mismatch(batch, is_visual, num_visual, self.primary_encoder, self.merge_size))
-        return index
-
-
-def labelled_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Find the rows whose next token is learned.
-
-    Returns:
-        (L,) row indices and the (L,) tokens they predict. A row never predicts the first token of the next document.
-
-    Raises:
-        ValueError: the batch has no labels.
-    """
-    if batch.labels is None:
-        raise ValueError("this batch has no labels: build it with labels to compute a loss")
-    learned = batch.labels != IGNORE_INDEX
-    learned[batch.cu_seqlens[:-1].long()] = False
-    targets = learned.nonzero().squeeze(1)
-    return targets - 1, batch.labels[targets]
+        ids = (self.config.image_token_id, self.config.video_token_id)
+        return placeholder_index(batch, num_visual, ids, encoder=self.primary_encoder, merge_size=self.merge_size)
 
 
 def _build_encoder(config: ModelConfig, where: dict[str, Any]) -> Encoder:
@@ -380,25 +388,3 @@ def _build_encoder(config: ModelConfig, where: dict[str, Any]) -> Encoder:
         deepstack_layers=vision.deepstack_visual_indexes,
         **where,
     )
-
-
-def _mismatch(batch: Batch, is_visual: Tensor, num_visual: int, encoder: str, merge_size: int) -> str:
-    """Say which document's images and placeholders disagree, with both numbers."""
-    grids = batch.image_grid_thw.get(encoder)
-    sizes = [] if grids is None else (grids.prod(1) // merge_size**2).tolist()
-    found = is_visual.sum().item()
-    where = "; no document can be named"
-    for index, flags in enumerate(is_visual.split(batch.lengths())):
-        wanted = flags.sum().item()
-        images = 0
-        while wanted > 0 and sizes:
-            wanted -= sizes.pop(0)
-            images += 1
-        if wanted != 0:
-            where = f"; the first that does not fit is {batch.document_name(index)}, after {images} image(s)"
-            break
-    else:
-        if sizes:
-            last = batch.document_name(batch.num_documents - 1)
-            where = f"; {len(sizes)} image(s) have no placeholder, after {last}"
-    return f"the text holds {found} image placeholder tokens, the images make {num_visual} visual tokens{where}"

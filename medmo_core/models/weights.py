@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from .medmo import MedMO
 from .save import CONFIG_FILE, DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
 
 OfficialName = Callable[[str], str | None]
+LocalRows = Callable[[Tensor], tuple[Tensor, slice]]
+"""Parameter -> the memory of it that this process has, and which rows of the whole parameter that holds."""
 
 
 def load_pretrained(
@@ -81,6 +84,7 @@ def load_weights(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     official_name: OfficialName | None = None,
+    local_rows: LocalRows | None = None,
 ) -> None:
     """Fill a model, built on the meta device or not, from a checkpoint.
 
@@ -94,6 +98,8 @@ def load_weights(
         device: where meta parameters are materialised.
         official_name: maps a name in the file to the model's name, None for a tensor that the model has no use for;
             None (the default): Qwen3-VL's names.
+        local_rows: for a model whose parameters lie in parts on several processes: only this process's rows of each
+            tensor are read. None: all of everything.
 
     Raises:
         ValueError: names are missing or left over, or a shape differs. Nothing has been written then.
@@ -111,7 +117,11 @@ def load_weights(
         for path, names in _by_file(wanted, checkpoint).items():
             with opened(path) as file:
                 for source in names:
-                    _place(file.get_tensor(source), tensors[wanted[source]], slots, dtype, device)
+                    target = tensors[wanted[source]]
+                    if local_rows is None:
+                        _place(file.get_tensor(source), target, slots, dtype, device)
+                    else:
+                        _read_rows(file, source, *local_rows(target))
 
 
 def load_encoder(encoder: nn.Module, path_or_hub_id: str | Path, *, revision: str | None = None) -> None:
@@ -209,6 +219,12 @@ def _slots(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
             if tensor is not None:
                 slots.setdefault(id(tensor), []).append((module, leaf))
     return slots
+
+
+def _read_rows(file: Any, source: str, memory: Tensor, rows: slice) -> None:
+    """Read some rows of a tensor into `memory`; a process may have none."""
+    if memory.numel():
+        memory.copy_(file.get_slice(source)[rows] if memory.ndim else file.get_tensor(source))
 
 
 def _place(

@@ -5,14 +5,19 @@ Shapes: T packed tokens, H query heads, K key/value heads, D head width, n docum
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from medmo_kernels.attention import attention
+from medmo_kernels.attention import attention as packed_attention
 from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_
 
 from .norm import RMSNorm
 from .rope import RopeTable
+
+# The compiler stops here and goes on behind: tensors decide which back end serves them, and some are read on the host.
+attention: Callable[..., Tensor] = torch.compiler.disable(packed_attention)  # pyright: ignore[reportAssignmentType]
 
 
 class VisionAttention(nn.Module):

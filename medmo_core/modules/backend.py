@@ -35,9 +35,11 @@ def liger_refusal(device: torch.device) -> str:
 def uses_liger(tensor: Tensor) -> bool:
     """Say whether Liger serves this tensor; warns once where a GPU has to do without.
 
-    PyTorch serves float64, which Liger's kernels do not compute in, and tensors without elements, which they cannot be
-    launched on.
+    PyTorch serves float64, which Liger's kernels do not compute in, tensors without elements, which they cannot be
+    launched on, and what is compiled, since the compiler fuses the same itself.
     """
+    if torch.compiler.is_compiling():
+        return False
     if not tensor.is_cuda or tensor.dtype not in runtime.KERNEL_DTYPES or tensor.numel() == 0:
         return False
     refusal = liger_refusal(tensor.device)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from ..training.config import RunConfig
 from .debug import debug_align, debug_instruct, debug_reinforce
-from .medmo_4b import medmo_4b_align, medmo_4b_ground, medmo_4b_instruct, medmo_4b_reinforce
-from .medmo_8b import medmo_8b_align, medmo_8b_ground, medmo_8b_instruct, medmo_8b_reinforce
+from .lora import medmo_4b_lora
+from .medmo_4b import medmo_4b_align, medmo_4b_instruct, medmo_4b_instruct_highres, medmo_4b_reinforce
+from .medmo_8b import medmo_8b_align, medmo_8b_instruct, medmo_8b_instruct_highres, medmo_8b_reinforce
 from .tiny import tiny_align, tiny_instruct, tiny_reinforce
 
 CONFIGS: dict[str, Callable[[], RunConfig]] = {
@@ -19,11 +20,12 @@ CONFIGS: dict[str, Callable[[], RunConfig]] = {
     "tiny_instruct": tiny_instruct,
     "tiny_reinforce": tiny_reinforce,
     "medmo_4b_align": medmo_4b_align,
-    "medmo_4b_ground": medmo_4b_ground,
+    "medmo_4b_instruct_highres": medmo_4b_instruct_highres,
     "medmo_4b_instruct": medmo_4b_instruct,
     "medmo_4b_reinforce": medmo_4b_reinforce,
+    "medmo_4b_lora": medmo_4b_lora,
     "medmo_8b_align": medmo_8b_align,
-    "medmo_8b_ground": medmo_8b_ground,
+    "medmo_8b_instruct_highres": medmo_8b_instruct_highres,
     "medmo_8b_instruct": medmo_8b_instruct,
     "medmo_8b_reinforce": medmo_8b_reinforce,
 }

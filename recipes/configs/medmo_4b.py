@@ -2,13 +2,14 @@
 
     torchrun --nproc-per-node 8 -m medmo_recipes.align --config medmo_4b_align \\
         data.sources=captions.jsonl,vqa.jsonl data.root=/data
-    python -m medmo_recipes.align --config medmo_4b_align parallel.shard=false train.docs_per_step=64
+    python -m medmo_recipes.align --config medmo_4b_align parallel.shard=false optim.kind=adamw_bf16
 
-The second line is for one GPU: weights, gradients and optimiser state take about 66 GiB, activations come on top.
+The second line is for one GPU of 80 GB: weights, gradients and optimiser state take 8 bytes a parameter, 33 GiB,
+activations come on top. docs/training.md has the launch lines for 1, 8 and 64 GPUs.
 """
 
 from ..training.config import RunConfig
-from .medmo_8b import medmo_8b_align, medmo_8b_ground, medmo_8b_instruct, medmo_8b_reinforce
+from .medmo_8b import medmo_8b_align, medmo_8b_instruct, medmo_8b_instruct_highres, medmo_8b_reinforce
 
 
 def _as_8b(config: RunConfig, name: str) -> RunConfig:
@@ -21,20 +22,20 @@ def medmo_4b_align() -> RunConfig:
     return _as_8b(medmo_8b_align(), "medmo_4b_align")
 
 
-def medmo_4b_ground() -> RunConfig:
+def medmo_4b_instruct_highres() -> RunConfig:
     """Stage 2, as 8B, unpublished.
 
-    torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_4b_ground \\
+    torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_4b_instruct_highres \\
         model.init=runs/medmo_4b_align/final
     """
-    return _as_8b(medmo_8b_ground(), "medmo_4b_ground")
+    return _as_8b(medmo_8b_instruct_highres(), "medmo_4b_instruct_highres")
 
 
 def medmo_4b_instruct() -> RunConfig:
     """Stage 3, as 8B, unpublished.
 
     torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_4b_instruct \\
-        model.init=runs/medmo_4b_ground/final
+        model.init=runs/medmo_4b_instruct_highres/final
     """
     return _as_8b(medmo_8b_instruct(), "medmo_4b_instruct")
 

@@ -7,8 +7,12 @@
 
 The later stages begin where `model.init=` points, the final/ folder of the stage before; left out, at the base model.
 
-One GPU: the projector alone (`model.trainable=projector parallel.shard=false`); all weights need 16 bytes of weights,
-gradients and optimiser state each, about 131 GiB, and are sharded over several.
+One GPU of 141 GB: `parallel.shard=false optim.kind=adamw_bf16` trains all weights, 8 bytes each for weight, gradient
+and optimiser state; with fp32 state they need 16 bytes each, about 131 GiB, and are sharded over several.
+docs/training.md has the launch lines for 1, 8 and 64 GPUs, with memory and expected speed, and the settings for what
+the paper leaves open.
+
+MedMO's stages and ours: 1 align, 2 instruct_highres, 3 instruct, 4 reinforce.
 
 Sources: [P] arXiv 2602.06965 v2; [C] the training scripts its first author published in March 2026; [D] derived from
 them, as said beside each value. Batches are [P] per device and [D] multiplied by their accumulation and 64 GPUs.
@@ -37,6 +41,7 @@ def medmo_8b_align() -> RunConfig:
             sources={"data/captions.jsonl": 1.0, "data/vqa.jsonl": 1.0},
             max_pixels=SQUARE_768,  # [P]
             max_tokens=4096,  # ours: longer samples are dropped and counted; [C] cuts nothing either
+            num_workers=8,  # ours: [C] had 2 and waited for them
         ),
         optim=Optim(
             lr=1e-5,  # [P] and [C]'s table; the command in [C] says 1e-4
@@ -47,9 +52,10 @@ def medmo_8b_align() -> RunConfig:
         train=Train(
             steps=14_450,  # [D] 18.5 M samples once, at this batch
             docs_per_step=1280,  # [P] 10 x 2 accumulation, [D] x 64 GPUs
-            micro_batch=8,
+            micro_batch=20,  # ours: the share of one of 64 GPUs in one pass
             log_every=10,
             save_every=500,
+            spike_ratio=4.0,  # ours: a blow-up stops with the names of the samples
             seed=42,  # [C] data seed
             out_dir="runs/medmo_8b_align",
         ),
@@ -57,25 +63,26 @@ def medmo_8b_align() -> RunConfig:
     )
 
 
-def medmo_8b_ground() -> RunConfig:
-    """Stage 2, high resolution and boxes: 3 M samples [P]; an `instruct` run.
+def medmo_8b_instruct_highres() -> RunConfig:
+    """Stage 2, high resolution and boxes: 3 M samples at 1280 x 1280 px [P]; an `instruct` run, heavy on grounding.
 
-    torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_ground \\
+    torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_instruct_highres \\
         model.init=runs/medmo_8b_align/final
     """
     return medmo_8b_align().change(
         stage="instruct",
-        name="medmo_8b_ground",
+        name="medmo_8b_instruct_highres",
         data={
-            "sources": {"data/captions.jsonl": 1.0, "data/vqa.jsonl": 1.0, "data/boxes.jsonl": 1.0},
+            # [P] curated captions and questions, and boxes; how many of each is unpublished. Half boxes is ours.
+            "sources": {"data/captions.jsonl": 1.0, "data/vqa.jsonl": 1.0, "data/boxes.jsonl": 2.0},
             "max_pixels": SQUARE_1280,  # [P]
         },
         optim={"lr": 8e-6},  # [P]
         train={
             "steps": 2930,  # [D] 3 M samples once
             "docs_per_step": 1024,  # [P] 2 x 8 accumulation, [D] x 64 GPUs
-            "micro_batch": 2,
-            "out_dir": "runs/medmo_8b_ground",
+            "micro_batch": 8,  # ours
+            "out_dir": "runs/medmo_8b_instruct_highres",
         },
     )
 
@@ -83,8 +90,11 @@ def medmo_8b_ground() -> RunConfig:
 def medmo_8b_instruct() -> RunConfig:
     """Stage 3, instruction tuning: 4.3 M captions, questions, report summaries and retrieval-style reasoning [P].
 
+    The paper states no resolution for this stage; 768 x 768 px is ours. Its stage 2 had 1280 x 1280:
+    `data.max_pixels=1638400`.
+
     torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_instruct \\
-        model.init=runs/medmo_8b_ground/final
+        model.init=runs/medmo_8b_instruct_highres/final
     """
     return medmo_8b_align().change(
         stage="instruct",
@@ -97,7 +107,7 @@ def medmo_8b_instruct() -> RunConfig:
                 "data/retrieval.jsonl": 1.0,
                 "data/boxes.jsonl": 1.0,  # ours: MedMO's list for this stage names none
             },
-            "max_pixels": SQUARE_1280,  # unpublished for this stage: that of the stage before
+            "max_pixels": SQUARE_768,  # ours, unpublished
         },
         optim={"lr": 5e-6},  # [P]
         train={
@@ -128,6 +138,7 @@ def medmo_8b_reinforce() -> RunConfig:
             "docs_per_step": 256,  # [C] 4 x 4 accumulation x 64 GPUs completions, in groups of 4
             "micro_batch": 4,  # [C]
             "save_every": 200,  # [C]
+            "spike_ratio": 0.0,  # a policy loss lies around zero
             "out_dir": "runs/medmo_8b_reinforce",
         },
         rollout=Rollout(

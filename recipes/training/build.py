@@ -1,15 +1,17 @@
 """From a config to the things of a run: model, tokenizer, profile, processor, mixture, and what trains."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from medmo_core.data.mixture import JsonlSource, Mixture, Source
+from medmo_core.data.mixture import Mixture, Source
+from medmo_core.data.open_source import open_source
 from medmo_core.data.process import Processor
 from medmo_core.data.tokenizer import Tokenizer
+from medmo_core.data.validate import RecordError
 from medmo_core.encoders import ENCODERS
 from medmo_core.models.checkpoint import find_folder, open_checkpoint
 from medmo_core.models.config import PRESETS, ModelConfig
@@ -17,7 +19,9 @@ from medmo_core.models.medmo import MedMO
 from medmo_core.models.weights import load_encoder, load_weights
 from medmo_core.profile import PROFILES, CheckpointProfile
 
-from .config import ConfigError, Data, Model, RunConfig, unknown_key
+from .config import ConfigError, Data, Lora, Model, RunConfig, unknown_key
+from .lora import add_adapters, is_adapter
+from .optim import NameFactor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 PARTS = ("encoder", "projector", "decoder")
@@ -46,7 +50,7 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
 
     Args:
         config: the run.
-        device: where the weights go; "meta" makes none and reads none.
+        device: where the weights go; "meta" makes none and reads none. See also `is_filled_later`.
 
     Raises:
         ConfigError: a name that does not exist, or files that do not fit together.
@@ -55,10 +59,8 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
         config = config.change(model={"init": HUB_SIZES[config.model.init]})
     tokenizer = load_tokenizer(config.model)
     torch.manual_seed(config.train.seed)
-    model = load_model(config.model, tokenizer, device)
+    model = load_model(config.model, tokenizer, "meta" if is_filled_later(config) else device)
     model.train()
-    if config.model.recompute_text != "nothing":
-        model.checkpoint_activations()
     profile = load_profile(config.model)
     data = config.data
     processor = Processor(
@@ -71,6 +73,17 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
         root=None if data.root is None else Path(data.root),
     )
     return Kit(model=model, tokenizer=tokenizer, profile=profile, processor=processor)
+
+
+def is_filled_later(config: RunConfig) -> bool:
+    """Whether a model is built on the meta device and filled once it is sharded (`sharding.prepare`).
+
+    So are whole checkpoints: every process reads its own part of each tensor. Random weights, new encoders and adapters
+    are made whole by every process, alike, and then sharded.
+    """
+    model = config.model
+    is_whole = model.init not in PRESETS and model.encoder is None and not model.encoder_init
+    return config.parallel.shard and is_whole and config.lora.rank == 0
 
 
 def stands_in(model: Model, device: torch.device | str) -> bool:
@@ -207,17 +220,9 @@ def select(model: MedMO, words: Iterable[str], where: str) -> set[str]:
     return chosen
 
 
-def name_factor(model: MedMO, factors: Mapping[str, float], where: str) -> Callable[[str], float]:
+def name_factor(model: MedMO, factors: Mapping[str, float], where: str) -> NameFactor:
     """Return parameter name -> product of the factors whose word means it."""
-    chosen = {word: select(model, [word], where) for word in factors}
-
-    def factor(name: str) -> float:
-        product = 1.0
-        for word, names in chosen.items():
-            product *= factors[word] if name in names else 1.0
-        return product
-
-    return factor
+    return NameFactor(factors, {word: select(model, [word], where) for word in factors})
 
 
 @dataclass(frozen=True)
@@ -243,13 +248,23 @@ class Trainable:
         )
 
 
-def choose_trainable(model: MedMO, words: Iterable[str]) -> Trainable:
-    """Let exactly the parameters that `words` mean require gradients.
+def choose_trainable(model: MedMO, words: Iterable[str], lora: Lora | None = None) -> Trainable:
+    """Let exactly the parameters that `words` mean require gradients, or adapters added here and nothing else.
+
+    Args:
+        model: changed in place.
+        words: of model.trainable.
+        lora: with a rank, adapters train in place of what `words` mean.
 
     Raises:
         ConfigError: a word that means no parameter.
     """
-    chosen, parts = select(model, words, "model.trainable"), parameter_parts(model)
+    if lora is not None and lora.rank > 0:
+        add_adapters(model, lora)
+        chosen = {name for name, _ in model.named_parameters() if is_adapter(name)}
+    else:
+        chosen = select(model, words, "model.trainable")
+    parts = parameter_parts(model)
     numbers: dict[str, int] = {}
     total = 0
     for name, parameter in model.named_parameters():
@@ -271,24 +286,27 @@ def assert_only_projector(model: MedMO, trainable: Trainable) -> None:
         raise ConfigError(f"projector-only training: {len(odd)} parameters differ from the projector's, as {odd[:3]}")
 
 
-def load_mixture(data: Data, *, seed: int, split: str | None = None) -> Mixture:
+def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folder: Path | None = None) -> Mixture:
     """Build the weighted mixture of data.sources.
 
     Args:
         data: sources and how to draw from them.
         seed: of the order.
         split: in place of data.split.
+        index_folder: where what reading all records teaches is kept for the next start; None: nowhere.
 
     Raises:
         ConfigError: no source, or a task of the embedded data that does not exist.
+        RecordError: a record that cannot be used.
     """
     if not data.sources:
-        raise ConfigError("data.sources: nothing to train on; name a JSONL file or sample:TASK, each with a weight")
+        raise ConfigError("data.sources: nothing to train on; name data files or sample:TASK, each with a weight")
     wanted = split or data.split
-    return Mixture({n: (load_source(n, data, wanted), w) for n, w in data.sources.items() if w > 0}, seed)
+    parts = {n: (load_source(n, data, wanted, index_folder), w) for n, w in data.sources.items() if w > 0}
+    return Mixture(parts, seed)
 
 
-def load_source(name: str, data: Data, split: str) -> Source:
+def load_source(name: str, data: Data, split: str, index_folder: Path | None = None) -> Source:
     """Open one entry of data.sources."""
     if name.startswith(SAMPLE_PREFIX):
         from medmo_core.datasets.dialogue import Dialogues
@@ -298,7 +316,9 @@ def load_source(name: str, data: Data, split: str) -> Source:
         if task not in (*TASKS, "dialogue"):
             raise unknown_key(name, [SAMPLE_PREFIX + t for t in (*TASKS, "dialogue")], "data source")
         return Dialogues(split, data.crops) if task == "dialogue" else SampleTasks(task, split, crops=data.crops)
-    path = Path(name)
-    if not path.is_file():
-        raise ConfigError(f"data.sources: {name} is no file; expected the path of a JSONL file, or {SAMPLE_PREFIX}TASK")
-    return JsonlSource(path, data.root, split=split, crops=data.crops)
+    try:
+        return open_source(name, data.root, split=split, crops=data.crops, index_folder=index_folder)
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"data.sources: {error}, or {SAMPLE_PREFIX}TASK") from error

@@ -1,63 +1,99 @@
-"""Checkpoints that are whole or absent, and continue a run bit for bit.
+"""Checkpoints that are whole or absent, and continue a run bit for bit, on any number of processes.
 
+    out_dir/best.json                         {"step": 100, "val_loss": 1.25}: the least held-out loss so far
     out_dir/checkpoints/step-000100/
-        state.json              step, config, number of processes, generator states, the stage's own values
-        model-0-of-1.safetensors, optimizer-0-of-1.safetensors
+        manifest.json                         every other file with its size and SHA-256 sum; written last
+        state.json                            step, config, number of processes, values that all processes share
+        process-0.json                        generators and own values of a process
+        tensors-0-0.safetensors               weights and optimiser state that a process wrote (DCP's layout)
 
-Each folder is written beside its place, flushed to the disk and renamed: a crash leaves the older checkpoint. Tensors
-are safetensors and the rest is JSON, so reading a checkpoint never runs code. Whole copies are written once; sharded
-tensors by every process, which ties such a checkpoint to its number of processes. `final/` is the official layout.
+A save copies what trains to the host and writes while training goes on; the next save waits for it, and its failure
+stops the run at the next step. A folder is filled under a hidden name, flushed to the disk and renamed, so a crash at
+any moment leaves the checkpoints before it. Sharded or not, a checkpoint loads into any number of processes.
+
+Nothing in a checkpoint is ever run: tensors are safetensors, the rest is JSON, and a folder that holds any other file,
+or one that differs from the manifest, is refused. The manifest finds accidents. Who can write the folder can put other
+numbers into it, with a manifest that fits.
 """
 
 import json
-import os
-import random
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from .adam import local_part
+from .background import Background
 from .config import RunConfig
 from .distributed import World
+from .durable import publish, remove, sweep, write_json, write_text
+from .manifest import CheckpointError, FileSum, find_damage, sum_file, write_manifest
 from .optim import Optimizer
+from .shard_files import ShardWriter, write_tensors
+from .shard_reader import read_tensors
+from .state import HostCopies, frozen_names, generator_states, run_tensors, set_generators
+
+STATE = "state.json"
+WRITE_TIMEOUT = timedelta(minutes=30)  # how long a process waits for the slowest one to write its files
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read here; the message names the folder and the way out."""
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the least held-out loss so far."""
+
+    step: int
+    """Finished steps."""
+    val_loss: float
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What came back beside weights and optimiser."""
+    """What came back beside weights, optimiser and generators."""
 
     step: int
     """Finished steps."""
-    extra: dict[str, Any]
-    """This process's values given to `save`."""
+    config: dict[str, Any]
+    """The run's config when it was written."""
+    shared: dict[str, Any]
+    """Values that all processes gave alike."""
+    own: list[dict[str, Any]]
+    """Values of each process that this one continues: one; several, or none, where the number of processes changed."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        out_dir: the run's folder.
+        out_dir: the run's folder, on a file system that all processes share.
         world: every process calls save and load; files are divided among them.
         keep: newest checkpoints kept; 0 = all.
+        keep_every: checkpoints whose step is a multiple of this stay; 0 = none. The best one stays anyway.
+        in_background: write while the caller goes on.
     """
 
-    def __init__(self, out_dir: str | Path, world: World, *, keep: int = 0) -> None:
-        self.folder, self.world, self.keep = Path(out_dir) / "checkpoints", world, keep
+    def __init__(
+        self, out_dir: str | Path, world: World, *, keep: int = 0, keep_every: int = 0, in_background: bool = False
+    ) -> None:
+        self.folder, self.world, self.keep, self.keep_every = Path(out_dir) / "checkpoints", world, keep, keep_every
+        self.in_background = in_background
+        self.best: Best | None = None
+        self.background = Background()
+        self._copies = HostCopies()
+        self._group: dist.ProcessGroup | None = None
+        if world.size > 1:
+            # Its own group: the writing thread must not mix its messages with those of the training loop.
+            group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT)
+            assert isinstance(group, dist.ProcessGroup)  # this process belongs to it
+            self._group = group
 
     def all(self) -> list[Path]:
         """Return the finished checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        return list_checkpoints(self.folder)
 
     def newest(self) -> Path | None:
         """Return the newest finished checkpoint."""
@@ -70,7 +106,9 @@ class Checkpoints:
         config: RunConfig,
         model: nn.Module,
         optimizer: Optimizer,
-        extra: Mapping[str, Any] | None = None,
+        *,
+        shared: Mapping[str, Any] | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write the checkpoint of `step` finished steps; every process calls this.
 
@@ -78,145 +116,139 @@ class Checkpoints:
             step: finished steps.
             config: stored whole.
             model: all its weights are stored.
-            optimizer: its moments, step counts and master weights.
-            extra: JSON values of this process to get back on resume.
+            optimizer: its moments and master weights.
+            shared: JSON values, the same on all processes.
+            own: JSON values of this process.
 
         Returns:
-            The finished folder.
+            The folder, which appears when all is written: on return, or after `wait` if writing in the background.
+
+        Raises:
+            CheckpointError: this save, or the one before in the background, could not be written.
         """
+        self.wait()  # its copies on the host are used again
+        tensors = run_tensors(model, optimizer)
+        if self.in_background:
+            local = self._copies.take(tensors, frozen_names(model))
+        else:
+            local = {name: local_part(tensor) for name, tensor in tensors.items()}
         target = self.folder / f"step-{step:06d}"
-        partial = self.folder / f".{target.name}.partial"
-        if self.world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.world.barrier()
-        model_tensors, optimizer_tensors = _own(model), optimizer.state_tensors()
-        sharded = any(isinstance(t, DTensor) for t in model_tensors.values())
-        if sharded or self.world.is_main:
-            suffix = self._suffix(sharded)
-            _write_tensors(partial / f"model-{suffix}", model_tensors)
-            _write_tensors(partial / f"optimizer-{suffix}", optimizer_tensors)
-        ranks = self.world.gather({"extra": dict(extra or {}), "generators": _generators(self.world.device)})
-        if self.world.is_main:
-            state = {"step": step, "world_size": self.world.size, "sharded": sharded, "ranks": ranks}
-            _write_json(partial / "state.json", {**state, "config": config.to_dict()})
-            _flush(partial)
-            shutil.rmtree(target, ignore_errors=True)  # the same step of an earlier attempt
-            partial.rename(target)
-            _flush(self.folder)
-            if self.keep:
-                for old in self.all()[: -self.keep]:
-                    shutil.rmtree(old)
-        self.world.barrier()
+        state = {
+            "step": step,
+            "world_size": self.world.size,
+            "config": config.to_dict(),
+            "shared": dict(shared or {}),
+            "best": None if self.best is None else asdict(self.best),
+        }
+        own_values = {"own": dict(own or {}), "generators": generator_states(self.world.device)}
+        text = json.dumps(state)  # now: training goes on changing what it is made of
+
+        def finish(files: dict[str, FileSum]) -> None:
+            self._finish(target, text, files)
+
+        partial = target.with_name(f".{target.name}.partial")
+        writer = ShardWriter(partial, rank=self.world.rank, own=own_values, finish=finish)
+        if self.in_background:
+            self.background.start(lambda: self._write(writer, tensors, local))
+        else:
+            self._write(writer, tensors, local)
         return target
+
+    def _write(self, writer: ShardWriter, tensors: Mapping[str, Tensor], local: Mapping[str, Tensor]) -> None:
+        if self.world.device.type == "cuda":
+            torch.cuda.set_device(self.world.device)  # a new thread begins on the first GPU
+        write_tensors(tensors, local, writer, self._group)
+
+    def _finish(self, target: Path, state: str, files: dict[str, FileSum]) -> None:
+        """Complete the folder, give it its name, and delete what is no longer kept; the main process does this."""
+        partial = target.with_name(f".{target.name}.partial")
+        write_text(partial / STATE, state)
+        write_manifest(partial, {**files, STATE: sum_file(partial / STATE)})
+        publish(partial, target)
+        best = json.loads(state)["best"]
+        if best is not None:
+            write_json(self.folder.parent / "best.json", best)
+        paths = self.all()
+        for path in paths[: -self.keep] if self.keep else []:
+            step = step_of(path)
+            if not (self.keep_every and step % self.keep_every == 0) and (best is None or step != best["step"]):
+                remove(path)
+
+    def wait(self) -> None:
+        """Wait until the save in the background is written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        self.background.wait()
+
+    def sweep(self) -> None:
+        """Delete what interrupted saves have left; call in one process, before the first save."""
+        if self.folder.is_dir():
+            sweep(self.folder)
 
     def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Resumed:
         """Bring model, optimiser and random generators to where `save` left them; every process calls this.
 
         Raises:
-            CheckpointError: a file is missing or has other tensors, or the number of processes differs where the
-                checkpoint is sharded.
+            CheckpointError: the folder is incomplete or changed, or belongs to another model; names what differs, and
+                an older checkpoint that is whole.
         """
-        try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path}: no readable state.json ({error}); remove this folder") from error
-        sharded = any(isinstance(t, DTensor) for t in _own(model).values())
-        if state["sharded"] != sharded or (sharded and state["world_size"] != self.world.size):
-            raise CheckpointError(
-                f"{path}: written by {state['world_size']} processes, parallel.shard={str(state['sharded']).lower()}; "
-                "resume it the same way, or start a new run with model.init at a final/ folder"
-            )
-        suffix = self._suffix(sharded)
-        _fill(path / f"model-{suffix}", _own(model))
-        optimizer_file = path / f"optimizer-{suffix}"
-        templates = {name: p for name, p in optimizer.named.items() if isinstance(p, DTensor)}
-        optimizer.load_state_tensors(_read_optimizer(optimizer_file, templates))
-        mine = state["ranks"][self.world.rank] if self.world.rank < len(state["ranks"]) else {"extra": {}}
-        if state["world_size"] == self.world.size:
-            _set_generators(mine["generators"], self.world.device)
-        return Resumed(step=state["step"], extra=mine["extra"])
+        if damage := self._find_damage(path):
+            older = [p for p in self.all() if step_of(p) < step_of(path)]
+            whole = next((p for p in reversed(older) if self._find_damage(p) is None), None)
+            instead = "no older one is whole" if whole is None else f"{whole} is whole"
+            raise CheckpointError(f"{path}: {damage}; {instead}")
+        return self._read(path, model, optimizer)
 
-    def _suffix(self, sharded: bool) -> str:
-        return f"{self.world.rank}-of-{self.world.size}.safetensors" if sharded else "0-of-1.safetensors"
+    def load_newest(self, model: nn.Module, optimizer: Optimizer) -> tuple[Resumed, list[str]]:
+        """Load the newest checkpoint that is whole and set damaged newer ones aside; every process calls this.
 
+        Returns:
+            What came back, and a sentence for each checkpoint passed over.
 
-def _own(model: nn.Module) -> dict[str, Tensor]:
-    """Return every distinct tensor of the model once, under its first name; a tied head is its embedding."""
-    tensors = {name: p.detach() for name, p in model.named_parameters()}
-    state_names = model.state_dict().keys()
-    tensors.update({name: b for name, b in model.named_buffers() if name in state_names})
-    return tensors
+        Raises:
+            CheckpointError: none is whole, or it belongs to another model.
+        """
+        damaged: dict[Path, str] = {}
+        for path in reversed(self.all()):
+            damage = self._find_damage(path)
+            if damage is None:
+                resumed = self._read(path, model, optimizer)
+                if self.world.is_main:
+                    for passed in damaged:  # kept to be looked at, but no longer counted among the newest
+                        aside = self.folder / f"damaged-{passed.name}"
+                        if aside.exists():
+                            remove(aside)
+                        passed.rename(aside)
+                self.world.barrier()
+                return resumed, [f"{passed.name}: {why}" for passed, why in damaged.items()]
+            damaged[path] = damage
+        reasons = "; ".join(f"{path.name}: {why}" for path, why in damaged.items())
+        raise CheckpointError(f"{self.folder}: no checkpoint can be resumed: {reasons}")
 
+    def _find_damage(self, path: Path) -> str | None:
+        found = self.world.gather(find_damage(path, self.world.rank, self.world.size))
+        return next((damage for damage in found if damage is not None), None)
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: _local(t).detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    _flush(path)
-
-
-def _fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Copy the file's tensors into `tensors`, which must have the same names and shapes."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: file missing; remove this checkpoint folder to use an older one")
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
-        if names != tensors.keys():
-            odd = sorted(names ^ tensors.keys())
-            raise CheckpointError(f"{path}: holds another model ({len(odd)} names differ, as {odd[0]})")
-        for name, tensor in tensors.items():
-            stored, here = file.get_tensor(name), _local(tensor)
-            if stored.shape != here.shape:
-                raise CheckpointError(f"{path}: {name} is {tuple(stored.shape)}, the model's {tuple(here.shape)}")
-            here.copy_(stored)
+    def _read(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Resumed:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        read_tensors(path, run_tensors(model, optimizer), self._group)
+        continued = range(self.world.rank, state["world_size"], self.world.size)
+        processes = [json.loads((path / f"process-{rank}.json").read_text(encoding="utf-8")) for rank in continued]
+        if processes:
+            set_generators(processes[0]["generators"], self.world.device)
+        best = None if state["best"] is None else Best(**state["best"])
+        self.best = best if best is not None and (self.folder / f"step-{best.step:06d}").is_dir() else None
+        own = [process["own"] for process in processes]
+        return Resumed(step=state["step"], config=state["config"], shared=state["shared"], own=own)
 
 
-def _read_optimizer(path: Path, templates: Mapping[str, DTensor]) -> dict[str, Tensor]:
-    """Read optimiser tensors; those of sharded parameters become shards again (step counts stay plain)."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: file missing; remove this checkpoint folder to use an older one")
-    tensors: dict[str, Tensor] = {}
-    with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-            stored, like = file.get_tensor(key), templates.get(key.split(":", 1)[1])
-            if like is not None and not key.startswith("step:"):
-                local = stored.to(like.to_local().device)
-                stored = DTensor.from_local(
-                    local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-                )
-            tensors[key] = stored
-    return tensors
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the finished checkpoints in `folder`, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdecimal()), key=step_of)
 
 
-def _generators(device: torch.device) -> dict[str, Any]:
-    """Return the states of Python's and torch's generators as JSON values."""
-    version, numbers, gauss = random.getstate()
-    states = {"python": [version, list(numbers), gauss], "torch": bytes(torch.get_rng_state().tolist()).hex()}
-    if device.type == "cuda":
-        states["cuda"] = bytes(torch.cuda.get_rng_state(device).tolist()).hex()
-    return states
-
-
-def _set_generators(states: Mapping[str, Any], device: torch.device) -> None:
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    torch.set_rng_state(torch.tensor(list(bytes.fromhex(states["torch"])), dtype=torch.uint8))
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(states["cuda"])), dtype=torch.uint8), device)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def step_of(path: Path) -> int:
+    """Return the number of finished steps of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))

@@ -74,7 +74,8 @@ class Data(Section):
     """What feeds the run."""
 
     sources: Mapping[str, float] = field(default_factory=dict)
-    """Name -> weight in the mixture. A name is "sample:TASK" (embedded real data) or the path of a JSONL file."""
+    """Name -> weight in the mixture. A name is "sample:TASK" (embedded real data), a JSONL file, Parquet files
+    (x.parquet, a folder of them, a pattern) or WebDataset tar shards (shards-{0000..0099}.tar, a pattern)."""
     root: str | None = None
     """Folder that image paths in JSONL files are relative to; none = the folder of each JSONL file."""
     split: str = "train"
@@ -229,9 +230,15 @@ class Parallel(Section):
     blank_images: bool = False
     """Give a process without an image a blank one whose result is multiplied by zero, instead of keeping the vision
     encoder out of the sharded gathering where an image is missing."""
+    timeout_s: float = 600.0
+    """How long a process waits for the others in one exchange before the run ends."""
 
     def check(self) -> None:
         require(self.replicas >= 1, "parallel.replicas", self.replicas, "1 or more")
+        require(self.timeout_s > 0, "parallel.timeout_s", self.timeout_s, "a time above 0")
+        for name, off in (("replicas", 1), ("compute_dtype", "same"), ("blank_images", False)):
+            value = getattr(self, name)
+            require(self.shard or value == off, f"parallel.{name}", value, f"{off} without parallel.shard=true")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,108 +1,44 @@
-"""What feeds a run: a mixture of sources, drawn by number, encoded, packed, and every sample left out accounted for.
+"""What feeds a run: draws of a mixture, divided into steps, encoded, packed, and every sample left out accounted for.
 
-Draw n of a run is a pure function of its seed and n; step s takes draws s*B to s*B+B-1 and the processes divide them.
-So the global batch does not depend on the number of processes, and resuming needs nothing but the step.
+Draw n of a run is a pure function of its seed and n; `plan` says which draws a step takes. So the global batch does not
+depend on the number of processes or of workers, and resuming needs nothing but the plan's few numbers.
 """
 
-import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import numpy as np
+import torch
 
-from medmo_core.batch import IGNORE_INDEX, Batch
-from medmo_core.data.packing import pack
-from medmo_core.data.process import Item, Processor, TooLong
+from medmo_core.batch import Batch
+from medmo_core.data.process import Processor
 from medmo_core.data.record import Sample
 
 from .distributed import World
+from .documents import Documents, SampleError
+from .plan import DocumentPlan, Plan, Step, TokenBudget, TokenPlan
+from .skipped import BadData, Fault, SkippedSamples
+from .workers import WorkerDied, Workers
 
-SKIPPED_FILE = "skipped.jsonl"
-JUDGE_FROM = 64  # draws before the share of bad samples can stop a run
-SEARCH_FILLER = 256  # draws looked through for a document with an image
+__all__ = ["BadData", "Fault", "Loader", "SampleError", "SkippedSamples", "TokenBudget", "WorkerDied"]
 
-
-class BadData(ValueError):
-    """Too much of the data cannot be used; the message shows the first reasons."""
+STEPS_AHEAD = 2  # that workers are given, or as many as it takes to keep each of them busy
+Made = tuple[Batch | None, list[Fault]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A sample that was drawn and left out."""
+class _Started:
+    """A step whose batches are made, or being made by workers."""
 
-    draw: int
-    sample_id: str
-    reason: str
-    kind: str
-
-
-class SkippedSamples:
-    """Count what was left out, write each to skipped.jsonl, and stop a run that leaves out too much.
-
-    Args:
-        out_dir: the run's folder; None = only count.
-        rank: processes other than the first write skipped-RANK.jsonl.
-        max_ratio: largest share of the draws of this process that may be left out.
-    """
-
-    def __init__(self, out_dir: Path | None, *, rank: int = 0, max_ratio: float = 1.0) -> None:
-        name = SKIPPED_FILE if rank == 0 else SKIPPED_FILE.replace(".", f"-{rank}.")
-        self.path = None if out_dir is None else out_dir / name
-        self.max_ratio = max_ratio
-        self.drawn = 0
-        self.kinds: Counter[str] = Counter()
-        self.examples: list[Fault] = []
-
-    @property
-    def total(self) -> int:
-        """Samples left out so far."""
-        return sum(self.kinds.values())
-
-    def record(self, drawn: int, faults: Sequence[Fault]) -> None:
-        """Add the outcome of `drawn` draws.
-
-        Raises:
-            BadData: more than `max_ratio` of at least 64 draws were left out.
-        """
-        self.drawn += drawn
-        if faults and self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                for fault in faults:
-                    line = {"draw": fault.draw, "id": fault.sample_id, "kind": fault.kind, "reason": fault.reason}
-                    file.write(json.dumps(line) + "\n")
-        for fault in faults:
-            self.kinds[fault.kind] += 1
-            if len(self.examples) < 5:
-                self.examples.append(fault)
-        if self.drawn >= JUDGE_FROM and self.total > self.max_ratio * self.drawn:
-            raise BadData(
-                f"{self.total} of {self.drawn} samples could not be used (data.max_bad_ratio={self.max_ratio:g}); "
-                f"first: {'; '.join(f'{f.sample_id}: {f.reason}' for f in self.examples[:3])}"
-            )
-
-    def state(self) -> dict[str, object]:
-        """Return JSON values for a checkpoint."""
-        return {"drawn": self.drawn, "kinds": dict(self.kinds)}
-
-    def restore(self, state: dict[str, object]) -> None:
-        """Continue counting from what `state` returned."""
-        self.drawn, self.kinds = int(str(state["drawn"])), Counter(state["kinds"])  # type: ignore[arg-type]
-
-    def summary(self) -> str:
-        """Say in one line what was left out."""
-        if not self.total:
-            return f"no sample was left out of {self.drawn} drawn"
-        parts = ", ".join(f"{number} {kind}" for kind, number in self.kinds.most_common())
-        where = f"; each with its reason in {self.path}" if self.path is not None else ""
-        return f"{self.total} of {self.drawn} samples drawn were left out: {parts}{where}"
+    step: Step
+    batches: list[Made] | list[Future[Made]]
 
 
 class Loader:
-    """Make the packed batches of a step, one step ahead of the model.
+    """Make the packed batches of a step, some steps ahead of the model.
 
     Args:
         draw: sample number n of the run, for any n, in any order.
@@ -111,9 +47,13 @@ class Loader:
         docs_per_step: draws of one step over all processes.
         micro_batch: documents per batch.
         skipped: where samples that cannot be used are counted.
-        equal: give every process the same number of batches and an image in each, as sharded models need (their
-            processes gather weights block by block, so all must run the same blocks).
+        by_tokens: fill batches by tokens instead; micro_batch is then unused, and docs_per_step too where
+            `batches_per_step` is given.
+        num_workers: processes that decode; 0: a thread.
+        equal: give every process the same number of batches, as sharded models need (their processes gather weights
+            block by block, so all must run as many passes).
         independent_turns: every turn of a sample is a document of its own.
+        share_prefixes: what documents about the same images have in common is computed once.
     """
 
     def __init__(
@@ -125,75 +65,138 @@ class Loader:
         docs_per_step: int,
         micro_batch: int,
         skipped: SkippedSamples,
+        by_tokens: TokenBudget | None = None,
+        num_workers: int = 0,
         equal: bool = False,
         independent_turns: bool = False,
+        share_prefixes: bool = False,
     ) -> None:
-        self.draw, self.processor, self.world, self.skipped = draw, processor, world, skipped
-        self.docs_per_step, self.micro_batch, self.independent_turns = docs_per_step, micro_batch, independent_turns
-        self._filler = self._find_filler() if equal else None
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        self._ahead: tuple[int, Future[tuple[list[Batch], list[Fault]]]] | None = None
+        self.world, self.skipped, self.by_tokens, self.num_workers = world, skipped, by_tokens, num_workers
+        self._documents = Documents(
+            draw,
+            processor,
+            independent_turns=independent_turns,
+            share_prefixes=share_prefixes,
+            budget=None if by_tokens is None else by_tokens.tokens_per_batch,
+            equal=equal,
+        )
+        self._plan: Plan = (
+            DocumentPlan(docs_per_step, micro_batch, world=world, equal=equal)
+            if by_tokens is None
+            else TokenPlan(self._lengths, by_tokens, docs_per_step, world=world, equal=equal)
+        )
+        self._workers: Workers | None = None
+        # Plans and sources serve this one thread. On CUDA it pins memory, which needs the process's own device.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=self._choose_device)
+        self._started: deque[tuple[int, Future[_Started]]] = deque()
+        self._finishing: tuple[int, Future[tuple[Step, list[Batch], list[Fault]]]] | None = None
+        self._handed_out = self._plan.state()
 
     def step(self, step: int, *, look_ahead: bool = True) -> list[Batch]:
         """Return this process's batches of step `step` (0-based); the list may be empty.
 
         Args:
-            step: any step; asking in order is fastest, since the next one is made meanwhile.
-            look_ahead: start on the next step.
+            step: by tokens the one after the last; by documents any, but asking in order is fastest, since the next
+                ones are made meanwhile.
+            look_ahead: start on the next steps.
 
         Raises:
-            BadData: too many samples could not be used.
+            BadData: too many samples could not be used, or one and none may be.
+            SampleError: the code failed on a sample.
+            WorkerDied: a worker process is gone.
         """
-        if self._ahead is not None and self._ahead[0] == step:
-            batches, faults = self._ahead[1].result()
-        else:
-            batches, faults = self._worker.submit(self._make, step).result()  # sources serve one thread
-        self._ahead = (step + 1, self._worker.submit(self._make, step + 1)) if look_ahead else None
-        self.skipped.record(len(self.world.share(self.docs_per_step)), faults)
+        if self._finishing is None and self._started:
+            self._finish()
+        if self._finishing is None or self._finishing[0] != step:
+            self._forget()
+            self._start(step)
+            self._finish()
+        assert self._finishing is not None
+        taken, batches, faults = self._finishing[1].result()
+        self._finishing = None
+        if look_ahead:
+            while len(self._started) < self._steps_ahead(len(taken.packs)):
+                self._start(step + 1 + len(self._started))
+            self._finish()
+        self.skipped.record(taken.drawn, faults)
+        self._handed_out = taken.state
         return batches
+
+    def state(self) -> dict[str, Any]:
+        """Return JSON values from which `restore` goes on after the last step handed out; the same on all processes."""
+        return self._handed_out
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, on any number of processes; nothing is drawn again.
+
+        Raises:
+            ConfigError: the run packs in another way now.
+        """
+        self._forget()
+        self._run(lambda: self._plan.restore(state))
+        self._handed_out = dict(state)
+
+    def figures(self) -> dict[str, float]:
+        """Return what to log of the steps handed out: by tokens `pack_efficiency`, the used share of all batches."""
+        packer = self._handed_out.get("packer")
+        if packer is None or self.by_tokens is None or not packer["num_packs"]:
+            return {}
+        return {"pack_efficiency": packer["num_tokens"] / (packer["num_packs"] * self.by_tokens.tokens_per_batch)}
 
     def close(self) -> None:
         """Stop working ahead."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._workers is not None:
+            self._workers.close()
 
-    def encode(self, number: int) -> list[Item] | Fault:
-        """Return the documents of draw `number` ready to pack, or why it cannot be used."""
-        sample_id = f"draw {number}"
-        try:
-            sample = self.draw(number)
-            sample_id = sample.id
-            return self.processor.encode_turns(sample) if self.independent_turns else [self.processor.encode(sample)]
-        except (ValueError, OSError) as error:
-            kind = "too long" if isinstance(error, TooLong) else "unreadable"
-            return Fault(draw=number, sample_id=sample_id, reason=str(error), kind=kind)
+    def _steps_ahead(self, packs: int) -> int:
+        if not self.num_workers:
+            return 1
+        return max(STEPS_AHEAD, -(-(self.num_workers + 1) // max(1, packs)))
 
-    def _make(self, step: int) -> tuple[list[Batch], list[Fault]]:
-        numbers = [step * self.docs_per_step + i for i in self.world.share(self.docs_per_step)]
-        count = len(numbers)
-        if self._filler is not None:
-            count = -(-self.docs_per_step // self.world.size)  # of the process with the most
+    def _start(self, step: int) -> None:
+        self._started.append((step, self._thread.submit(self._begin, step)))
+
+    def _finish(self) -> None:
+        step, started = self._started.popleft()
+        self._finishing = (step, self._thread.submit(self._gather, started))
+
+    def _forget(self) -> None:
+        """Give up what was made ahead; by tokens the plan has then to be restored."""
+        for _, future in self._started:
+            future.cancel()
+        self._started.clear()
+        self._finishing = None
+
+    def _run(self, function: Callable[[], T]) -> T:
+        return self._thread.submit(function).result()
+
+    def _choose_device(self) -> None:
+        if self.world.device.type == "cuda":
+            torch.cuda.set_device(self.world.device)
+
+    def _begin(self, step: int) -> _Started:
+        """Plan a step and have its batches made (in the thread)."""
+        if self.num_workers and self._workers is None:
+            pin = self.world.device.type == "cuda"
+            self._workers = Workers(self._documents, self.num_workers, pin=pin, prepare_thread=self._choose_device)
+        taken = self._plan.take(step)
+        if self._workers is None:
+            return _Started(taken, [self._documents.batch(pack) for pack in taken.packs])
+        return _Started(taken, [self._workers.batch(pack) for pack in taken.packs])
+
+    def _gather(self, started: Future[_Started]) -> tuple[Step, list[Batch], list[Fault]]:
+        """Return what `step` hands out, pinned where that helps (in the thread)."""
+        taken, waiting = started.result().step, started.result().batches
         batches: list[Batch] = []
-        faults: list[Fault] = []
-        for start in range(0, count, self.micro_batch):
-            outcomes = [self.encode(number) for number in numbers[start : start + self.micro_batch]]
-            faults += [o for o in outcomes if isinstance(o, Fault)]
-            items = [item for o in outcomes if not isinstance(o, Fault) for item in o]
-            if self._filler is not None and not any(item.patches for item in items):
-                items.append(self._filler)
-            if items:
-                batches.append(pack(items))
-        return batches, faults
+        faults = list(taken.faults)
+        for made in waiting:
+            batch, left_out = made.result() if isinstance(made, Future) else made
+            faults += left_out
+            if batch is not None:
+                batches.append(batch.pin_memory() if self.world.device.type == "cuda" else batch)
+        return taken, batches, faults
 
-    def _find_filler(self) -> Item:
-        """Return a document that teaches nothing but passes through every block, with an image if the data has any."""
-        found: Item | None = None
-        for number in range(SEARCH_FILLER):
-            items = self.encode(number)
-            if not isinstance(items, Fault) and (found is None or items[0].patches):
-                found = items[0]
-                if found.patches:
-                    break
-        if found is None:
-            raise BadData(f"none of the first {SEARCH_FILLER} samples could be used: {self.encode(0)}")
-        assert found.labels is not None
-        return replace(found, labels=np.full_like(found.labels, IGNORE_INDEX))
+    def _lengths(self, numbers: Any) -> list[int | Fault]:
+        maker = self._documents if self._workers is None else self._workers
+        return maker.lengths(numbers)

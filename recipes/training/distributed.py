@@ -1,13 +1,15 @@
-"""Processes and how they add up: the world, sums over it, gradients summed once per step, and sharded weights.
+"""Processes and how they add up: the world, sums over it, gradients summed once per step, and how all end as one.
 
 Losses are divided by the step's global number of target tokens before the first backward pass, so a plain sum over
 processes is the gradient of the global mean: one process, two processes and accumulation give the same step.
+
+A process that fails leaves a word in the store that all share. The others learn of it where they next fail themselves,
+at the latest when an exchange with the missing one times out, and name its cause as theirs (`ProcessFailed`).
 """
 
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +19,17 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
-BLOCK_LISTS = ("blocks", "layers", "layer")  # what the families of encoders and decoders call their stack
-ENTRY_POINTS = ("loss", "token_logprobs", "hidden_states", "generate")  # methods of the model that use its weights
+FIRST_FAILURE = "medmo/first_failure"  # key in the store that all processes share
 BUCKET_BYTES = 64 * 2**20  # one all-reduce per bucket: large enough for bandwidth, small beside the model
+
+
+class ProcessFailed(RuntimeError):
+    """The processes cannot go on together; the message names the one to blame and what happened there."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
+    """Processes on this machine that were started together."""
 
     @property
     def is_main(self) -> bool:
@@ -59,9 +68,55 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Do something on every process so that it succeeds on all, or fails on all; no exchange may happen inside.
+
+        Args:
+            what: is done, for the message: "making the batch".
+
+        Raises:
+            ProcessFailed: it failed on another process; the message names that one and the cause.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        if self.size > 1 and self.sum(torch.tensor([int(error is not None)])).item():
+            causes = self.gather(None if error is None else _describe(error))
+            failed = [f"process {rank}: {cause}" for rank, cause in enumerate(causes) if cause is not None]
+            if error is None:
+                raise ProcessFailed(f"{what} failed on another process; {'; '.join(failed)}")
+        if error is not None:
+            raise error
+
+    def agree(self, what: str, number: int) -> None:
+        """Check that all processes have the same number of something; every process calls this.
+
+        Args:
+            what: is counted, for the message: "batches of step 3".
+            number: this process's.
+
+        Raises:
+            ProcessFailed: they differ; the message gives each.
+        """
+        own = torch.zeros(self.size, dtype=torch.int64)
+        own[self.rank] = number
+        numbers = self.sum(own).tolist()
+        if len(set(numbers)) > 1:
+            each = ", ".join(f"process {rank} has {n}" for rank, n in enumerate(numbers))
+            raise ProcessFailed(f"{what}: {each}; all must have the same number, or they would wait for one another")
+
     def share(self, total: int) -> range:
         """Return this process's indices out of 0..total-1: every size-th one, so that ranks are disjoint."""
         return range(self.rank, total, self.size)
+
+
+def say(world: World, text: str) -> None:
+    """Print a line on the main process before there is a log."""
+    if world.is_main:
+        print(text, file=sys.stderr, flush=True)
 
 
 def num_launched() -> int:
@@ -69,17 +124,26 @@ def num_launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def attempt() -> int:
+    """Return how often torchrun has started this launch's processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 @contextmanager
-def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) -> Iterator[World]:
+def connect(
+    device: str = "auto", *, num_threads: int = 0, shard: bool = False, timeout_s: float = 600.0
+) -> Iterator[World]:
     """Join the other processes (torchrun's protocol; alone without it) and leave at the end.
 
     Args:
         device: "auto", "cpu" or "cuda".
         num_threads: CPU threads of this process; 0 = cores divided by the processes of this machine.
         shard: a process group is wanted even for one process.
+        timeout_s: how long a process waits for the others in one exchange.
 
     Raises:
         ValueError: CUDA is asked for and there is none.
+        ProcessFailed: another process failed first; chained to what that led to here.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device=cuda: this machine shows no CUDA device; use train.device=cpu")
@@ -90,23 +154,52 @@ def connect(device: str = "auto", *, num_threads: int = 0, shard: bool = False) 
         torch.cuda.set_device(here)
     if num_threads or local_size > 1:
         torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_size))
-    size = num_launched()
+    rank, size = int(os.environ.get("RANK", 0)), num_launched()
+    store: dist.Store = dist.HashStore()
     grouped = size > 1 or shard
     if grouped:
-        store = None if "MASTER_ADDR" in os.environ else dist.HashStore()
+        timeout = timedelta(seconds=timeout_s)
+        if "MASTER_ADDR" in os.environ:
+            store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
         dist.init_process_group(
             "nccl" if use_cuda else "gloo",
-            store=store,
-            rank=int(os.environ.get("RANK", 0)),
+            # torchrun's store outlives a restart, and with it the addresses of processes that are gone.
+            store=dist.PrefixStore(f"default_pg/{attempt()}", store),
+            rank=rank,
             world_size=size,
-            timeout=timedelta(minutes=10),
+            timeout=timeout,
             device_id=here if use_cuda else None,
         )
     try:
-        yield World(rank=int(os.environ.get("RANK", 0)), size=size, device=here)
-    finally:
-        if grouped:
-            dist.destroy_process_group()
+        yield World(rank=rank, size=size, device=here, local_size=local_size)
+    except BaseException as error:
+        if size == 1:
+            if grouped:
+                dist.destroy_process_group()
+            raise
+        # The group is left as it is: taking it down could wait for processes that wait for this one.
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            get_error_handler().record_exception(error)  # torchrun shows the first one at its end
+        first = None if isinstance(error, ProcessFailed) else _first_failure(store, rank, error)
+        if first is not None:
+            raise ProcessFailed(f"another process failed first; {first}") from error
+        raise
+    if grouped:
+        dist.destroy_process_group()
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _first_failure(store: dist.Store, rank: int, error: BaseException) -> str | None:
+    """Leave word of this process's failure; return that of the process that failed first, None where it is this one."""
+    own = f"process {rank}: {_describe(error)}"
+    try:
+        first = store.compare_set(f"{FIRST_FAILURE}/{attempt()}", "", own).decode()
+    except RuntimeError:  # the store went with the process that held it
+        return None
+    return None if first == own else first
 
 
 def torchrun(module: str, words: Sequence[str], *, num_processes: int) -> int:
@@ -168,38 +261,20 @@ def _sum_bucket(gradients: list[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def shard_model(model: nn.Module, world: World) -> None:
-    """Shard weights, gradients and thus optimiser state over all processes (FSDP2), block by block, in place.
+def reshard(model: nn.Module) -> None:
+    """Let a model's parameters be its shards again; without shards nothing happens.
 
-    Each block's weights are gathered just before it runs and gradients are summed, not averaged: losses are already
-    divided by the global number of tokens. Every process must run every block in every pass (see `Loader`, equal).
-
-    Args:
-        model: its blocks stand in module lists named as in BLOCK_LISTS.
-        world: all processes share one mesh; a process group must exist.
+    After a forward pass that no backward pass followed some are still whole: whoever reads parameters by name calls
+    this before.
     """
-    mesh = dist.init_device_mesh(world.device.type, (world.size,))
-    # Sums of bfloat16 gradients over many processes lose bits: reduce in fp32.
-    narrow = any(p.dtype == torch.bfloat16 for p in model.parameters())
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False)
-    # FSDP warns of views that somebody might write into; our blocks write into nothing.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] in BLOCK_LISTS:
-            for block in module:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
-                if hasattr(block, "step"):
-                    register_fsdp_forward_method(block, "step")
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    for method in ENTRY_POINTS:
-        register_fsdp_forward_method(model, method)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
+            module.reshard()
 
 
 def whole_tensors(model: nn.Module, world: World) -> dict[str, Tensor]:
     """Return every parameter whole, on the CPU of the main process (empty elsewhere); every process calls this."""
+    reshard(model)
     whole: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()

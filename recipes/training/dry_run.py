@@ -1,21 +1,27 @@
 """What a run would be, without running it: sizes, what trains, an estimate of memory, and the first batch to read."""
 
-
 import torch
-from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 
-from .build import DTYPES, Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
+from .activations import Shape
+from .build import Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
 from .config import ConfigError, RunConfig
 from .data import Loader, SkippedSamples
 from .distributed import World, num_launched
+from .float8 import check_device
+from .ledger import Device
 from .log import count
-from .optim import HELD_IN_FP32
+from .memory import Memory, estimate
+from .optim import check_types
+from .plan import TokenBudget
 
 SHOWN_DOCUMENTS = 2
-KEPT_PER_LAYER = {False: 34, True: 1}  # activation values kept per token, layer and width, by checkpointing
+PLANNED_TEXT, PLANNED_LEARNED = 256, 64
+"""Tokens of text, and those of them that are learned, in a document that stands for data which is not here."""
 LEARNED_ON, LEARNED_OFF = "[[", "]]"
+NAMED = ("model.dtype", "model.recompute_text", "model.recompute_vision", "optim.kind", "parallel.shard", "lora.rank")
+"""Settings that decide the memory, beside the batch."""
 
 
 def dry_run(config: RunConfig) -> str:
@@ -27,9 +33,15 @@ def dry_run(config: RunConfig) -> str:
     Returns:
         Text: parameters per module, what trains, a memory estimate, tokens per step, and the first documents decoded,
         with learned tokens in double brackets.
+
+    Raises:
+        ConfigError: settings that the run itself would refuse.
     """
     kit = load_kit(config, "meta")
-    trainable = choose_trainable(kit.model, config.model.trainable)
+    trainable = choose_trainable(kit.model, config.model.trainable, config.lora)
+    check_types([(n, p) for n, p in kit.model.named_parameters() if p.requires_grad], config.optim)
+    if config.model.float8 and torch.cuda.is_available():
+        check_device(torch.device("cuda", torch.cuda.current_device()))
     processes = num_launched()
     lines = [f"{config.name} ({config.stage}), {processes} process(es)", *_stand_in(config), ""]
     lines += [*_parameter_table(kit), "", trainable.describe()]
@@ -37,19 +49,46 @@ def dry_run(config: RunConfig) -> str:
         batch, skipped = _first_batch(config, kit)
     except (ConfigError, OSError, ImportError) as error:
         # The rest is worth reading without the data, which may live on another machine.
-        return "\n".join([*lines, "", _memory(config, kit, None, processes), "", f"no first batch: {error}"])
-    share = -(-config.train.docs_per_step // processes)
-    per_document = batch.num_tokens / batch.num_documents
-    lines += ["", _memory(config, kit, per_document, processes)]
-    lines += [
-        "",
-        f"tokens per step: about {count(per_document * config.train.docs_per_step)} "
-        f"({config.train.docs_per_step} documents of about {per_document:.0f} tokens; {share} per process, "
-        f"{min(share, config.train.micro_batch)} at a time)",
-        f"first batch: {skipped.summary()}",
-        *_documents(batch, kit),
-    ]
+        return "\n".join([*lines, "", *_memory(config, kit, None, processes), "", f"no first batch: {error}"])
+    lines += ["", *_memory(config, kit, batch, processes), "", _tokens_per_step(config, batch, processes)]
+    lines += [f"first batch: {skipped.summary()}", *_documents(batch, kit)]
     return "\n".join(lines)
+
+
+def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) -> tuple[Memory, Shape]:
+    """Estimate the memory of one process of a run.
+
+    Args:
+        config: the run.
+        kit: its model, on the meta device; what trains has been chosen.
+        batch: a first batch, whose mixture of text and images is taken for that of all; None: documents with one image
+            of data.max_pixels, PLANNED_TEXT tokens of text and PLANNED_LEARNED learned ones.
+        processes: of the run.
+
+    Returns:
+        The estimate, and the shape of the batch it is for.
+    """
+    train = config.train
+    generated = config.rollout.num_generations if config.stage == "reinforce" else 1
+    share = -(-train.docs_per_step * generated // processes)
+    if batch is not None:
+        shape = Shape.of(batch)
+    else:
+        shape = Shape.planned(
+            kit.model, pixels=config.data.max_pixels, text_tokens=PLANNED_TEXT, learned=PLANNED_LEARNED
+        )
+        shape = shape.scaled(shape.tokens * min(share, train.micro_batch))
+    passes = -(-share // train.micro_batch)
+    if train.tokens_per_batch is not None:
+        shape, passes = shape.scaled(train.tokens_per_batch), -(-train.batches_per_step // processes)
+    return estimate(kit.model, config, shape, processes=processes, passes=passes, device=device_of(config)), shape
+
+
+def device_of(config: RunConfig) -> Device:
+    """Return the device that a run is planned for: the one that is here, else the one its weights are made for."""
+    if config.train.device != "auto":
+        return config.train.device
+    return "cuda" if torch.cuda.is_available() or config.model.dtype == "bfloat16" else "cpu"
 
 
 def _stand_in(config: RunConfig) -> list[str]:
@@ -70,47 +109,61 @@ def _parameter_table(kit: Kit) -> list[str]:
     return ["parameters:", *rows, f"  {'total':<55} {sum(numbers.values()):>16,}"]
 
 
-def _memory(config: RunConfig, kit: Kit, tokens_per_document: float | None, processes: int) -> str:
-    """Estimate the memory of one process, by what needs it; activations only where the data is known."""
-    sharing = processes if config.parallel.shard else 1
-    trained = [p for p in kit.model.parameters() if p.requires_grad]
-    parts = {
-        "weights": sum(p.numel() * p.element_size() for p in kit.model.parameters()) / sharing,
-        "gradients": sum(p.numel() * p.element_size() for p in trained) / sharing,
-        "optimiser": sum(p.numel() * _state_bytes(p) for p in trained) / sharing,
-    }
-    if tokens_per_document is not None:
-        text, share = kit.model.config.text, -(-config.train.docs_per_step // processes)
-        tokens = tokens_per_document * min(config.train.micro_batch, share)
-        kept = KEPT_PER_LAYER[config.model.recompute_text != "nothing"]
-        width = DTYPES[config.model.dtype].itemsize
-        parts["activations of the decoder"] = tokens * text.hidden_size * text.num_hidden_layers * kept * width
-    unit, name = (2**30, "GiB") if sum(parts.values()) >= 2**30 else (2**20, "MiB")
-    shown = ", ".join(f"{part} {number / unit:.2f}" for part, number in parts.items())
-    return f"memory per process, ESTIMATED, not measured: {sum(parts.values()) / unit:.2f} {name} ({shown})"
+def _memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) -> list[str]:
+    """Say what memory one process needs, of what, and under which settings."""
+    memory, shape = estimate_memory(config, kit, batch, processes)
+    values = {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in NAMED}
+    settings = " ".join(f"{name}={str(value).lower()}" for name, value in values.items())
+    patches = ", ".join(f"{number:,} patches of {name}" for name, number in shape.patches.items()) or "no image"
+    lines = [*memory.describe().split("\n"), f"  with {settings}"]
+    lines.append(f"  and a pass of {shape.tokens:,} tokens ({shape.learned:,} learned), {patches}")
+    if batch is None:
+        lines.append(f"  as documents of one image of data.max_pixels and {PLANNED_TEXT} tokens of text would make it")
+    if config.stage == "reinforce":
+        lines.append("  for learning; keys and values while sampling are not in it")
+    return lines
 
 
-def _state_bytes(parameter: Tensor) -> int:
-    """Bytes of optimiser state per number: two moments, and under bfloat16 the fp32 master and its gradient."""
-    return 16 if parameter.dtype in HELD_IN_FP32 else 2 * parameter.element_size()
+def _tokens_per_step(config: RunConfig, batch: Batch, processes: int) -> str:
+    train, per_document = config.train, batch.num_tokens / batch.num_documents
+    if train.tokens_per_batch is not None:
+        total = train.tokens_per_batch * train.batches_per_step
+        return (
+            f"tokens per step: at most {count(total)} ({train.batches_per_step} passes of {train.tokens_per_batch:,} "
+            f"over {processes} process(es); about "
+            f"{total / per_document:.0f} documents of about {per_document:.0f} tokens)"
+        )
+    share = -(-train.docs_per_step // processes)
+    return (
+        f"tokens per step: about {count(per_document * train.docs_per_step)} "
+        f"({train.docs_per_step} documents of about {per_document:.0f} tokens; {share} per process, "
+        f"{min(share, train.micro_batch)} at a time)"
+    )
 
 
 def _first_batch(config: RunConfig, kit: Kit) -> tuple[Batch, SkippedSamples]:
-    mixture = load_mixture(config.data, seed=config.train.seed)
+    train = config.train
+    mixture = load_mixture(config.data, seed=train.seed)
     skipped = SkippedSamples(None)
-    shown = min(config.train.docs_per_step, config.train.micro_batch)
-    world = World(rank=0, size=1, device=torch.device("cpu"))
+    shown = min(train.docs_per_step, train.micro_batch)
+    budget = None
+    if train.tokens_per_batch is not None:
+        budget = TokenBudget(train.tokens_per_batch, batches_per_step=1, pack_buffer=train.pack_buffer)
     loader = Loader(
         mixture.draw,
         kit.processor,
-        world=world,
+        world=World(rank=0, size=1, device=torch.device("cpu")),
         docs_per_step=shown,
         micro_batch=shown,
         skipped=skipped,
+        by_tokens=budget,
         independent_turns=config.data.independent_turns,
+        share_prefixes=config.data.share_prefixes,
     )
-    batches = loader.step(0, look_ahead=False)
-    loader.close()
+    try:
+        batches = loader.step(0, look_ahead=False)
+    finally:
+        loader.close()
     if not batches:
         raise ConfigError(skipped.summary() + "; " + "; ".join(f.reason for f in skipped.examples))
     return batches[0], skipped

@@ -1,30 +1,36 @@
 """The supervised loop of align and instruct: sum the loss, divide by all target tokens, step, log, save.
 
 A step's loss is the mean over its target tokens on all processes. Their number is known before the first backward
-pass, so micro-batches and processes only ever add up, in whatever way the same documents are divided.
+pass, so micro-batches and processes only ever add up, in whatever way the same documents are divided. The pass that
+gives the sum also gives every token's loss: means by task, and the names of the samples when a step is refused.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from medmo_core.batch import Batch
-from medmo_core.models.medmo import labelled_rows
+from medmo_core.data.record import Sample
+from medmo_core.losses import TokenLosses
+from medmo_core.models.targets import learned_positions
 
-from .data import Loader, SkippedSamples
-from .distributed import World, sum_gradients
+from .config import ConfigError
+from .data import Loader, SkippedSamples, TokenBudget
+from .distributed import reshard, sum_gradients
+from .flops import UsefulFlops, Work
+from .loss_sums import LossSums
+from .meter import Meter, Tally
+from .profiling import profiled
 from .run import Run
+from .summary import write_summary
+from .watch import BadStep, Watch, not_finite, spike
 
-Minimise = Callable[[Batch], Tensor]
-"""Batch -> summed loss of its target tokens."""
-
-
-class NonFiniteLoss(ValueError):
-    """A loss or gradient that is not a number; the message names the samples."""
+Minimise = Callable[[Batch], TokenLosses]
+"""Batch -> summed loss of its target tokens, and what it is made of."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,35 @@ class StepResult:
     """Global numbers of one step."""
 
     loss: float
+    """Mean cross-entropy of the target tokens."""
+    z_loss: float
+    tasks: Mapping[str, float]
+    """Task -> mean cross-entropy of its target tokens."""
     grad_norm: float
-    lr: float
+    rates: Mapping[str, float]
+    """"lr", and "lr/PART" where a part has a rate of its own."""
     num_tokens: int
     num_documents: int
     num_skipped: int
     """Samples left out since the run began."""
+    flops: float
+    """Useful operations; 0 where they were not costed."""
 
 
 def count_targets(batches: Sequence[Batch]) -> int:
     """Return the number of tokens that are learned (as `MedMO.loss` counts them)."""
-    return sum(labelled_rows(batch)[1].numel() for batch in batches)
+    return sum(learned_positions(batch).numel() for batch in batches)
 
 
-def train_step(run: Run, batches: Sequence[Batch], minimise: Minimise, step: int) -> StepResult:
+def train_step(
+    run: Run,
+    batches: Sequence[Batch],
+    minimise: Minimise,
+    step: int,
+    *,
+    limit: float = math.inf,
+    costs: UsefulFlops | None = None,
+) -> StepResult:
     """Do one optimiser step on this process's share of a global batch; every process calls this.
 
     Args:
@@ -53,63 +74,80 @@ def train_step(run: Run, batches: Sequence[Batch], minimise: Minimise, step: int
         batches: packed micro-batches on the host; may be empty.
         minimise: summed loss of a batch.
         step: 0-based number of the step.
+        limit: a higher loss is a spike.
+        costs: what the useful operations are counted with.
 
     Raises:
         NonFiniteLoss: the loss or a gradient is not finite; no weight has changed.
+        LossSpike: the loss is above the limit; no weight has changed.
     """
-    world = run.world
+    world, optimizer = run.world, run.optimizer
+    work = [Work.of(batch, run.kit.model) for batch in batches]
     counts = [
-        count_targets(batches),
-        sum(b.num_tokens for b in batches),
-        sum(b.num_documents for b in batches),
+        sum(w.learned for w in work),
+        sum(w.tokens for w in work),
+        sum(w.documents for w in work),
         run.skipped.total,
+        sum(costs.of(w) for w in work) if costs is not None else 0.0,
     ]
-    targets, tokens, documents, skipped = world.sum(torch.tensor(counts, dtype=torch.int64)).tolist()
+    targets, tokens, documents, skipped, flops = world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
     if targets == 0:
         raise ValueError(f"step {step + 1}: no document of this step has a token to learn; {run.skipped.summary()}")
-    losses: list[Tensor] = []
+    sums = LossSums()
     for batch in batches:
-        loss = minimise(batch.to(world.device, non_blocking=True)) / targets
-        loss.backward()
-        losses.append(loss.detach().double())
-    own = torch.stack(losses).cpu() if losses else torch.zeros(0, dtype=torch.float64)
-    loss_sum = world.sum(own.sum().reshape(1)).item()
-    if not math.isfinite(loss_sum):
-        finite = own.isfinite().tolist()
-        suspects = [i for b, good in zip(batches, finite, strict=True) if not good for i in b.sample_ids]
-        raise NonFiniteLoss(not_finite_message(run, step, f"the loss is {loss_sum}", suspects))
-    sum_gradients(run.optimizer.named.values(), world)
+        losses = minimise(batch.to(world.device, non_blocking=True))
+        if losses.total.requires_grad:  # where only the encoder trains, text alone teaches nothing
+            (losses.total / targets).backward()
+        sums.add(batch, losses)
+    means = sums.means(world)
+    if not means.is_finite:
+        optimizer.zero_grad()
+        raise not_finite(run, step, f"the loss is {means.minimised}", sums.not_finite())
+    if means.loss > limit:
+        optimizer.zero_grad()
+        raise spike(run, step, means.loss, limit, sums.above(limit))
+    sum_gradients(optimizer.named.values(), world)
     try:
-        norm, lr = run.optimizer.step(step)
+        norm, _ = optimizer.step(step)
     except FloatingPointError as error:
-        suspects = [i for b in batches for i in b.sample_ids]
-        raise NonFiniteLoss(not_finite_message(run, step, str(error), suspects)) from error
+        raise not_finite(run, step, str(error), [i for b in batches for i in b.sample_ids]) from error
     return StepResult(
-        loss=loss_sum, grad_norm=norm, lr=lr, num_tokens=tokens, num_documents=documents, num_skipped=skipped
+        loss=means.loss,
+        z_loss=means.z_loss,
+        tasks=means.tasks,
+        grad_norm=norm,
+        rates=optimizer.rates(),
+        num_tokens=int(tokens),
+        num_documents=int(documents),
+        num_skipped=int(skipped),
+        flops=flops,
     )
 
 
-def not_finite_message(run: Run, step: int, what: str, suspects: list[str]) -> str:
-    """Record why a step (0-based) cannot be taken and return the message; every process calls this."""
-    names = [name for names in run.world.gather(suspects) for name in names]
-    run.log.event("not_finite", step=step + 1, samples=names)
-    newest = run.checkpoints.newest()
-    kept = f"the newest checkpoint is {newest}" if newest is not None else "there is no checkpoint yet"
-    return f"step {step + 1}: {what}, with samples {', '.join(names)}. No weight was changed; {kept}"
-
-
 @torch.no_grad()
-def held_out_loss(batches: Sequence[Batch], minimise: Minimise, world: World) -> float:
-    """Return the mean loss per target token of fixed batches over all processes."""
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        total += torch.tensor([float(minimise(batch.to(world.device))), count_targets([batch])], dtype=torch.float64)
-    loss, targets = world.sum(total).tolist()
-    return loss / max(1, targets)
+def held_out_metrics(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
+    """Measure fixed batches; every process calls this.
+
+    Returns:
+        "val_loss", the mean cross-entropy of a target token, and "val_accuracy", how often it was the most likely one
+        given the tokens before it; the same by task, as "val_loss/TASK".
+    """
+    model, sums = run.kit.model, LossSums()
+    model.eval()
+    try:
+        for batch in batches:
+            sums.add(batch, model.token_losses(batch.to(run.world.device), accuracy=True))
+    finally:
+        model.train()
+        reshard(model)  # no backward pass has done it
+    means = sums.means(run.world)
+    values = {"val_loss": means.loss, "val_accuracy": means.accuracy}
+    values |= {f"val_loss/{task}": loss for task, loss in means.tasks.items()}
+    return values | {f"val_accuracy/{task}": share for task, share in means.task_accuracy.items()}
 
 
 def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None = None) -> bool:
-    """Train from `run.start_step` to train.steps.
+    """Train from `run.start_step` to train.steps, and leave summary.md and summary.png, after a refused step too.
 
     Args:
         run: the open run.
@@ -119,54 +157,103 @@ def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None
 
     Returns:
         Whether the run reached its end; False when it was asked to stop, after saving a checkpoint.
+
+    Raises:
+        BadStep: a loss that is no number, or a spike; no weight has changed.
+        ConfigError: train.profile_step is past the end.
     """
-    held_out_batches = held_out.step(0, look_ahead=False) if held_out is not None else None
+    train = run.config.train
+    if train.profile_step > train.steps:
+        raise ConfigError(f"train.profile_step={train.profile_step}: expected one of the run's {train.steps} steps")
+    fixed = None
+    if held_out is not None:
+        with run.world.together("making the held-out batches"):
+            fixed = held_out.step(0, look_ahead=False)
+        held_out.close()
+    meter, watch = Meter(run.world), Watch(train.spike_ratio)
+    if run.shared:
+        loader.restore(run.shared["loader"])
+        watch.restore(run.shared["watch"])
+        meter.restore(run.shared["meter"])
     try:
-        return _loop(run, loader, minimise, held_out_batches)
+        finished = _loop(run, loader, minimise, fixed, meter, watch)
+    except BadStep:
+        summarise(run, meter)
+        raise
     finally:
         loader.close()
+    summarise(run, meter)
+    return finished
 
 
-def _loop(run: Run, loader: Loader, minimise: Minimise, held_out: Sequence[Batch] | None) -> bool:
-    train, log = run.config.train, run.log
+def summarise(run: Run, meter: Meter) -> None:
+    """Record what the run did so far and write its page; only the main process does."""
+    run.log.event("totals", **meter.totals())
+    if run.world.is_main:
+        run.log.say(f"summary: {write_summary(Path(run.config.train.out_dir))}")
+
+
+def _loop(
+    run: Run, loader: Loader, minimise: Minimise, held_out: Sequence[Batch] | None, meter: Meter, watch: Watch
+) -> bool:
+    train, world = run.config.train, run.world
+    costs = UsefulFlops(run.kit.model)
     for step in range(run.start_step, train.steps):
+        number, last = step + 1, step + 1 == train.steps
         started = time.perf_counter()
-        last = step + 1 == train.steps
-        batches = loader.step(step, look_ahead=not last)
-        waited_s = time.perf_counter() - started
-        result = train_step(run, batches, minimise, step)
+        with profiled(Path(train.out_dir) / "profile", world, wanted=number == train.profile_step):
+            with world.together("making the batch"):
+                batches = loader.step(step, look_ahead=not last)
+            if run.config.parallel.shard:  # every pass gathers weights from all
+                world.agree(f"batches of step {number}", len(batches))
+            waited_s = time.perf_counter() - started
+            result = train_step(run, batches, minimise, step, limit=watch.limit(), costs=costs)
         seconds = time.perf_counter() - started
-        values = {
-            "loss": result.loss,
-            "lr": result.lr,
-            "grad_norm": result.grad_norm,
-            "tokens": result.num_tokens,
-            "documents": result.num_documents,
-            "tokens_per_s": result.num_tokens / seconds,
-            "step_s": seconds,
-            "wait_s": waited_s,
-            "skipped": result.num_skipped,
-        }
-        if held_out is not None and (last or (step + 1) % train.eval_every == 0):
-            values["val_loss"] = held_out_loss(held_out, minimise, run.world)
-        if last or (step + 1) % train.log_every == 0:
-            log.metrics(step + 1, values)
-        if run.close_step(step):
+        watch.finished(result.loss)
+        meter.add(Tally(1, result.num_tokens, result.num_documents, result.flops, seconds), waited_s)
+        measured: dict[str, float] = {}
+        if held_out is not None and (last or number % train.eval_every == 0):
+            measured = held_out_metrics(run, held_out)
+            run.note_validation(step, measured["val_loss"])
+        if last or measured or number % train.log_every == 0:
+            run.log.metrics(number, {**step_values(result), **meter.line(), **loader.figures(), **measured})
+        if run.close_step(step, shared={"loader": loader.state(), "watch": watch.state(), "meter": meter.state()}):
             return False
     return True
 
 
-def new_loader(run: Run, draw: Callable[[int], object], *, held_out: bool = False) -> Loader:
+def step_values(result: StepResult) -> dict[str, float]:
+    """Return what a line of metrics says of one step, by name."""
+    values = {"loss": result.loss}
+    if result.z_loss:
+        values["z_loss"] = result.z_loss
+    values |= {f"loss/{task}": loss for task, loss in result.tasks.items()}
+    values |= result.rates
+    values |= {
+        "grad_norm": result.grad_norm,
+        "tokens": result.num_tokens,
+        "documents": result.num_documents,
+        "skipped": result.num_skipped,
+    }
+    return values
+
+
+def new_loader(run: Run, draw: Callable[[int], Sample], *, held_out: bool = False) -> Loader:
     """Make the loader of a run, or of its held-out documents, from the numbers of its config."""
-    train = run.config.train
-    skipped = SkippedSamples(None) if held_out else run.skipped
+    train, data = run.config.train, run.config.data
+    budget = None
+    if train.tokens_per_batch is not None:
+        budget = TokenBudget(train.tokens_per_batch, None if held_out else train.batches_per_step, train.pack_buffer)
     return Loader(
-        draw,  # type: ignore[arg-type]
+        draw,
         run.kit.processor,
         world=run.world,
         docs_per_step=train.eval_docs if held_out else train.docs_per_step,
         micro_batch=train.micro_batch,
-        skipped=skipped,
+        skipped=SkippedSamples(None) if held_out else run.skipped,
+        by_tokens=budget,
+        num_workers=0 if held_out else data.num_workers,  # read once, before the first step
         equal=run.config.parallel.shard,
-        independent_turns=run.config.data.independent_turns,
+        independent_turns=data.independent_turns,
+        share_prefixes=data.share_prefixes,
     )

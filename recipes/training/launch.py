@@ -10,11 +10,12 @@ from .checkpoint import CheckpointError
 from .command_line import format_config, read_command_line
 from .config import ConfigError, RunConfig
 from .data import BadData
+from .distributed import ProcessFailed
 from .dry_run import dry_run
-from .fit import NonFiniteLoss
 from .run import STOPPED
+from .watch import BadStep
 
-USER_ERRORS = (ConfigError, CheckpointError, RecordError, BadData, NonFiniteLoss, FileNotFoundError)
+USER_ERRORS = (ConfigError, CheckpointError, RecordError, BadData, BadStep, ProcessFailed, FileNotFoundError)
 """Errors whose message says all there is to know; anything else keeps its traceback."""
 
 

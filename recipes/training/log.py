@@ -110,6 +110,8 @@ class RunLog:
         parts += [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
         if "tokens_per_s" in values:
             parts.append(f"{count(values['tokens_per_s'])} tokens/s")
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.1%}")
         if step > self._first_step:
             rate = (now - self._started) / (step - self._first_step)
             parts.append(f"{duration(rate * (self.steps - step))} left")

@@ -1,21 +1,33 @@
-"""AdamW over what trains: decay groups, warm-up and cosine, fp32 master weights under bfloat16.
+"""The optimiser of a run: what trains, in groups with rates of their own, clipped by one norm, moved by one rule.
 
-A bfloat16 weight has 8 significant bits: an update below 1/256 of it vanishes. For bfloat16 models the optimiser
-therefore keeps an fp32 copy of each trainable weight, updates that, and rounds once per step.
+`optim.kind` names the rule. "adamw" keeps moments in fp32, and under bfloat16 weights an fp32 master copy: a bfloat16
+weight has 8 significant bits, and an update below 1/512 of it would vanish. "adamw_bf16" and "adamw_8bit" round at
+random instead (`adam_bf16.py`, `adam_8bit.py`) and keep 8 and about 6 bytes a parameter, weight and gradient included.
+
+Gradients have the type of the weights. Under bfloat16 every micro-batch after the first is added in bfloat16, which
+rounds the sum by up to 1/512 of it each time: in the noise for the few passes of a step, and the reason to prefer few
+large passes to many small ones. Over processes sharded gradients are summed in fp32.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from .config import Optim
+from .adam import Hyper, Part, Rule, WideAdamW, sharded_dims, squared_norms
+from .adam_8bit import QuantisedAdamW
+from .adam_bf16 import RoundingAdamW
+from .config import ConfigError, Optim
 
-HELD_IN_FP32 = (torch.bfloat16, torch.float16)
+RULES: dict[str, Callable[[], Rule]] = {
+    "adamw": WideAdamW,
+    "adamw_bf16": RoundingAdamW,
+    "adamw_8bit": QuantisedAdamW,
+}
+"""`optim.kind` -> rule."""
 
 
 def learning_rate(step: int, steps: int, optim: Optim) -> float:
@@ -34,65 +46,99 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and "embed_tokens" not in name and "pos_embed" not in name
 
 
+@dataclass(frozen=True)
+class NameFactor:
+    """Parameter name -> product of the factors whose word means it (`build.name_factor` makes them)."""
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Word -> factor."""
+    chosen: Mapping[str, set[str]] = field(default_factory=dict)
+    """Word -> names of the parameters it means."""
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Return the words that mean this parameter."""
+        return tuple(word for word, names in self.chosen.items() if name in names)
+
+    def __call__(self, name: str) -> float:
+        """Return this parameter's factor."""
+        return math.prod(self.factors[word] for word in self.words(name))
+
+
+NO_FACTOR = NameFactor()
+
+
 class Optimizer:
     """AdamW on the trainable parameters of a model, by name.
 
     Args:
-        model: its parameters with requires_grad are optimised; call after the choice of what trains.
+        model: its parameters with requires_grad are optimised; call after the choice of what trains and after sharding.
         optim: the numbers.
         steps: optimiser steps of the whole run, for the schedule.
-        lr_scale: parameter name -> factor on the rate (from `optim.lr_scale`, resolved by the caller).
+        lr_scale: factors on the rate (`optim.lr_scale`, resolved by `build.name_factor`).
+        weight_decay_scale: factors on the decay (`optim.weight_decay_scale`).
+        seed: the run's, of random rounding.
 
     Raises:
         ValueError: nothing trains.
+        ConfigError: the kind needs bfloat16 weights.
     """
 
     def __init__(
-        self, model: nn.Module, optim: Optim, steps: int, lr_scale: Callable[[str], float] = lambda name: 1.0
+        self,
+        model: nn.Module,
+        optim: Optim,
+        steps: int,
+        lr_scale: NameFactor = NO_FACTOR,
+        weight_decay_scale: NameFactor = NO_FACTOR,
+        *,
+        seed: int = 0,
     ) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.named:
             raise ValueError("nothing trains: no parameter requires a gradient")
-        self.optim, self.steps = optim, steps
-        self._updated: dict[str, nn.Parameter] = {}  # what AdamW holds: the parameter, or its fp32 master
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.named.items():
-            held = parameter
-            if parameter.dtype in HELD_IN_FP32:
-                held = nn.Parameter(parameter.detach().float())
-            self._updated[name] = held
-            key = (optim.weight_decay if decays(name, parameter) else 0.0, lr_scale(name))
-            groups.setdefault(key, []).append(held)
-        plain = not any(isinstance(p, DTensor) for p in self.named.values())
-        self._adamw = torch.optim.AdamW(
-            [{"params": p, "weight_decay": decay, "lr_scale": scale} for (decay, scale), p in groups.items()],
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            fused=plain,  # one pass over memory; sharded tensors take the foreach form
-        )
+        check_types(self.named.items(), optim)
+        self.optim, self.steps, self.seed = optim, steps, seed
+        self._groups = {name: lr_scale.words(name) for name in self.named}
+        self._rule = RULES[optim.kind]()
+        self._parts = {
+            name: Part(
+                name,
+                parameter,
+                lr_scale=lr_scale(name),
+                weight_decay=optim.weight_decay * weight_decay_scale(name) if decays(name, parameter) else 0.0,
+            )
+            for name, parameter in self.named.items()
+        }
+        self._rate = learning_rate(0, steps, optim)
+        # Not the run's step: one that teaches nothing takes no step here.
+        self._taken = torch.zeros((), dtype=torch.int64)
+        self._is_allocated = False
 
+    def allocate(self) -> None:
+        """Make the whole state exist, as it is before the first step; the first step does it otherwise."""
+        if not self._is_allocated:
+            with torch.no_grad():
+                for part in self._parts.values():
+                    self._rule.allocate(part)
+        self._is_allocated = True
+
+    @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        """Return the global norm over all parameters and, for sharded ones, over all processes (fp32 or wider)."""
-        squares: dict[bool, list[Tensor]] = {True: [], False: []}  # sharded or not
-        for parameter in self.named.values():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            squares[isinstance(gradient, DTensor)].append(torch.linalg.vector_norm(local, dtype=wide).square())
-        total = torch.stack(squares[False]).sum() if squares[False] else torch.zeros(())
-        if squares[True]:
-            sharded = torch.stack(squares[True]).sum()
-            if dist.get_world_size() > 1:
-                dist.all_reduce(sharded)
-            total = total.to(sharded.device) + sharded
+        """Return the global norm: every number of every parameter once, on whichever processes it lies."""
+        gradients = {name: p.grad for name, p in self.named.items() if p.grad is not None}
+        squares = squared_norms(gradients)
+        total = torch.zeros((), dtype=torch.float64)
+        for division, square in squares.items():
+            if division is not None:
+                mesh, placements = division
+                for dim in sharded_dims(placements):  # replicas hold the same numbers: not counted again
+                    dist.all_reduce(square, group=mesh.get_group(dim))
+            total = total.to(square.device) + square
         return total.sqrt()
 
     @torch.no_grad()
     def step(self, step: int) -> tuple[float, float]:
-        """Clip, update and clear the gradients.
+        """Clip, update and clear the gradients; a parameter without a gradient has one of zero.
 
         Args:
             step: 0-based number of this optimiser step, for the schedule.
@@ -106,40 +152,36 @@ class Optimizer:
         norm = float(self.gradient_norm())
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {norm}")
-        scale = min(1.0, self.optim.clip_norm / (norm + 1e-6)) if self.optim.clip_norm else 1.0
-        for name, parameter in self.named.items():
-            if parameter.grad is None:
-                continue
-            held = self._updated[name]
-            if held is not parameter:
-                held.grad, parameter.grad = parameter.grad.to(held.dtype), None
-            if scale < 1:
-                assert held.grad is not None
-                held.grad.mul_(scale)
-        rate = learning_rate(step, self.steps, self.optim)
-        for group in self._adamw.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-        self._adamw.step()
-        for name, parameter in self.named.items():
-            if self._updated[name] is not parameter:
-                parameter.copy_(self._updated[name])
-        self.zero_grad()
-        return norm, rate
+        self.allocate()
+        clip = min(1.0, self.optim.clip_norm / (norm + 1e-6)) if self.optim.clip_norm else 1.0
+        self._rate = learning_rate(step, self.steps, self.optim)
+        self._taken += 1
+        hyper = Hyper(count=int(self._taken), betas=self.optim.betas, eps=self.optim.eps, clip=clip, seed=self.seed)
+        self._rule.update(list(self._parts.values()), self._rate, hyper)
+        return norm, self._rate
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates of the last step: "lr", and "lr/encoder" and so on for what has a factor of its own."""
+        rates = {"lr": self._rate}
+        for name, words in self._groups.items():
+            if words:
+                rates["lr/" + "+".join(words)] = self._rate * self._parts[name].lr_scale
+        return rates
 
     def zero_grad(self) -> None:
         """Free all gradients."""
-        for name, parameter in self.named.items():
+        for parameter in self.named.values():
             parameter.grad = None
-            self._updated[name].grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return "KIND:parameter name" -> tensor: moments, step counts and master weights."""
-        tensors: dict[str, Tensor] = {}
-        for name, held in self._updated.items():
-            if held is not self.named[name]:
-                tensors[f"master:{name}"] = held.detach()
-            for kind, value in self._adamw.state.get(held, {}).items():
-                tensors[f"{kind}:{name}"] = value
+        """Return "KIND:parameter name" -> tensor, in the memory of the state; sharded like the parameters.
+
+        The number of steps taken, one for all, goes by the name of the first parameter.
+        """
+        self.allocate()
+        tensors = {f"steps:{next(iter(self._parts))}": self._taken}
+        for name, part in self._parts.items():
+            tensors |= {f"{kind}:{name}": part.whole(tensor) for kind, tensor in part.state.items()}
         return tensors
 
     @torch.no_grad()
@@ -147,22 +189,41 @@ class Optimizer:
         """Take over what `state_tensors` returned, in place.
 
         Raises:
-            ValueError: a parameter that trains here did not train there (or the other way round).
+            ValueError: another set of parameters trained there, or by another kind of optimiser.
         """
-        there = {key.split(":", 1)[1] for key in tensors}
-        # A parameter that never received a gradient has no moments: absence alone is no difference.
-        foreign = sorted(there - self.named.keys())
+        own = self.state_tensors()
+        trained = {key.split(":", 1)[1] for key in tensors}
+        foreign, missing = sorted(trained - self.named.keys()), sorted(self.named.keys() - trained)
         if foreign:
             raise ValueError(f"the checkpoint trained {len(foreign)} parameters that are frozen here, as {foreign[0]}")
-        state: dict[nn.Parameter, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            kind, name = key.split(":", 1)
-            held = self._updated[name]
-            if kind == "master":
-                held.copy_(value)
-            else:
-                # AdamW keeps its step count on the CPU unless fused; the stored tensor says what it was.
-                device = held.device if kind != "step" or self._adamw.defaults["fused"] else torch.device("cpu")
-                state.setdefault(held, {})[kind] = value.to(device)
-        self._adamw.state.clear()
-        self._adamw.state.update(state)
+        if missing:
+            raise ValueError(f"the checkpoint did not train {len(missing)} parameters that train here: {missing[0]}")
+        odd = sorted(own.keys() ^ tensors.keys())
+        if odd:
+            raise ValueError(
+                f"the checkpoint's optimiser is not {self.optim.kind} on {describe_types(self.named.values())} weights "
+                f"({len(odd)} state tensors differ, as {odd[0]}); set optim.kind and model.dtype as they were"
+            )
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+
+
+def check_types(named: Iterable[tuple[str, Tensor]], optim: Optim) -> None:
+    """Refuse weights that a kind of optimiser does not take.
+
+    Raises:
+        ConfigError: names a parameter and the settings that fit.
+    """
+    if optim.kind == "adamw":
+        return
+    for name, parameter in named:
+        if parameter.dtype != torch.bfloat16:
+            raise ConfigError(
+                f"optim.kind={optim.kind} rounds bfloat16 weights, and {name} is {describe_types([parameter])}; "
+                "set model.dtype=bfloat16 or optim.kind=adamw"
+            )
+
+
+def describe_types(parameters: Iterable[Tensor]) -> str:
+    """Return the types of some parameters, as model.dtype spells them."""
+    return " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))

@@ -6,17 +6,15 @@ what else it samples beside it, changes nothing.
 Shapes: P prompts, G generations per prompt (the group), L completion tokens of a packed batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from medmo_core.batch import IGNORE_INDEX, Batch
-from medmo_core.data.packing import pack
+from medmo_core.data.packing import pack, prefix_trees
 from medmo_core.data.process import Item, Processor, TooLong
 from medmo_core.data.record import Sample
 from medmo_core.models.generation import Generation
@@ -273,15 +271,15 @@ def join(prompt: Item, tokens: Sequence[int]) -> Item:
     )
 
 
-def pack_completions(completions: Sequence[Completion]) -> PolicyBatch:
-    """Pack documents to learn from, with one number per completion token."""
+def pack_completions(completions: Sequence[Completion], *, share_prefixes: bool = True) -> PolicyBatch:
+    """Pack documents to learn from, with one number per completion token; neighbours share their prompt."""
     lengths = torch.tensor([len(c.sampled_logps) for c in completions])
 
     def per_token(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
 
     return PolicyBatch(
-        batch=pack([c.item for c in completions]),
+        batch=pack([c.item for c in completions], share_prefixes),
         advantages=per_token([c.advantage for c in completions]),
         token_weights=per_token([c.token_weight for c in completions]),
         sampled_logps=torch.tensor([logp for c in completions for logp in c.sampled_logps], dtype=torch.float64),
@@ -289,41 +287,47 @@ def pack_completions(completions: Sequence[Completion]) -> PolicyBatch:
 
 
 def divide(
-    completions: Sequence[Completion], fillers: Sequence[Completion], size: int, world: World, *, equal: bool
+    completions: Sequence[Completion],
+    fillers: Sequence[Completion],
+    size: int,
+    world: World,
+    *,
+    equal: bool,
+    share_prefixes: bool = True,
 ) -> list[PolicyBatch]:
-    """Cut this process's completions into packed micro-batches.
+    """Cut this process's completions into packed micro-batches; those of one prompt stay together where they fit.
 
     Args:
         completions: documents to learn from; may be empty.
         fillers: any documents of this process, used with weight 0.
-        size: documents per micro-batch.
+        size: completions per micro-batch at the most.
         world: the processes.
-        equal: give every process the same number of micro-batches and an image in each, as sharded models need.
+        equal: give every process the same number of micro-batches, as sharded models need.
+        share_prefixes: compute a prompt once for all of its completions in a micro-batch.
 
     Raises:
         ValueError: `equal` is asked for and this process has no document at all.
     """
-    chunks = [list(completions[i : i + size]) for i in range(0, len(completions), size)]
+    chunks = _chunks(completions, size)
     if equal:
         most = max(world.gather(len(chunks)))
-        silent = [replace(c, token_weight=0.0) for c in sorted(fillers, key=lambda c: not c.item.patches)[:1]]
+        silent = [replace(c, token_weight=0.0) for c in fillers[:1]]
         if not all(world.gather(bool(silent))):
             raise ValueError("parallel.shard=true: a process has no usable prompt in this step; mend the data")
-        chunks += [[] for _ in range(most - len(chunks))]
-        chunks = [c if any(d.item.patches for d in c) else [*c, *silent] for c in chunks]
-    return [pack_completions(chunk) for chunk in chunks]
+        chunks += [list(silent) for _ in range(most - len(chunks))]
+    return [pack_completions(chunk, share_prefixes=share_prefixes) for chunk in chunks]
 
 
-@contextmanager
-def whole_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Hold a sharded model's weights whole for a while, so that processes may decode for different lengths of time."""
-    blocks = [m for m in model.modules() if isinstance(m, FSDPModule) and m is not model]
-    for block in blocks:
-        block.unshard()
-        block.set_reshard_after_forward(False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            block.set_reshard_after_forward(True)
-            block.reshard()
+def _chunks(completions: Sequence[Completion], size: int) -> list[list[Completion]]:
+    """Cut completions into chunks of at most `size`, in order; only a prompt with more of them is cut itself."""
+    chunks: list[list[Completion]] = []
+    start = 0
+    for tree in prefix_trees([completion.item for completion in completions]):
+        stop = start + len(tree.items)
+        for first in range(start, stop, size):
+            piece = completions[first : min(first + size, stop)]
+            if not chunks or len(chunks[-1]) + len(piece) > size:
+                chunks.append([])
+            chunks[-1] += piece
+        start = stop
+    return chunks

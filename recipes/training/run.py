@@ -4,8 +4,9 @@
 """
 
 import json
+import math
 import signal
-import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,19 +15,19 @@ from types import FrameType
 from typing import Any, Self
 
 import torch
-from torch.distributed.tensor import DTensor
 
-from medmo_core.models.save import save_checkpoint
-
+from .background import Background
 from .build import Kit, name_factor
-from .checkpoint import CheckpointError, Checkpoints
+from .checkpoint import Best, CheckpointError, Checkpoints, Resumed
+from .claim import claim
 from .command_line import format_value, setting_types
 from .config import ConfigError, RunConfig
-from .data import SkippedSamples
-from .distributed import World, shard_model, whole_tensors
-from .inference import write_pixel_limits
+from .distributed import World, attempt
 from .log import RunLog
+from .official import official_tensors, write_final, write_official
 from .optim import Optimizer
+from .sharding import prepare
+from .skipped import LISTED, SkippedSamples
 
 STOPPED = 143  # exit status of a run that was asked to end: what the shell reports for SIGTERM
 FREE_TO_CHANGE = ("train.resume", "train.out_dir", "train.num_threads", "train.device", "train.log_every")
@@ -71,45 +72,113 @@ class Run:
     stop: StopSignal
     start_step: int = 0
     """Finished steps when the run was opened."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """The stage's own values from the checkpoint, for this process."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What was given to `close_step` at the step the run continues from; empty in a new run."""
+    exports: Background = field(default_factory=Background)
+    """Writes models on the way."""
+    _found_best: bool = False
 
-    def save(self, step: int, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write a checkpoint of `step` finished steps; every process calls this."""
-        values = {**(extra or {}), "skipped": self.skipped.state()}
-        return self.checkpoints.save(step, self.config, self.kit.model, self.optimizer, values)
+    def note_validation(self, step: int, val_loss: float) -> None:
+        """Tell the held-out loss after `step` (0-based), before `close_step` saves a new best.
 
-    def close_step(self, step: int) -> bool:
-        """Save if it is time after `step` (0-based); every process calls this.
+        Args:
+            step: as given to `close_step`.
+            val_loss: over all processes.
+        """
+        best = self.checkpoints.best
+        if math.isfinite(val_loss) and (best is None or val_loss < best.val_loss):
+            self.checkpoints.best = Best(step + 1, val_loss)
+            self._found_best = True
+
+    def save(self, step: int, shared: Mapping[str, Any] | None = None) -> Path:
+        """Begin to write a checkpoint of `step` finished steps; every process calls this.
+
+        Args:
+            step: finished steps.
+            shared: JSON values, the same on all processes.
+
+        Returns:
+            The folder, which appears when all is written.
+        """
+        model, own = self.kit.model, {"skipped": self.skipped.state()}
+        return self.checkpoints.save(step, self.config, model, self.optimizer, shared=shared, own=own)
+
+    def close_step(self, step: int, shared: Mapping[str, Any] | None = None) -> bool:
+        """Save and export if it is time after `step` (0-based); every process calls this.
+
+        Args:
+            step: 0-based number of the step.
+            shared: JSON values to find in `Run.shared` on resume, the same on all processes.
 
         Returns:
             Whether the run was asked to stop before its last step; it is saved then.
+
+        Raises:
+            CheckpointError: a checkpoint that was being written could not be (an export: its own error).
         """
-        train = self.config.train
-        last = step + 1 == train.steps
-        stop = bool(self.world.sum(torch.tensor([int(self.stop.received)])).item())
-        if stop or last or (step + 1) % train.save_every == 0:
-            folder = self.save(step + 1)
+        train, done = self.config.train, step + 1
+        last = done == train.steps
+        failed = self.checkpoints.background.failed or self.exports.failed
+        signs = torch.tensor([self.stop.received, failed, self._found_best], dtype=torch.int64)
+        stop, failed, best = (bool(sign) for sign in self.world.sum(signs).tolist())  # all do the same, or none
+        if failed:
+            with self.world.together("writing a checkpoint or an export"):
+                self.wait()
+        if stop or last or best or done % train.save_every == 0:
+            self._found_best = False
+            folder = self.save(done, shared)
+            if stop or last:
+                self.checkpoints.wait()
             if stop and not last:
-                self.log.event("stopped", step=step + 1)
-                self.log.say(f"asked to stop: step {step + 1} is saved in {folder}; train.resume=true continues")
+                self.log.event("stopped", step=done)
+                self.log.say(f"asked to stop: step {done} is saved in {folder}; train.resume=true continues")
                 return True
+        if train.export_every and done % train.export_every == 0:
+            self._export(Path(train.out_dir) / "exports" / f"step-{done:06d}")
         return False
+
+    def _export(self, folder: Path) -> None:
+        """Write the model as it is now in the official layout; every process calls this."""
+        tensors = official_tensors(self.kit, self.world)
+        if not self.world.is_main:
+            return
+        if self.config.train.async_save:
+            if self.world.device.type == "cpu":  # elsewhere the host has its own copy already
+                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            self.exports.start(lambda: write_official(folder, tensors, self.kit))
+        else:
+            write_official(folder, tensors, self.kit)
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        self.checkpoints.wait()
+        self.exports.wait()
+
+    def close(self) -> None:
+        """Wait like `wait`, and end the threads that write.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        try:
+            self.checkpoints.background.close()
+        finally:
+            self.exports.close()
 
     def finish(self) -> Path:
         """Write final/ in the official layout and say what was left out; every process calls this."""
-        folder = write_final(Path(self.config.train.out_dir) / "final", self.kit, self.world)
+        self.wait()
+        final = Path(self.config.train.out_dir) / "final"
+        folder = write_final(final, self.kit, self.world, base=self.config.model.init)
         for rank, summary in enumerate(self.world.gather(self.skipped.summary())):
             self.log.say(summary if self.world.size == 1 else f"process {rank}: {summary}")
         self.log.event("finished", skipped=dict(self.skipped.kinds), drawn=self.skipped.drawn)
         self.log.say(f"final checkpoint: {folder}")
         return folder
-
-
-def say(world: World, text: str) -> None:
-    """Print a line on the main process before there is a log."""
-    if world.is_main:
-        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -119,32 +188,47 @@ def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
     What trains must have been chosen before (`build.choose_trainable`).
 
     Raises:
-        ConfigError: the folder already holds a run and train.resume is off, or there is nothing to resume.
+        ConfigError: the folder already holds a run and train.resume is off.
+        CheckpointError: no checkpoint of it can be resumed.
     """
-    out_dir = Path(config.train.out_dir)
-    checkpoints = Checkpoints(out_dir, world, keep=config.train.keep_checkpoints)
-    newest = _claim(config, out_dir, checkpoints)
-    factors = name_factor(kit.model, config.optim.lr_scale, "optim.lr_scale")
-    if config.parallel.shard:
-        shard_model(kit.model, world)
-    optimizer = Optimizer(kit.model, config.optim, config.train.steps * updates_per_step(config), factors)
-    world.barrier()  # every process has looked at the folder before one writes into it
-    skipped = SkippedSamples(out_dir, rank=world.rank, max_ratio=config.data.max_bad_ratio)
-    with RunLog(out_dir, world, steps=config.train.steps, title=config.name) as log, StopSignal() as stop:
+    train = config.train
+    out_dir = Path(train.out_dir)
+    checkpoints = Checkpoints(
+        out_dir, world, keep=train.keep_checkpoints, keep_every=train.keep_every, in_background=train.async_save
+    )
+    continues = claim(train, world, checkpoints)
+    optim = config.optim
+    lr_scale = name_factor(kit.model, optim.lr_scale, "optim.lr_scale")
+    decay_scale = name_factor(kit.model, optim.weight_decay_scale, "optim.weight_decay_scale")
+    prepare(kit.model, config, world)
+    num_updates = train.steps * updates_per_step(config)
+    optimizer = Optimizer(kit.model, optim, num_updates, lr_scale, decay_scale, seed=train.seed)
+    skipped = SkippedSamples(
+        out_dir, rank=world.rank, max_ratio=config.data.max_bad_ratio, stop=config.data.on_bad_sample == "stop"
+    )
+    with RunLog(out_dir, world, steps=train.steps, title=config.name) as log, StopSignal() as stop:
         run = Run(config, world, kit, optimizer, log, checkpoints, skipped, stop)
-        if newest is not None:
-            resumed = checkpoints.load(newest, kit.model, optimizer)
-            run.start_step, run.extra = resumed.step, resumed.extra
-            if "skipped" in resumed.extra:
-                skipped.restore(resumed.extra["skipped"])
-            changed = _changes(config, newest)
+        if continues:
+            resumed, passed_over = checkpoints.load_newest(kit.model, optimizer)
+            _take_over(run, resumed)
+            for note in passed_over:
+                log.say(f"passed over {note}")
+            changed = _changes(config, resumed)
             note = f"; changed since: {', '.join(changed)}" if changed else ""
             log.say(f"resumed after step {resumed.step}{note}")
-            log.event("resumed", step=resumed.step, changed=changed)
+            log.event("resumed", step=resumed.step, changed=changed, passed_over=passed_over, restart=attempt())
         if world.is_main:
             text = json.dumps(config.to_dict(), indent=2) + "\n"
             (out_dir / "config.json").write_text(text, encoding="utf-8")
-        yield run
+        try:
+            yield run
+        except BaseException:
+            try:
+                run.close()
+            except Exception as error:  # noqa: BLE001 - the first error is the one to end with
+                log.say(str(error))
+            raise
+        run.close()
 
 
 def updates_per_step(config: RunConfig) -> int:
@@ -152,28 +236,23 @@ def updates_per_step(config: RunConfig) -> int:
     return config.rollout.num_updates if config.stage == "reinforce" else 1
 
 
-def _claim(config: RunConfig, out_dir: Path, checkpoints: Checkpoints) -> Path | None:
-    """Return the checkpoint to continue from; refuse to write into somebody's finished or running work."""
-    newest = checkpoints.newest()
-    if config.train.resume:
-        if newest is None and (out_dir / "metrics.jsonl").exists():
-            raise ConfigError(f"train.resume=true: {out_dir} holds no checkpoint; start anew in another train.out_dir")
-        return newest
-    if newest is not None or (out_dir / "metrics.jsonl").exists():
-        raise ConfigError(
-            f"train.out_dir: {out_dir} already holds a run; train.resume=true continues it, "
-            "another train.out_dir starts a new one"
-        )
-    return None
+def _take_over(run: Run, resumed: Resumed) -> None:
+    """Let a run stand where the one that wrote a checkpoint stood."""
+    run.start_step, run.shared = resumed.step, resumed.shared
+    counts = [own["skipped"] for own in resumed.own]
+    if counts:  # of this process, and of those that are no more
+        kinds: Counter[str] = sum((Counter(count["kinds"]) for count in counts), Counter())
+        examples = [fault for count in counts for fault in count["examples"]]
+        drawn = sum(count["drawn"] for count in counts)
+        run.skipped.restore({"drawn": drawn, "kinds": dict(kinds), "examples": examples[:LISTED]})
 
 
-def _changes(config: RunConfig, checkpoint: Path) -> list[str]:
+def _changes(config: RunConfig, resumed: Resumed) -> list[str]:
     """List the settings that differ from the checkpoint's, as "key: before -> now"."""
     try:
-        stored = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["config"]
-        before = RunConfig.from_dict(stored)
-    except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint}: its config is of another version ({error})") from error
+        before = RunConfig.from_dict(resumed.config)
+    except ConfigError as error:
+        raise CheckpointError(f"step {resumed.step}: its config is of another version ({error})") from error
     changed = []
     for key in setting_types():
         section, name = key.split(".")
@@ -181,28 +260,3 @@ def _changes(config: RunConfig, checkpoint: Path) -> list[str]:
         if old != new and key not in FREE_TO_CHANGE:
             changed.append(f"{key}: {format_value(old)} -> {format_value(new)}")
     return changed
-
-
-def write_final(folder: Path, kit: Kit, world: World) -> Path:
-    """Write a model in the official layout, whole, with tokenizer and profile; every process calls this.
-
-    Args:
-        folder: made, or replaced at the very end.
-        kit: model, tokenizer and profile.
-        world: the main process writes.
-
-    Returns:
-        The folder.
-    """
-    model = kit.model
-    if any(isinstance(p, DTensor) for p in model.parameters()):
-        tensors = whole_tensors(model, world)
-        if world.is_main:
-            config = model.config.to_dict()
-            save_checkpoint(folder, tensors, config=config, tokenizer=kit.tokenizer, profile=kit.profile)
-    elif world.is_main:
-        model.save_pretrained(folder, tokenizer=kit.tokenizer, profile=kit.profile)
-    if world.is_main:
-        write_pixel_limits(folder, kit.processor.min_pixels, kit.processor.max_pixels)
-    world.barrier()
-    return folder

@@ -5,6 +5,7 @@ import torch
 
 from medmo_core.batch import Batch, PatchSpec, mrope_position_ids
 from medmo_core.models import MedMO
+from medmo_core.models.targets import labelled_rows, learned_positions
 
 IMAGE, VIDEO, START, END = 90, 91, 87, 88
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
@@ -12,12 +13,12 @@ RULE = {"merge_size": 2, **IDS}
 
 
 def text_batch(ids: list[int], **changes) -> Batch:
-    total = len(ids)
+    bounds = changes.pop("cu_seqlens", torch.tensor([0, len(ids)], dtype=torch.int32))
     fields = {
         "input_ids": torch.tensor(ids),
         "labels": None,
-        "position_ids": torch.arange(total).expand(3, total),
-        "cu_seqlens": torch.tensor([0, total], dtype=torch.int32),
+        "position_ids": torch.cat([torch.arange(length) for length in bounds.diff()]).expand(3, -1),
+        "cu_seqlens": bounds,
     }
     return Batch(**{**fields, **changes})
 
@@ -103,6 +104,20 @@ def test_model_names_the_first_document_that_does_not_fit() -> None:
         debug_model()(batch)
 
 
+def test_images_shown_again_are_counted_each_time() -> None:
+    """The first image stands in two documents; the third document lacks a placeholder."""
+    batch = text_batch(
+        [IMAGE, 1, IMAGE, 2, IMAGE, 3],
+        cu_seqlens=torch.tensor([0, 2, 4, 6], dtype=torch.int32),
+        patches={"qwen3_vl": torch.zeros(12, 768, dtype=torch.uint8)},
+        image_grid_thw={"qwen3_vl": torch.tensor([[1, 2, 2], [1, 2, 4]])},
+        image_index=torch.tensor([0, 0, 1]),
+        sample_ids=("first", "second", "third"),
+    )
+    with pytest.raises(ValueError, match="3 image placeholder.*4 visual tokens.*does not fit is third, after 1 image"):
+        debug_model()(batch)
+
+
 def test_placeholders_without_any_image_are_refused() -> None:
     with pytest.raises(ValueError, match="1 image placeholder tokens, the images make 0"):
         debug_model()(text_batch([1, IMAGE, 2]))
@@ -156,6 +171,7 @@ def test_from_padded_refuses_left_over_and_missing_images() -> None:
 def test_documents_and_moves() -> None:
     batch = text_batch([1, 2, 3, 4, 5], cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32), sample_ids=("a", "b"))
     assert (batch.num_tokens, batch.num_documents, batch.max_seqlen, batch.lengths()) == (5, 2, 3, [2, 3])
+    assert (batch.num_examples, batch.prompt_of, batch.tasks) == (2, None, ())
     moved = batch.to("meta")
     assert moved.input_ids.device.type == "meta"
     assert moved.labels is None
@@ -183,3 +199,42 @@ def test_a_batch_without_any_label_has_zero_loss_and_a_graph() -> None:
     loss = model.loss(text_batch([1, 2, 3], labels=torch.full((3,), -100)))
     loss.backward()
     assert loss.item() == 0.0
+
+
+def tree_batch(**changes) -> Batch:
+    """A document, then a prompt with two branches."""
+    fields = {
+        "cu_seqlens": torch.tensor([0, 2, 5, 7, 8], dtype=torch.int32),
+        "position_ids": torch.tensor([0, 1, 0, 1, 2, 3, 4, 3]).expand(3, 8),
+        "prompt_of": torch.tensor([-1, -1, 1, 1]),
+        "labels": torch.tensor([-100, 11, -100, -100, -100, 15, -100, 17]),
+        "sample_ids": ("a", "b", "b", "b"),
+        "tasks": ("vqa", "report", "report", "report"),
+    }
+    return text_batch(list(range(10, 18)), **{**fields, **changes})
+
+
+def test_a_prompt_is_a_document_but_no_example() -> None:
+    batch = tree_batch()
+    assert (batch.num_documents, batch.num_examples, batch.max_seqlen) == (4, 3, 3)
+    moved = batch.to("meta")
+    assert moved.prompt_of is not None and moved.prompt_of.device.type == "meta"
+    assert moved.tasks == batch.tasks
+
+
+def test_the_first_token_of_a_branch_is_predicted_from_its_prompt() -> None:
+    rows, targets = labelled_rows(tree_batch())
+    assert (rows.tolist(), targets.tolist()) == ([0, 4, 4], [11, 15, 17])
+    plain = tree_batch(prompt_of=None, position_ids=torch.tensor([0, 1, 0, 1, 2, 0, 1, 0]).expand(3, 8))
+    assert labelled_rows(plain)[0].tolist() == [0]  # the first token of a document has nothing before it
+    assert learned_positions(tree_batch()).tolist() == [1, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [([-1, -1, 1, -1], "its positions begin at"), ([-1, -1, 0, 0], "branches must follow their prompt directly"),
+     ([-1, -1, 1, 2], "which has a prompt itself"), ([-1, -1, 1], r"prompt_of must be \(4,\)")],
+)  # fmt: skip
+def test_prompts_that_cannot_be_are_refused(prompts: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tree_batch(prompt_of=torch.tensor(prompts))

@@ -267,3 +267,12 @@ def test_generation_leaves_training_intact() -> None:
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         make_model().generate(RAGGED, **{"max_new_tokens": 2, **settings})
+
+
+def test_branches_of_a_shared_prompt_are_refused() -> None:
+    """They are no prompts of their own."""
+    positions = torch.tensor([0, 1, 2, 2]).expand(3, 4)
+    bounds, prompts = torch.tensor([0, 2, 3, 4], dtype=torch.int32), torch.tensor([-1, 0, 0])
+    batch = Batch(torch.arange(4), None, positions, bounds, prompt_of=prompts)
+    with pytest.raises(ValueError, match="without share_prefixes, and ask for num_generations"):
+        make_model().generate(batch, max_new_tokens=2)

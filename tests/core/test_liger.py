@@ -13,8 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medmo_core.losses import chunked_head, grpo, linear_cross_entropy, linear_grpo_loss, token_logprobs
-from medmo_core.losses.liger import liger_cross_entropy, liger_grpo_loss
+from medmo_core.losses import (
+    chunked_head,
+    grpo,
+    linear_cross_entropy,
+    linear_grpo_loss,
+    linear_token_losses,
+    token_logprobs,
+)
+from medmo_core.losses.liger import liger_grpo_loss, liger_token_losses
 from medmo_core.modules import RMSNorm, SwiGLU, backend, mlp, norm
 from medmo_kernels import runtime
 
@@ -130,6 +137,31 @@ def test_linear_cross_entropy(reduction: str, dtype: torch.dtype) -> None:
     leaves = [draw(11, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
     assert linear_cross_entropy(*leaves, targets, reduction).dtype == torch.float32
     assert_as_good(lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, reduction), plain, leaves)
+
+
+@pytest.mark.usefixtures("liger")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_and_z_loss_come_from_the_pass_that_makes_the_gradients(dtype: torch.dtype) -> None:
+    """The sum with its gradients, and beside it each row's cross-entropy, the z-loss and what was guessed right."""
+    targets, z_loss = targets_of(11), 1e-2
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets, reduction="sum") + z_loss * logits.logsumexp(-1).square().sum()
+
+    leaves = [draw(11, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
+    assert_as_good(lambda h, w: linear_token_losses(h, w, targets, z_loss=z_loss).total, plain, leaves)
+    got = linear_token_losses(*leaves, targets, z_loss=z_loss, accuracy=True)
+    logits = F.linear(*(leaf.detach().double() for leaf in leaves))
+    tolerance = 200 * EPS[dtype]  # half precision: logits of ten and the rounding of each z-loss
+    torch.testing.assert_close(got.cross_entropy.double(), F.cross_entropy(logits, targets, reduction="none"),
+                               rtol=tolerance, atol=tolerance)  # fmt: skip
+    expected = z_loss * logits.logsumexp(-1).square().sum()
+    torch.testing.assert_close(got.z_loss.double(), expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(got.total.detach(), got.cross_entropy.sum() + got.z_loss)
+    assert got.correct is not None and torch.equal(got.correct, logits.argmax(-1) == targets)
+    assert got.total.requires_grad and not got.cross_entropy.requires_grad and not got.z_loss.requires_grad
 
 
 @pytest.mark.usefixtures("liger")
@@ -292,11 +324,11 @@ def test_a_gpu_that_has_to_do_without_is_told_once(monkeypatch: pytest.MonkeyPat
     assert not backend.uses_liger(OnCuda(count=0))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("function", [liger_cross_entropy, liger_grpo_loss])
+@pytest.mark.parametrize("function", [liger_grpo_loss, liger_token_losses])
 def test_absent_liger_names_the_extra(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
     for name in ("liger_kernel.ops", "liger_kernel.chunked_loss.grpo_loss"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     rows = torch.zeros(1)
-    arguments = ("mean",) if function is liger_cross_entropy else (rows, rows)
+    arguments = () if function is liger_token_losses else (rows, rows)
     with pytest.raises(ModuleNotFoundError, match=r"medmo\[cuda\]"):
         function(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, dtype=torch.int64), *arguments)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from medmo_core.losses import linear_cross_entropy as head
-from medmo_core.losses import token_logprobs
+from medmo_core.losses import linear_token_losses, token_logprobs
 
 DENSE_LOGITS = "medmo_core.losses.chunked_head.DENSE_LOGITS"
 
@@ -29,6 +29,38 @@ def test_chunks_equal_the_plain_loss(monkeypatch: pytest.MonkeyPatch, reduction:
     chunked = head(hidden, weight, targets, reduction)
     torch.testing.assert_close(chunked, plain)
     torch.testing.assert_close(gradients(2 * chunked, hidden, weight), gradients(2 * plain, hidden, weight))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.3])
+@pytest.mark.parametrize("limit", [505, 2**20], ids=["chunks", "whole"])
+def test_the_sum_its_rows_and_the_z_loss_equal_the_dense_reference(
+    monkeypatch: pytest.MonkeyPatch, z_loss: float, limit: int
+) -> None:
+    hidden, weight, targets = draw()
+    logits = hidden @ weight.T
+    rows = F.cross_entropy(logits, targets, reduction="none")
+    term = z_loss * logits.logsumexp(-1).square().sum()
+    monkeypatch.setattr(DENSE_LOGITS, limit)
+    got = linear_token_losses(hidden, weight, targets, z_loss=z_loss, accuracy=True)
+    plain = rows.sum() + term
+    torch.testing.assert_close(got.total, plain)
+    torch.testing.assert_close(gradients(got.total / 7, hidden, weight), gradients(plain / 7, hidden, weight))
+    torch.testing.assert_close(got.cross_entropy, rows.detach())
+    torch.testing.assert_close(got.z_loss, term.detach())
+    assert got.correct is not None and torch.equal(got.correct, logits.argmax(-1) == targets)
+    assert not any(part.requires_grad for part in (got.cross_entropy, got.z_loss, got.correct))
+    assert linear_token_losses(hidden, weight, targets).correct is None
+    if z_loss:  # the comparison would notice a forgotten term
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(linear_token_losses(hidden, weight, targets).total, plain)
+
+
+def test_no_row_is_no_loss_and_no_nan() -> None:
+    hidden, weight, targets = draw(0)
+    got = linear_token_losses(hidden, weight, targets, z_loss=0.1, accuracy=True)
+    got.total.backward()
+    assert got.total == got.z_loss == 0 and got.cross_entropy.shape == (0,) and got.correct.shape == (0,)
+    assert hidden.grad is not None and head(hidden, weight, targets) == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])

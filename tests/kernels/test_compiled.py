@@ -49,15 +49,35 @@ def test_the_page_shows_what_was_compiled(records: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_kernel_that_breaks_its_gate_is_told(tmp_path: Path) -> None:
-    """The gate itself must bite: with no register to spare a kernel spills, and the tool says so."""
-    code = (
-        "import sys; sys.path.insert(0, 'tools'); import compile_kernels as c\n"
-        "spec = next(s for s in c.specs() if s.name == 'giou')\n"
-        "c.read_cubin = lambda cubin, count_hgmma: (255, 8, 2, 0)\n"
-        "records = c.inspect(spec, next(iter(spec.compile_sizes)), 90)\n"
-        "assert all('8 bytes of stack' in r.faults[0] for r in records), records\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False,
-                          env=os.environ | {"TRITON_INTERPRET": "0"})  # fmt: skip
+def test_a_kernel_that_breaks_its_gate_is_told() -> None:
+    """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is told."""
+    code = """
+import dataclasses, sys
+sys.path.insert(0, "tools")
+import compile_kernels as c
+from medmo_kernels.spec import Gate
+
+sass = '''
+/*0010*/ @!P0 LDGSTS.E.BYPASS.128 [R3], desc[UR8][R4.64] ;
+/*0020*/      LDGSTS.E [R3+0x10], desc[UR8][R4.64+0x10] ;
+/*0030*/      LDG.E.128 R8, desc[UR8][R6.64] ;
+/*0040*/      LDG.E.U8 R12, desc[UR8][R6.64] ;
+/*0050*/      I2FP.F32.U32 R5, R12 ;
+/*0060*/      I2F R5, R12 ;
+/*0070*/      LDL.64 R2, [R1] ;
+/*0080*/      HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
+'''
+counted = c.count_instructions(sass)
+assert counted == (1, 1, 2, ("I2F", "I2FP.F32.U32", "LDG.E.U8", "LDGSTS.E")), counted
+
+spec = next(s for s in c.specs() if s.name == "giou")
+spec = dataclasses.replace(spec, gate=lambda kernel, constants: Gate(wide_copies=True))
+c.read_cubin = lambda cubin, disassemble: c.Cubin(255, 8, 2, 0, 4, ("LDGSTS.E",) if disassemble else ())
+for record in c.inspect(spec, next(iter(spec.compile_sizes)), 90):
+    stack, narrow, copies = record.faults
+    assert "8 bytes of stack" in stack and "LDGSTS.E" in narrow and "4 copies" in copies, record.faults
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ OFFICIAL = {"4b": 4_437_815_808, "8b": 8_767_123_696}
 def test_config_builds(name: str) -> None:
     config = CONFIGS[name]()
     assert config.name == name == CONFIGS[name].__name__
-    assert name.endswith(f"_{config.stage}") or "_ground" in name
+    assert f"_{config.stage}" in name or "_lora" in name
     kit = load_kit(config, "meta")
     assert all(parameter.is_meta for parameter in kit.model.parameters())
     trainable = choose_trainable(kit.model, config.model.trainable)
@@ -52,12 +52,13 @@ def test_config_file_opens_with_launch_lines(module: str) -> None:
 
 
 def test_8b_carries_the_published_values_with_a_source_each() -> None:
-    align, ground, instruct, reinforce = (
-        CONFIGS[f"medmo_8b_{s}"]() for s in ("align", "ground", "instruct", "reinforce")
-    )
-    assert [c.optim.lr for c in (align, ground, instruct, reinforce)] == [1e-5, 8e-6, 5e-6, 1e-5]
-    assert [c.train.docs_per_step for c in (align, ground, instruct, reinforce)] == [1280, 1024, 1280, 256]
-    assert (align.data.max_pixels, ground.data.max_pixels) == (768**2, 1280**2)
+    stages = ("align", "instruct_highres", "instruct", "reinforce")
+    align, highres, instruct, reinforce = (CONFIGS[f"medmo_8b_{stage}"]() for stage in stages)
+    assert [c.optim.lr for c in (align, highres, instruct, reinforce)] == [1e-5, 8e-6, 5e-6, 1e-5]
+    assert [c.train.docs_per_step for c in (align, highres, instruct, reinforce)] == [1280, 1024, 1280, 256]
+    assert [c.data.max_pixels for c in (align, highres, instruct)] == [768**2, 1280**2, 768**2]
+    boxes = highres.data.sources["data/boxes.jsonl"]
+    assert boxes >= sum(highres.data.sources.values()) / 2  # heavy on grounding
     rollout = reinforce.rollout
     assert (rollout.epsilon_low, rollout.epsilon_high, rollout.num_generations, rollout.beta) == (0.15, 0.25, 4, 0.0)
     assert rollout.mask_truncated and rollout.loss_type == "token" and rollout.max_new_tokens == 1024
@@ -67,7 +68,7 @@ def test_8b_carries_the_published_values_with_a_source_each() -> None:
         assert lines and all("[P]" in line or "[C]" in line for line in lines), f"{setting} has no source: {lines}"
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if "4b" in name])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.replace("4b", "8b") in CONFIGS and "4b" in name])
 def test_4b_is_8b_and_says_so(name: str) -> None:
     four, eight = CONFIGS[name](), CONFIGS[name.replace("4b", "8b")]()
     same = {"model": {"init": eight.model.init}, "train": {"out_dir": eight.train.out_dir}, "name": eight.name}

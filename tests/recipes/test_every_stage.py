@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from medmo_recipes.configs import CONFIGS
 
 DEBUG = [name for name in CONFIGS if name.startswith("debug_")]
-TIMING = ("tokens_per_s", "step_s", "wait_s", "rollout_s")
+TIMING = ("tokens_per_s", "samples_per_s", "step_s", "wait_s", "rollout_s", "memory_gib", "mfu")
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
@@ -36,7 +36,7 @@ def test_resumed_step_is_bit_exact(tmp_path: Path, name: str) -> None:
     assert stage.run(parts.change(train={"steps": 3, "resume": True}))
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
     assert len(numbers(tmp_path / "whole")) == 3
-    for file in ("final/model.safetensors", "checkpoints/step-000003/optimizer-0-of-1.safetensors"):
+    for file in ("final/model.safetensors", "checkpoints/step-000003/tensors-0-0.safetensors"):
         whole, resumed = load_file(tmp_path / "whole" / file), load_file(tmp_path / "parts" / file)
         assert whole.keys() == resumed.keys()
         for key in whole:

@@ -1,17 +1,19 @@
 """Export: what a run wrote becomes an official folder, bit for bit, and what is missing is said."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from medmo_core.models.medmo import MedMO
 from medmo_recipes import align, export
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.build import load_kit
-from medmo_recipes.training.config import RunConfig
+from medmo_recipes.training.config import Lora, RunConfig
 from medmo_recipes.training.inference import load_for_inference, read_pixel_limits
 
 
@@ -63,22 +65,46 @@ def test_dtype_is_cast(finished: RunConfig) -> None:
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_sharded_checkpoint_is_put_together(finished: RunConfig) -> None:
-    """Two processes' shards, cut along the first dimension as FSDP cuts them."""
-    step = Path(finished.train.out_dir) / "checkpoints" / "step-000002"
-    whole = load_file(step / "model-0-of-1.safetensors")
-    halves = [{name: t.chunk(2)[rank].clone() if rank < len(t.chunk(2)) else t[:0].clone() for name, t in whole.items()}
-              for rank in range(2)]  # fmt: skip
-    for rank, half in enumerate(halves):
-        save_file(half, step / f"model-{rank}-of-2.safetensors")
-    state = json.loads((step / "state.json").read_text())
-    (step / "state.json").write_text(json.dumps({**state, "sharded": True, "world_size": 2}))
-    out = export.export(step, step.parent.parent.parent / "out")
-    written = load_file(out / "model.safetensors")
-    assert all(torch.equal(written[name], whole[name]) for name in written)
-    (step / "model-1-of-2.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model-1-of-2\.safetensors: file missing; copy it from where process 1"):
-        export.export(step, step.parent.parent.parent / "again")
+def test_sharded_run_exports_like_one_process(
+    finished: RunConfig, tmp_path: Path, run_processes: Callable[..., Any]
+) -> None:
+    """On the way, at the end and from a checkpoint: the same files as one process writes, up to the order of sums."""
+    sharded = finished.change(parallel={"shard": True}, train={"export_every": 1, "out_dir": str(tmp_path / "two")})
+    assert run_processes(lambda: align.run(sharded)) == [True, True]
+    alone = Path(finished.train.out_dir) / "final"
+    folders = [tmp_path / "two" / name for name in ("final", "exports/step-000001", "exports/step-000002")]
+    step = tmp_path / "two" / "checkpoints" / "step-000002"
+    folders.append(export.export(step, tmp_path / "from_checkpoint"))
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    for name, tensor in load_file(alone / "model.safetensors").items():
+        assert torch.allclose(weights[0][name], tensor, rtol=1e-4, atol=1e-6), name
+        assert torch.equal(weights[2][name], weights[0][name]) and torch.equal(weights[3][name], weights[0][name])
+    assert any(not torch.equal(weights[1][name], weights[0][name]) for name in weights[0])
+    damaged = next(step.glob("tensors-1-*"))
+    damaged.unlink()
+    with pytest.raises(ValueError, match=f"{damaged.name} is missing; choose another step"):
+        export.export(step, tmp_path / "again")
+
+
+def test_adapters_are_merged(own_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    run = CONFIGS["debug_align"]().change(
+        data={"sources": {str(own_data): 1.0}},
+        lora=Lora(rank=2, targets=("decoder",)),
+        train={"steps": 2, "save_every": 2, "export_every": 2, "device": "cpu", "out_dir": str(tmp_path / "run")},
+    )
+    assert align.run(run)
+    final = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    begin = load_kit(run.change(lora={"rank": 0}), "cpu").model.state_dict()
+    assert final.keys() <= begin.keys() and any(not torch.equal(final[name], begin[name]) for name in final)
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert adapter and all(".lora_" in name for name in adapter)
+    export.export(tmp_path / "run" / "checkpoints" / "step-000002", tmp_path / "exported")
+    for folder in (tmp_path / "exported", tmp_path / "run" / "exports" / "step-000002"):
+        weights = load_file(folder / "model.safetensors")
+        assert weights.keys() == final.keys() and all(torch.equal(weights[name], final[name]) for name in final)
 
 
 def test_what_cannot_be_exported_is_explained(finished: RunConfig, tmp_path: Path) -> None:

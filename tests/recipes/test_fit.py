@@ -1,6 +1,7 @@
 """The supervised loop: what is reduced, what trains, what stops it, what is left behind."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medmo_core.models.medmo import MedMO
+from medmo_core.models.targets import learned_positions
 from medmo_recipes import align, instruct
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training import fit as fit_module
@@ -20,7 +22,7 @@ from medmo_recipes.training.build import choose_trainable, load_kit, parameter_p
 from medmo_recipes.training.config import ConfigError, RunConfig
 from medmo_recipes.training.data import BadData, Loader, SkippedSamples
 from medmo_recipes.training.distributed import World
-from medmo_recipes.training.fit import NonFiniteLoss
+from medmo_recipes.training.watch import NonFiniteLoss
 
 
 def config(tmp_path: Path, **changes: dict[str, object]) -> RunConfig:
@@ -142,10 +144,10 @@ def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path: Path, monkeypatch
     asked = config(tmp_path, train={"steps": 4, "save_every": 100})
     original = fit_module.train_step
 
-    def interrupted(run, batches, minimise, step):
+    def interrupted(run, batches, minimise, step, **options):
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, batches, minimise, step)
+        return original(run, batches, minimise, step, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(fit_module, "train_step", interrupted)
@@ -159,24 +161,28 @@ def test_sigterm_finishes_the_step_saves_and_resumes(tmp_path: Path, monkeypatch
     assert all(torch.equal(reference[name], resumed[name]) for name in reference)
 
 
-def test_nan_loss_stops_with_the_sample_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("guilty", ["one", "unknown"])
+def test_nan_loss_stops_with_the_sample_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guilty: str) -> None:
     run = config(tmp_path, train={"steps": 4, "save_every": 1, "docs_per_step": 4, "micro_batch": 2})
-    honest, calls, poisoned = MedMO.loss, [], []
+    honest, calls, poisoned = MedMO.token_losses, [], []
 
-    def loss(self: MedMO, batch, reduction="mean"):
+    def token_losses(self: MedMO, batch, **options):
         calls.append(batch.sample_ids)
-        value = honest(self, batch, reduction)
-        if len(calls) == 6:  # second batch of the third step
-            poisoned.extend(batch.sample_ids)
-            return value * float("nan")
-        return value
+        value = honest(self, batch, **options)
+        if len(calls) != 6:
+            return value
+        # The second batch of the third step: its second document alone goes wrong, or nothing says which.
+        second = learned_positions(batch) >= batch.cu_seqlens[1] if guilty == "one" else torch.tensor([])
+        poisoned.extend(batch.sample_ids if guilty == "unknown" else batch.sample_ids[1:])
+        rows = value.cross_entropy.masked_fill(second, math.nan) if guilty == "one" else value.cross_entropy
+        return value._replace(total=value.total * math.nan, cross_entropy=rows)
 
-    monkeypatch.setattr(MedMO, "loss", loss)
+    monkeypatch.setattr(MedMO, "token_losses", token_losses)
     with pytest.raises(NonFiniteLoss) as error:
         align.run(run)
     message, folder = str(error.value), tmp_path / "run"
     assert "step 3: the loss is nan" in message and "step-000002" in message
-    assert len(poisoned) == 2 and all(name in message for name in poisoned)
+    assert len(poisoned) == (1 if guilty == "one" else 2) and all(name in message for name in poisoned)
     assert not any(name in message for name in set(calls[4]) - set(poisoned))
     assert [values["step"] for values in metrics(folder)] == [1, 2]
     assert events(folder, "not_finite")[0]["samples"] == poisoned

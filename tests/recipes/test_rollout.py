@@ -132,3 +132,36 @@ def test_joined_positions_continue_after_the_image(kit: Kit, own_data: Path) -> 
     assert whole.position_ids[:, -3:].tolist() == [[end + 1, end + 2, end + 3]] * 3
     assert whole.labels is not None and whole.labels.tolist() == [-100] * len(prompt.input_ids) + [5, 6, 7]
     assert pack([whole]).num_tokens == len(prompt.input_ids) + 3
+
+
+def completions_of(kit: Kit, own_data: Path, lengths: list[int]) -> list[Completion]:
+    """Return so many completions of the first prompts, each of three tokens of its own."""
+    samples = load_jsonl(own_data, own_data.parent)
+    found: list[Completion] = []
+    for sample, count in zip(samples, lengths, strict=False):
+        prompt = kit.processor.encode(sample, for_generation=True)
+        for number in range(count):
+            found.append(Completion(join(prompt, [5, 6 + number, 7]), float(len(found)), 1.0, [-1.0, -2.0, -3.0]))
+    return found
+
+
+def test_a_group_stays_in_one_micro_batch(kit: Kit, own_data: Path) -> None:
+    """Only a group that is larger than a micro-batch is cut; nothing is lost or reordered."""
+    completions = completions_of(kit, own_data, [3, 2, 2, 6])
+    batches = divide(completions, completions, 4, ALONE, equal=False)
+    assert [b.batch.num_examples for b in batches] == [3, 4, 4, 2]
+    assert [b.batch.num_documents for b in batches] == [4, 6, 5, 3]  # one prompt a group and micro-batch
+    assert torch.cat([b.advantages for b in batches])[::3].tolist() == list(range(13))
+    apart = divide(completions, completions, 4, ALONE, equal=False, share_prefixes=False)
+    assert [b.batch.num_documents for b in apart] == [3, 4, 4, 2]
+    assert sum(b.batch.num_tokens for b in batches) < sum(b.batch.num_tokens for b in apart)
+
+
+def test_a_shared_prompt_changes_no_log_probability(kit: Kit, own_data: Path) -> None:
+    completions = completions_of(kit, own_data, [4, 1, 3])
+    shared, apart = (pack_completions(completions, share_prefixes=share) for share in (True, False))
+    assert shared.batch.prompt_of is not None and apart.batch.prompt_of is None
+    assert len(shared.batch.image_grid_thw["qwen3_vl"]) == 3
+    with torch.no_grad():
+        logps, expected = (kit.model.token_logprobs(b.batch, 0.7) for b in (shared, apart))
+    torch.testing.assert_close(logps, expected, rtol=0.0, atol=1e-12)

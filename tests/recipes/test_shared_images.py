@@ -47,6 +47,20 @@ def test_a_shared_image_is_packed_once_and_changes_no_gradient(kit: Kit, items: 
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-12)
 
 
+def test_turns_share_what_they_begin_with(kit: Kit, items: list[Item]) -> None:
+    """System turn, images and common words are computed once; loss and gradients are those of the turns apart."""
+    shared = pack(items, share_prefixes=True)
+    assert shared.prompt_of is not None and shared.image_index is None
+    assert (shared.num_examples, shared.num_documents) == (len(items), len(items) + 3)
+    assert shared.num_tokens < 0.85 * sum(len(item.input_ids) for item in items)
+    tasks = {item.sample.id: item.sample.task for item in items}
+    assert shared.tasks == tuple(tasks[name] for name in shared.sample_ids)
+    loss, gradients = loss_and_gradients(kit, shared)
+    expected, expected_gradients = loss_and_gradients(kit, pack(apart(items)))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_images_in_the_wrong_order_would_be_noticed(kit: Kit, items: list[Item]) -> None:
     shared = pack(items)
     assert shared.image_index is not None

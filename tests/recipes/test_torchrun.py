@@ -2,15 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from medmo_recipes import align
+from medmo_recipes.training.distributed import connect, torchrun
 
 SETTINGS = [
     "--config=debug_align",
@@ -22,16 +24,6 @@ SETTINGS = [
     "train.save_every=2",
     "train.device=cpu",
 ]
-
-
-def torchrun(*words: str) -> str:
-    """Run align in two processes; returns what they said."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "medmo_recipes.align", *SETTINGS, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
 
 
 def losses(folder: Path) -> list[float]:
@@ -56,18 +48,42 @@ def assert_same_training(folder: Path, alone: Path) -> None:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-6, atol=1e-9), name
 
 
-def test_two_processes_with_copies_equal_one(tmp_path: Path, alone: Path) -> None:
-    said = torchrun(f"train.out_dir={tmp_path / 'run'}")
+def test_two_processes_with_copies_equal_one(tmp_path: Path, alone: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Under torchrun itself, as the quickstart starts its stages."""
+    words = [*SETTINGS, f"train.out_dir={tmp_path / 'run'}"]
+    status = torchrun("medmo_recipes.align", words, num_processes=2)
+    said = capfd.readouterr().err
+    assert status == 0, said
     assert said.count("trains ") == 1  # one process speaks
     assert said.count("no sample was left out") == 2  # and says it for both
     assert_same_training(tmp_path / "run", alone)
 
 
-def test_two_processes_with_shards_resume_and_equal_one(tmp_path: Path, alone: Path) -> None:
-    words = ["parallel.shard=true", f"train.out_dir={tmp_path / 'run'}"]
-    torchrun(*words, "train.steps=2")
-    said = torchrun(*words, "train.resume=true")
-    assert "resumed after step 2" in said
+def test_two_processes_with_shards_resume_and_equal_one(
+    tmp_path: Path, alone: Path, capfd: pytest.CaptureFixture[str], run_processes: Callable[..., list[Any]]
+) -> None:
+    words = [*SETTINGS, "parallel.shard=true", f"train.out_dir={tmp_path / 'run'}"]
+    assert run_processes(lambda: align.main([*words, "train.steps=2"])) == [0, 0]
+    assert run_processes(lambda: align.main([*words, "train.resume=true"])) == [0, 0]
+    assert "resumed after step 2" in capfd.readouterr().err
     newest = tmp_path / "run" / "checkpoints" / "step-000003"
-    assert {"model-0-of-2.safetensors", "model-1-of-2.safetensors"} <= {path.name for path in newest.iterdir()}
+    assert {"tensors-0-0.safetensors", "tensors-1-0.safetensors"} <= {path.name for path in newest.iterdir()}
     assert_same_training(tmp_path / "run", alone)
+
+
+def test_the_error_of_a_process_is_ours(run_processes: Callable[..., list[Any]]) -> None:
+    """What the tests of several processes rest on: no failure passes, none is waited for."""
+
+    def fails_in_one() -> None:
+        with connect("cpu") as world:
+            if world.rank == 1:
+                raise ValueError("not in this process")
+            world.barrier()
+
+    with pytest.raises(ValueError, match="not in this process") as caught:
+        run_processes(fails_in_one)
+    assert "process 1 of 2" in caught.value.__notes__[0] and "in fails_in_one" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="status 3, without an answer"):
+        run_processes(lambda: os._exit(3))
+    with pytest.raises(TimeoutError, match=r"from process \[0, 1\]"):
+        run_processes(lambda: time.sleep(60), timeout_s=0.1)

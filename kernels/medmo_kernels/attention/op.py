@@ -180,11 +180,12 @@ def _check_segments(query: Tensor, cu_seqlens: Tensor, causal: bool, prompt_of: 
         shapes = f"prompt_of {tuple(prompt_of.shape)}, cu_seqlens {tuple(cu_seqlens.shape)}"
         raise ValueError(f"attention: {shapes}; expected (s,) and (s + 1,)")
     if prompt_of.device.type == "cpu":
-        _check_prompts(tuple(prompt_of.tolist()))
+        check_prompts(tuple(prompt_of.tolist()))
 
 
 @lru_cache(maxsize=64)
-def _check_prompts(prompts: tuple[int, ...]) -> None:
+def check_prompts(prompts: tuple[int, ...]) -> None:
+    """Refuse segments that cannot share prompts as told: see `prompt_of` of `attention`."""
     for segment, prompt in enumerate(prompts):
         if prompt < 0:
             continue

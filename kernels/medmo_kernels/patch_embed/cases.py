@@ -96,8 +96,11 @@ def _bytes(arguments: Arguments) -> float:
 
 
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
-    # The product of fp32 weights is in full precision, which tensor cores do not offer.
-    return Gate(hgmma=kernel == "forward_kernel" and constants["BLOCK_N"] > 64)
+    if kernel != "forward_kernel":
+        return Gate()
+    # The product of fp32 weights is in full precision, which tensor cores do not offer. Words are copied four at a time
+    # where tiles divide a row of them.
+    return Gate(hgmma=constants["BLOCK_N"] > 64, wide_copies=constants["NUM_WORDS"] % (constants["BLOCK_K"] // 4) == 0)
 
 
 _TOLERANCE = {

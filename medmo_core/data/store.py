@@ -1,0 +1,25 @@
+"""Images that are no files of their own: members of an archive, or bytes in a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+
+class ImageStore(Protocol):
+    """Take the place of a data root: `ImageRef.path` is then a name that the store knows, and never one on disk.
+
+    Stores are compared and hashed: equal ones hold equal images under equal names.
+    """
+
+    def open(self, path: str) -> BinaryIO:
+        """Return a stored image as a file to read; it can be sought.
+
+        Raises:
+            ImageError: the store has no image of that name.
+        """
+        ...
+
+
+Root = str | Path | ImageStore | None
+"""Where image paths lead: into a folder, into a store, or (None) anywhere."""
