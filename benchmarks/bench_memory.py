@@ -5,34 +5,39 @@
 
 A step is two passes' worth of forward and backward with the optimiser's state there, and the optimiser's update. Peaks
 come from torch's MemTracker; where parts are frozen, which it does not take, from the profiler's allocations in a real
-step (where both work they agree to the byte). Large models run on fake tensors, which have sizes and no memory. All of
-this is the CPU's code; what CUDA runs is counted from the same lists but cannot be measured here.
+step (where both work they agree to the byte), and so where the model is sharded: over processes that are only said to
+be there. Large models run on fake tensors, which have sizes and no memory. All of this is the CPU's code; what CUDA
+runs is counted from the same lists but cannot be measured here.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.activations import Shape
-from medmo_recipes.training.adam import Hyper
+from medmo_recipes.training.adam import Hyper, local_part
 from medmo_recipes.training.build import DTYPES, choose_trainable, load_kit
 from medmo_recipes.training.config import Lora, RunConfig
+from medmo_recipes.training.distributed import World
 from medmo_recipes.training.dry_run import estimate_memory
 from medmo_recipes.training.memory import Memory, estimate
 from medmo_recipes.training.optim import Optimizer
+from medmo_recipes.training.sharding import shard
 
 FEW_LAYERS: dict[str, Any] = {
     "text": {"num_hidden_layers": 2},
@@ -62,13 +67,18 @@ class Case:
     passes: int = 1
     trainable: str = "all"
     lora: Lora = field(default_factory=Lora)
+    processes: int = 1
+    """Over which the model is sharded."""
     fake: bool = False
 
     def config(self) -> RunConfig:
         """Return the settings as a run has them."""
         recompute = {"recompute_text": self.recompute, "recompute_vision": self.recompute}
         model = {"dtype": self.dtype, "trainable": (self.trainable,), **recompute}
-        return RunConfig(stage="align").change(model=model, optim={"kind": self.kind}, lora=self.lora)
+        parallel = {"shard": self.processes > 1}
+        return RunConfig(stage="align").change(
+            model=model, optim={"kind": self.kind}, lora=self.lora, parallel=parallel
+        )
 
     def model(self) -> tuple[MedMO, Any]:
         """Return the model, ready to train, and the mode in which its tensors are fake."""
@@ -103,13 +113,29 @@ class Case:
 def compare(case: Case) -> tuple[Memory, int]:
     """Return the estimate, and the peak of a step as torch counts it, in bytes."""
     model, mode = case.model()
-    batch = case.batch(model)
-    estimated = estimate(model, case.config(), Shape.of(batch), passes=case.passes, device="cpu")
-    optimizer = Optimizer(model, case.config().optim, 10)
-    optimizer.allocate()
-    is_frozen = not all(p.requires_grad for p in model.parameters())
-    peak = profiled_peak if is_frozen else tracked_peak
-    return estimated, peak(model, optimizer, batch, case.passes, mode)
+    config, batch = case.config(), case.batch(model)
+    shape = Shape.of(batch)
+    estimated = estimate(model, config, shape, processes=case.processes, passes=case.passes, device="cpu")
+    with said_to_be(case.processes) as world:
+        if case.processes > 1:
+            shard(model, config.parallel, world)
+        optimizer = Optimizer(model, config.optim, 10)
+        optimizer.allocate()
+        is_plain = case.processes == 1 and all(p.requires_grad for p in model.parameters())
+        peak = tracked_peak if is_plain else profiled_peak
+        return estimated, peak(model, optimizer, batch, case.passes, mode)
+
+
+@contextmanager
+def said_to_be(processes: int) -> Iterator[World]:
+    """Stand for the first of many processes: exchanges take their memory and bring nothing."""
+    if processes > 1:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    try:
+        yield World(rank=0, size=processes, device=torch.device("cpu"))
+    finally:
+        if processes > 1:
+            dist.destroy_process_group()
 
 
 def tracked_peak(model: MedMO, optimizer: Optimizer, batch: Batch, passes: int, mode: Any) -> int:
@@ -135,7 +161,7 @@ def _peak(tracker: MemTracker) -> int:
 
 def profiled_peak(model: MedMO, optimizer: Optimizer, batch: Batch, passes: int, mode: Any) -> int:
     """Return the most bytes at one time of a step, by the allocations that the profiler saw."""
-    tensors: list[Tensor] = [*model.parameters(), *optimizer.state_tensors().values()]
+    tensors: list[Tensor] = [local_part(t) for t in (*model.parameters(), *optimizer.state_tensors().values())]
     before = sum(t.numel() * t.element_size() for t in tensors)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, torch.no_grad():
         for _ in range(passes):
@@ -181,6 +207,18 @@ FROZEN = [
     for name, settings in PARTS.items()
     for recompute in ("nothing", "all")
 ]
+WIDER: dict[str, Any] = {"text": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+                                  "num_key_value_heads": 4, "num_hidden_layers": 6},
+                         "vocab_size": 8192, "image_token_id": 8000, "tie_word_embeddings": False}  # fmt: skip
+SHARES: dict[str, dict[str, Any]] = {
+    "all": {"recompute": "all"},
+    "nothing, two passes": {"passes": 2},
+    "frozen tower": {"trainable": "decoder", "recompute": "all"},
+}
+SHARDED = [
+    Case(f"sharded over 8, {name}", "tiny", sizes=WIDER, documents=2, tokens=64, grid=(8, 8), processes=8, **settings)
+    for name, settings in SHARES.items()
+]
 OTHER = [
     Case("debug, two passes, 8-bit", "debug", dtype="bfloat16", kind="adamw_8bit", passes=2, tokens=64, grid=(4, 4)),
     Case("4B widths, untied, two passes, 8-bit", **UNTIED, kind="adamw_8bit", passes=2, recompute="all"),
@@ -217,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     good = True
     print(f"MiB, code of the CPU, torch {torch.__version__}")
     print(f"{'case':<42}{'estimated':>12}{'counted':>12}{'ratio':>8}{'s':>6}")
-    for case in [*SMALL, *FROZEN, *OTHER, *(WHOLE if arguments.whole else ())]:
+    for case in [*SMALL, *FROZEN, *SHARDED, *OTHER, *(WHOLE if arguments.whole else ())]:
         started = time.perf_counter()
         estimated, peak = compare(case)
         ratio = estimated.total / peak

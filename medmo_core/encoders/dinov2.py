@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import PatchSpec
-from ..modules.attention import attention
+from ..modules.attention import PackedAttention
 from ..modules.patch_embed import patch_embed
 from .positions import frame_grids, resized_positions
 from .protocol import EncoderOutput
@@ -239,13 +239,14 @@ class _SelfAttention(nn.Module):
         self.query = nn.Linear(embed_dim, embed_dim, bias=qkv_bias, **where)
         self.key = nn.Linear(embed_dim, embed_dim, bias=qkv_bias, **where)
         self.value = nn.Linear(embed_dim, embed_dim, bias=qkv_bias, **where)
+        self.attend = PackedAttention()
 
     def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return the heads' (N + I, D) values, weighted within each segment."""
         q_NHD, k_NHD, v_NHD = (
             project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.query, self.key, self.value)
         )
-        return attention(q_NHD, k_NHD, v_NHD, cu_seqlens, False).flatten(1)
+        return self.attend(q_NHD, k_NHD, v_NHD, cu_seqlens, False).flatten(1)
 
 
 class _AttentionOutput(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import PatchSpec
-from ..modules.attention import attention
+from ..modules.attention import PackedAttention
 from ..modules.patch_embed import patch_embed
 from .positions import frame_grids, resized_positions
 from .protocol import EncoderOutput
@@ -191,13 +191,14 @@ class _Attention(nn.Module):
         self.k_proj = nn.Linear(embed_dim, embed_dim, **where)
         self.v_proj = nn.Linear(embed_dim, embed_dim, **where)
         self.out_proj = nn.Linear(embed_dim, embed_dim, **where)
+        self.attend = PackedAttention()
 
     def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Mix the tokens of each segment."""
         q_NHD, k_NHD, v_NHD = (
             project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attention(q_NHD, k_NHD, v_NHD, cu_seqlens, False).flatten(1))
+        return self.out_proj(self.attend(q_NHD, k_NHD, v_NHD, cu_seqlens, False).flatten(1))
 
 
 class _MLP(nn.Module):

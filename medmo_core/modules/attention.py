@@ -6,18 +6,32 @@ Shapes: T packed tokens, H query heads, K key/value heads, D head width, n docum
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medmo_kernels.attention import attention as packed_attention
+from medmo_kernels.attention import attention
 from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_
 
 from .norm import RMSNorm
 from .rope import RopeTable
 
-# The compiler stops here and goes on behind: tensors decide which back end serves them, and some are read on the host.
-attention: Callable[..., Tensor] = torch.compiler.disable(packed_attention)  # pyright: ignore[reportAssignmentType]
+
+class PackedAttention(nn.Module):
+    """Call the op `attention`; without parameters.
+
+    A module so that `blocks.set_forward` can have the compiler stop here and go on behind: tensors decide which back
+    end serves them, and some are read on the host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function: Callable[..., Tensor] = attention
+
+    def forward(self, *arguments: Any, **options: Any) -> Tensor:
+        """Attend; arguments and result are those of `medmo_kernels.attention.attention`."""
+        return self.function(*arguments, **options)
 
 
 class VisionAttention(nn.Module):
@@ -45,6 +59,7 @@ class VisionAttention(nn.Module):
         self.head_dim = embed_dim // num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, device=device, dtype=dtype)
         self.proj = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.attend = PackedAttention()
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, table: RopeTable | None = None) -> Tensor:
         """Mix the tokens of each segment.
@@ -58,7 +73,7 @@ class VisionAttention(nn.Module):
             (T, embed_dim).
         """
         q_THD, k_THD, v_THD = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(1)
-        return self.proj(attention(q_THD, k_THD, v_THD, cu_seqlens, False, rope=table).flatten(1))
+        return self.proj(self.attend(q_THD, k_THD, v_THD, cu_seqlens, False, rope=table).flatten(1))
 
 
 class TextAttention(nn.Module):
@@ -97,6 +112,7 @@ class TextAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         self.q_norm = RMSNorm(head_dim, eps, device=device, dtype=dtype)
         self.k_norm = RMSNorm(head_dim, eps, device=device, dtype=dtype)
+        self.attend = PackedAttention()
 
     def project(self, x: Tensor, table: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
         """Make rotated queries and keys, and values: (T, H, D), (T, K, D), (T, K, D)."""
@@ -131,5 +147,5 @@ class TextAttention(nn.Module):
             (T, embed_dim) or (R, embed_dim), and the (T, K, D) keys and values, which a cache may keep.
         """
         q_THD, k_TKD, v_TKD = self.project(x, table)
-        out = attention(q_THD, k_TKD, v_TKD, cu_seqlens, True, prompt_of=prompt_of, max_seqlen=max_seqlen).flatten(1)
+        out = self.attend(q_THD, k_TKD, v_TKD, cu_seqlens, True, prompt_of=prompt_of, max_seqlen=max_seqlen).flatten(1)
         return self.o_proj(out if rows is None else out[rows]), (k_TKD, v_TKD)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from .attention import PackedAttention, attention
+
 Recompute = Literal["nothing", "all", "selected"]
 """What a block computes again in the backward pass: nothing, all of it, or all but matrix products and attention."""
 
@@ -66,6 +68,11 @@ def set_forward(
     if compiled and again == "selected":
         again = "nothing"
     for block in blocks:
+        for module in block.modules():
+            if isinstance(module, PackedAttention):
+                # Here and not where the op is imported: loading the compiler takes a second.
+                outside: Any = torch.compiler.disable(attention) if compiled else attention
+                module.function = outside
         block.__dict__.pop("forward", None)
         if compiled or again != "nothing":
             block.__dict__["forward"] = _Forward(block, again, backend if compiled else None)

@@ -1,0 +1,13 @@
+"""What the three stages are made of, one idea a file.
+
+| about | files |
+|---|---|
+| a run and its settings | config, config_types, command_line, launch, run, claim |
+| model, and what trains | build, lora, float8, optional, inference |
+| what feeds | data (the loader), documents, plan, workers, skipped |
+| the step | fit, loss_sums, optim, adam, adam_bf16, adam_8bit, rollout |
+| processes | distributed, sharding |
+| checkpoints | checkpoint, state, shard_files, shard_reader, manifest, durable, background, official |
+| knowing what happens | log, meter, flops, watch, profiling, summary, dry_run, memory, activations, ledger |
+| scores | scoring, sharpening |
+"""

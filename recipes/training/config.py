@@ -176,7 +176,7 @@ class Train(Section):
     save_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     eval_every: int = 0
-    """Steps between measurements of the loss on `eval_split`; 0 = never."""
+    """Steps between measurements of the loss on `eval_split`, a new best of which is saved; 0 = never."""
     eval_docs: int = 32
     """Documents in such a measurement, the same ones every time."""
     eval_split: str = "val"
@@ -190,15 +190,17 @@ class Train(Section):
     export_every: int = 0
     """Steps between models written in the official layout, to exports/step-N; 0 = only final/ at the end."""
     spike_ratio: float = 0.0
-    """Stop when a step's loss is so many times the median of the last 64 steps', naming its samples; 0 = never."""
+    """Stop when a step's loss is so many times the median of the last 64 steps', naming its samples; 0 = never. In
+    align and instruct."""
     profile_step: int = 0
     """Step (from 1) whose torch profile, and on CUDA memory snapshot, is written to profile/; 0 = none."""
     seed: int = 0
     """Seeds weights, data order and sampling."""
     out_dir: str = "runs/unnamed"
-    """Folder of the run: config.json, metrics.jsonl, tensorboard/, checkpoints/, final/."""
+    """Folder of the run: config.json, metrics.jsonl, tensorboard/, checkpoints/, exports/, final/, summary.md."""
     resume: bool = False
-    """Continue from the newest checkpoint in out_dir; without it a folder that holds a run is refused."""
+    """Continue from the newest whole checkpoint in out_dir, or begin where there is none yet; without it a folder that
+    holds a run is refused."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = CUDA when there is one."""
     num_threads: int = 0

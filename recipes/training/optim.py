@@ -110,8 +110,8 @@ class Optimizer:
             for name, parameter in self.named.items()
         }
         self._rate = learning_rate(0, steps, optim)
-        # Not the run's step: one that teaches nothing takes no step here.
-        self._taken = torch.zeros((), dtype=torch.int64)
+        # Not the run's step: one that teaches nothing takes no step here. A float, as torch's optimisers count.
+        self._taken = torch.zeros((), dtype=torch.float64)
         self._is_allocated = False
 
     def allocate(self) -> None:

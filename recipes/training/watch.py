@@ -85,6 +85,7 @@ def spike(run: Run, step: int, loss: float, limit: float, suspects: Sequence[str
 def _message(run: Run, event: str, step: int, what: str, suspects: Sequence[str]) -> str:
     names = [name for names in run.world.gather(list(suspects)) for name in names]
     run.log.event(event, step=step + 1, samples=names)
+    run.wait()  # a checkpoint that is still being written counts
     newest = run.checkpoints.newest()
     kept = f"the newest checkpoint is {newest}" if newest is not None else "there is no checkpoint yet"
     return f"step {step + 1}: {what}, with samples {', '.join(names)}. No weight was changed; {kept}"

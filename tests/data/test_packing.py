@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -181,6 +181,7 @@ TOKENS = st.lists(st.tuples(st.integers(0, 1), st.booleans()), min_size=1, max_s
 """Ids with the flag of being learned; few different ones, so that beginnings agree often."""
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(SAMPLES), TOKENS), min_size=1, max_size=12))
 def test_trees_hold_every_item_as_it_was(drawn: list[tuple[Sample, list[tuple[int, bool]]]]) -> None:
     texts = []

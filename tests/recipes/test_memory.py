@@ -16,7 +16,7 @@ from medmo_recipes.training.memory import Memory, estimate, state_bytes
 from medmo_recipes.training.optim import RULES, Optimizer
 
 TOLERANCE = 0.1
-CASES = [*bench.SMALL, *bench.FROZEN, bench.OTHER[0]]
+CASES = [*bench.SMALL, *bench.FROZEN, *bench.SHARDED, bench.OTHER[0]]
 
 
 def check(estimated: Memory, counted: int) -> None:
