@@ -3,11 +3,11 @@
     python -m benchmarks.bench_memory              # small and 4B-wide models, every way of recomputing, what is frozen
     python -m benchmarks.bench_memory --whole      # also all layers of 4B and 8B, on tensors without memory: minutes
 
-A step is two passes' worth of forward and backward with the optimiser's state there, and the optimiser's update. Peaks
-come from torch's MemTracker; where parts are frozen, which it does not take, from the profiler's allocations in a real
-step (where both work they agree to the byte), and so where the model is sharded: over processes that are only said to
-be there. Large models run on fake tensors, which have sizes and no memory. All of this is the CPU's code; what CUDA
-runs is counted from the same lists but cannot be measured here.
+A step is its passes, forward and backward, with the optimiser's state there, and the optimiser's update. Peaks come
+from torch's MemTracker; where parts are frozen, which it does not take, from the profiler's allocations in a real step
+(where both work they agree to the byte), and so where the model is sharded: over processes that are only said to be
+there. Large models run on fake tensors, which have sizes and no memory. All of this is the CPU's code; what CUDA runs
+is counted from the same lists but cannot be measured here.
 """
 
 import argparse

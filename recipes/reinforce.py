@@ -14,8 +14,8 @@ and in learning):
 1, no second pass is made for it, and the gradient is the plain policy gradient. Token weights carry the denominators of
 `rollout.loss_type`, counted over all processes before the first backward pass.
 
-Left out: a value network, an inference server beside the trainer, LoRA, tensor parallelism, dynamic resampling of flat
-groups (they are skipped, which saves their backward pass and changes no gradient), and the length penalty that MedMO's
+Left out: a value network, an inference server beside the trainer, tensor parallelism, dynamic resampling of flat groups
+(they are skipped, which saves their backward pass and changes no gradient), and the length penalty that MedMO's
 released script adds. The KL term is off unless rollout.beta > 0, as in that script.
 """
 

@@ -71,6 +71,11 @@ class Shape:
             patches={name: round(count * ratio) for name, count in self.patches.items()},
         )
 
+    def with_completions(self, completions: int, length: int) -> "Shape":
+        """Return these prompts with so many sampled completions of a length, which are all that is learned."""
+        learned = completions * length
+        return replace(self, tokens=self.tokens + learned, learned=learned, uniform=False)
+
 
 def trains(module: nn.Module) -> bool:
     """Whether any parameter of a module trains."""
@@ -219,15 +224,15 @@ def projector(model: MedMO, shape: Shape, ledger: Ledger) -> Stage:
     return stage
 
 
-def head(model: MedMO, rows: int, ledger: Ledger, dense_logits: int) -> Stage:
-    """Count the final norm, the head and the cross-entropy."""
+def head(model: MedMO, rows: int, ledger: Ledger, dense_logits: int, fused: bool) -> Stage:
+    """Count the final norm, the head and the loss, which Liger fuses or which goes through chunks of logits."""
     vocab, dim = model.head_weight.shape
     weight_bytes = vocab * dim * ledger.width
     is_trained = model.head_weight.requires_grad
     ledger.rms_norm(model.decoder.norm, "x", rows, dim)
     stage = Stage("head", "head")
     chunk = min(rows, max(1, dense_logits // vocab))
-    if ledger.device == "cuda":
+    if fused:
         # Liger: gradients come in the forward pass, a chunk of rows at a time, those of the weight in fp32: the sum, a
         # chunk's product, and that widened; then the sum in the type of the weight is kept beside that of the rows.
         chunk = min(rows, 1 << (max(1, -(-rows // -(-vocab // dim))) - 1).bit_length())
@@ -256,6 +261,7 @@ def stages(
     recompute_text: Recompute,
     recompute_vision: Recompute,
     dense_logits: int,
+    fused_head: bool,
 ) -> list[Stage]:
     """Count a forward pass, in its order.
 
@@ -267,6 +273,7 @@ def stages(
         recompute_text: of the decoder's blocks.
         recompute_vision: of the vision encoder's.
         dense_logits: logits that the plain head makes at a time.
+        fused_head: whether Liger's head computes the loss.
     """
     found: list[Stage] = []
     flows = False  # whether a gradient is wanted of what comes out
@@ -308,7 +315,7 @@ def stages(
         book = ledger()
         found.append(decoder_layer(layer, shape.tokens, rows, shape, book, recompute_text, f"layer {index}"))
         flows = flows or trains(layer)
-    found.append(head(model, shape.learned, ledger(), dense_logits))
+    found.append(head(model, shape.learned, ledger(), dense_logits, fused_head))
     return found
 
 

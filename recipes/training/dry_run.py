@@ -68,19 +68,24 @@ def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes:
     Returns:
         The estimate, and the shape of the batch it is for.
     """
-    train = config.train
-    generated = config.rollout.num_generations if config.stage == "reinforce" else 1
-    share = -(-train.docs_per_step * generated // processes)
+    train, rollout = config.train, config.rollout
+    is_sampled = config.stage == "reinforce"
+    share = -(-train.docs_per_step * (rollout.num_generations if is_sampled else 1) // processes)
+    documents, passes = min(share, train.micro_batch), -(-share // train.micro_batch)
     if batch is not None:
         shape = Shape.of(batch)
     else:
         shape = Shape.planned(
             kit.model, pixels=config.data.max_pixels, text_tokens=PLANNED_TEXT, learned=PLANNED_LEARNED
         )
-        shape = shape.scaled(shape.tokens * min(share, train.micro_batch))
-    passes = -(-share // train.micro_batch)
-    if train.tokens_per_batch is not None:
-        shape, passes = shape.scaled(train.tokens_per_batch), -(-train.batches_per_step // processes)
+        shape = shape.scaled(shape.tokens * documents)
+    if is_sampled:
+        prompts = -(-documents // rollout.num_generations) if config.data.share_prefixes else documents
+        known = documents if batch is None else batch.num_documents
+        shape = shape.scaled(shape.tokens * prompts / known).with_completions(documents, rollout.max_new_tokens)
+    elif train.tokens_per_batch is not None:
+        shape = shape.scaled(train.tokens_per_batch)
+        passes = -(-train.batches_per_step // processes)
     return estimate(kit.model, config, shape, processes=processes, passes=passes, device=device_of(config)), shape
 
 
@@ -120,7 +125,7 @@ def _memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) ->
     if batch is None:
         lines.append(f"  as documents of one image of data.max_pixels and {PLANNED_TEXT} tokens of text would make it")
     if config.stage == "reinforce":
-        lines.append("  for learning; keys and values while sampling are not in it")
+        lines.append("  for learning from completions of full length; keys and values while sampling are not in it")
     return lines
 
 

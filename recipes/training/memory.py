@@ -83,6 +83,7 @@ def estimate(
         recompute_text=settings.recompute_text,
         recompute_vision=settings.recompute_vision,
         dense_logits=DENSE_LOGITS,
+        fused_head=device == "cuda" and config.stage != "reinforce",  # Liger returns no log-probabilities
     )
     fixed = {
         "weights": _bytes(sharded) // shards + _bytes(whole),

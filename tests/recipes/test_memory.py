@@ -92,6 +92,21 @@ def test_dry_run_of_token_budgets_and_adapters() -> None:
     assert "for the CPU" in text
 
 
+def test_reinforce_learns_from_completions() -> None:
+    """Eight completions of 1,024 tokens in groups of four share two prompts of 576 visual tokens and 256 of text."""
+    config = CONFIGS["medmo_8b_reinforce"]().change(
+        train={"micro_batch": 8}, data={"max_pixels": 768 * 768, "share_prefixes": True}
+    )
+    kit = load_kit(config, "meta")
+    choose_trainable(kit.model, ["all"], Lora())
+    memory, shape = estimate_memory(config, kit, None, 1)
+    assert (shape.tokens, shape.learned) == (2 * (576 + 256) + 8 * 1024, 8 * 1024)
+    assert shape.patches == {"qwen3_vl": 2 * 2304}
+    alone = estimate_memory(config.change(data={"share_prefixes": False}), kit, None, 1)
+    assert alone[1].tokens == 8 * (576 + 256 + 1024)
+    assert memory.total < alone[0].total
+
+
 def test_dry_run_refuses_what_the_run_would() -> None:
     with pytest.raises(ConfigError, match="optim.kind=adamw_bf16 rounds bfloat16"):
         dry_run(CONFIGS["debug_instruct"]().change(optim={"kind": "adamw_bf16"}))
@@ -120,7 +135,7 @@ def test_cuda_keeps_less_than_the_cpu() -> None:
     kept = {}
     for device in ("cpu", "cuda"):
         found = stages(model, shape, device=device, width=2, recompute_text="nothing", recompute_vision="nothing",
-                       dense_logits=2**24)  # fmt: skip
+                       dense_logits=2**24, fused_head=device == "cuda")  # fmt: skip
         kept[device] = {stage.name: stage.kept for stage in found}
     text = model.config.text
     dim, hidden, tokens = text.hidden_size, text.intermediate_size, shape.tokens
