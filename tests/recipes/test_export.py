@@ -69,9 +69,12 @@ def test_sharded_run_exports_like_one_process(
     finished: RunConfig, tmp_path: Path, run_processes: Callable[..., Any]
 ) -> None:
     """On the way, at the end and from a checkpoint: the same files as one process writes, up to the order of sums."""
-    sharded = finished.change(parallel={"shard": True}, train={"export_every": 1, "out_dir": str(tmp_path / "two")})
+    # In float64: AdamW's first steps make a rate's difference of a gradient's last bit where that is nearly zero.
+    whole = finished.change(model={"dtype": "float64"}, train={"out_dir": str(tmp_path / "one")})
+    sharded = whole.change(parallel={"shard": True}, train={"export_every": 1, "out_dir": str(tmp_path / "two")})
+    assert align.run(whole)
     assert run_processes(lambda: align.run(sharded)) == [True, True]
-    alone = Path(finished.train.out_dir) / "final"
+    alone = Path(whole.train.out_dir) / "final"
     folders = [tmp_path / "two" / name for name in ("final", "exports/step-000001", "exports/step-000002")]
     step = tmp_path / "two" / "checkpoints" / "step-000002"
     folders.append(export.export(step, tmp_path / "from_checkpoint"))
@@ -79,7 +82,7 @@ def test_sharded_run_exports_like_one_process(
         assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     weights = [load_file(folder / "model.safetensors") for folder in folders]
     for name, tensor in load_file(alone / "model.safetensors").items():
-        assert torch.allclose(weights[0][name], tensor, rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(weights[0][name], tensor, rtol=1e-7, atol=1e-9), name
         assert torch.equal(weights[2][name], weights[0][name]) and torch.equal(weights[3][name], weights[0][name])
     assert any(not torch.equal(weights[1][name], weights[0][name]) for name in weights[0])
     damaged = next(step.glob("tensors-1-*"))
