@@ -50,7 +50,8 @@ def dry_run(config: RunConfig) -> str:
     except (ConfigError, OSError, ImportError) as error:
         # The rest is worth reading without the data, which may live on another machine.
         return "\n".join([*lines, "", *_memory(config, kit, None, processes), "", f"no first batch: {error}"])
-    lines += ["", *_memory(config, kit, batch, processes), "", _tokens_per_step(config, batch, processes)]
+    num_samples = skipped.drawn - skipped.total
+    lines += ["", *_memory(config, kit, batch, processes), "", _tokens_per_step(config, batch, num_samples, processes)]
     lines += [f"first batch: {skipped.summary()}", *_documents(batch, kit)]
     return "\n".join(lines)
 
@@ -129,9 +130,10 @@ def _memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) ->
     return lines
 
 
-def _tokens_per_step(config: RunConfig, batch: Batch, processes: int) -> str:
-    train, per_document = config.train, batch.num_tokens / batch.num_documents
+def _tokens_per_step(config: RunConfig, batch: Batch, num_samples: int, processes: int) -> str:
+    train = config.train
     if train.tokens_per_batch is not None:
+        per_document = batch.num_tokens / batch.num_examples
         total = train.tokens_per_batch * train.batches_per_step
         return (
             f"tokens per step: at most {count(total)} ({train.batches_per_step} passes of {train.tokens_per_batch:,} "
@@ -139,9 +141,10 @@ def _tokens_per_step(config: RunConfig, batch: Batch, processes: int) -> str:
             f"{total / per_document:.0f} documents of about {per_document:.0f} tokens)"
         )
     share = -(-train.docs_per_step // processes)
+    per_sample = batch.num_tokens / num_samples  # of one or, with data.independent_turns, more documents
     return (
-        f"tokens per step: about {count(per_document * train.docs_per_step)} "
-        f"({train.docs_per_step} documents of about {per_document:.0f} tokens; {share} per process, "
+        f"tokens per step: about {count(per_sample * train.docs_per_step)} "
+        f"({train.docs_per_step} documents of about {per_sample:.0f} tokens; {share} per process, "
         f"{min(share, train.micro_batch)} at a time)"
     )
 
