@@ -74,10 +74,10 @@ def records_of(split: str) -> tuple[FactsRecord, ...]:
 def _slots(task: str, split: str) -> tuple[FactsRecord, ...]:
     """Return the images a task can use, each repeated so that drawing uniformly obeys the weights of the sources."""
     usable = [r for r in records_of(split) if _can(task, r)]
-    present = {r.source for r in usable}
+    present = sorted({r.source for r in usable})  # in another order the sum's last bit could move a rounded share
     total = sum(SOURCE_WEIGHTS[source] for source in present)
     slots: list[FactsRecord] = []
-    for source in sorted(present):
+    for source in present:
         members = [r for r in usable if r.source == source]
         share = SOURCE_WEIGHTS[source] / total * NUM_SLOTS / len(members)
         slots += [r for r in members for _ in range(max(1, round(share)))]

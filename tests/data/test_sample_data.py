@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmo_core.datasets import sample
 from medmo_core.datasets.contact_sheet import contact_sheet, pick
 from medmo_core.datasets.facts_table import SAMPLE_ROOT, FactsRecord, load_facts, look, mask_of
 
@@ -226,3 +227,18 @@ def test_the_set_needs_none_of_the_optional_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("grounding/")
+
+
+def test_how_often_images_are_drawn_does_not_depend_on_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of texts have another order in every process: summed so, one process in ninety had 16 slots more."""
+    asked: list[str] = []
+
+    class Weights(dict[str, float]):
+        def __getitem__(self, key: str) -> float:
+            asked.append(key)
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(sample, "SOURCE_WEIGHTS", Weights(sample.SOURCE_WEIGHTS))
+    slots = sample._slots.__wrapped__("caption", "train")
+    names = sorted({record.source for record in slots})
+    assert len(names) > 5 and asked[: len(names)] == names
