@@ -38,8 +38,9 @@ from medmo_core.data.record import ImageRef
 from medmo_core.data.resize import patchify, smart_resize
 from medmo_core.data.tokenizer import Tokenizer
 from medmo_core.profile import QWEN3_VL
-from medmo_recipes.training.data import Loader, SkippedSamples
+from medmo_recipes.training.data import Loader
 from medmo_recipes.training.distributed import World
+from medmo_recipes.training.skipped import SkippedSamples
 
 from .timing import time_ways
 

@@ -185,24 +185,3 @@ def _labels(items: Sequence[Item]) -> Tensor | None:
         return None
     rows = [np.full_like(i.input_ids, IGNORE_INDEX) if i.labels is None else i.labels for i in items]
     return torch.from_numpy(np.concatenate(rows))
-
-
-def group_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Divide documents into batches of at most `budget` tokens, in order; a longer document gets a batch of its own.
-
-    Args:
-        lengths: tokens of each document.
-        budget: tokens of a batch.
-
-    Returns:
-        Indices of the documents of each batch.
-    """
-    groups: list[list[int]] = []
-    used = 0
-    for index, length in enumerate(lengths):
-        if not groups or used + length > budget:
-            groups.append([])
-            used = 0
-        groups[-1].append(index)
-        used += length
-    return groups

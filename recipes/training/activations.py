@@ -22,6 +22,7 @@ from medmo_core.modules.blocks import Recompute, blocks_of
 from medmo_core.modules.projector import PatchMerger
 
 from .ledger import Device, Ledger, Stage
+from .sharding import trains
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,6 @@ class Shape:
         """Return these prompts with so many sampled completions of a length, which are all that is learned."""
         learned = completions * length
         return replace(self, tokens=self.tokens + learned, learned=learned, uniform=False)
-
-
-def trains(module: nn.Module) -> bool:
-    """Whether any parameter of a module trains."""
-    return any(p.requires_grad for p in module.parameters())
 
 
 def gradient_bytes(parameters: Iterable[Tensor]) -> int:

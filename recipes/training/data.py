@@ -17,12 +17,10 @@ from medmo_core.data.process import Processor
 from medmo_core.data.record import Sample
 
 from .distributed import World
-from .documents import Documents, SampleError
+from .documents import Documents
 from .plan import DocumentPlan, Plan, Step, TokenBudget, TokenPlan
-from .skipped import BadData, Fault, SkippedSamples
-from .workers import WorkerDied, Workers
-
-__all__ = ["BadData", "Fault", "Loader", "SampleError", "SkippedSamples", "TokenBudget", "WorkerDied"]
+from .skipped import Fault, SkippedSamples
+from .workers import Workers
 
 STEPS_AHEAD = 2  # that workers are given, or as many as it takes to keep each of them busy
 Made = tuple[Batch | None, list[Fault]]

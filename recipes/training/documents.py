@@ -28,6 +28,7 @@ class Documents:
         processor: turns samples into tokens and patches.
         independent_turns: every turn of a sample is a document of its own.
         share_prefixes: what documents about the same images have in common is computed once.
+        for_generation: a document is a prompt, without its answer.
         budget: tokens that a draw may have at most; None: no limit.
         equal: a batch is never empty, as sharded models need (their processes gather weights block by block, so all
             must run as many passes).
@@ -37,6 +38,7 @@ class Documents:
     processor: Processor
     independent_turns: bool = False
     share_prefixes: bool = False
+    for_generation: bool = False
     budget: int | None = None
     equal: bool = False
     _filler: Item | None = field(default=None, repr=False)
@@ -58,7 +60,7 @@ class Documents:
             sample_id, files = sample.id, tuple(image.path for image in sample.images)
             if self.independent_turns:
                 return self.processor.encode_turns(sample, pixels=pixels)
-            return [self.processor.encode(sample, pixels=pixels)]
+            return [self.processor.encode(sample, for_generation=self.for_generation, pixels=pixels)]
         except (ValueError, OSError) as error:
             kind = TOO_LONG if isinstance(error, TooLong) else UNREADABLE
             return Fault(number, sample_id, str(error), kind, files)

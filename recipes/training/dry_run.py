@@ -7,7 +7,7 @@ from medmo_core.batch import IGNORE_INDEX, Batch
 from .activations import Shape
 from .build import Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
 from .config import ConfigError, RunConfig
-from .data import Loader, SkippedSamples
+from .data import Loader
 from .distributed import World, num_launched
 from .float8 import check_device
 from .ledger import Device
@@ -15,6 +15,7 @@ from .log import count
 from .memory import Memory, estimate
 from .optim import check_types
 from .plan import TokenBudget
+from .skipped import SkippedSamples
 
 SHOWN_DOCUMENTS = 2
 PLANNED_TEXT, PLANNED_LEARNED = 256, 64

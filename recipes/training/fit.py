@@ -16,16 +16,17 @@ import torch
 from medmo_core.batch import Batch
 from medmo_core.data.record import Sample
 from medmo_core.losses import TokenLosses
-from medmo_core.models.targets import learned_positions
 
 from .config import ConfigError
-from .data import Loader, SkippedSamples, TokenBudget
+from .data import Loader
 from .distributed import reshard, sum_gradients
 from .flops import UsefulFlops, Work
 from .loss_sums import LossSums
 from .meter import Meter, Tally
+from .plan import TokenBudget
 from .profiling import profiled
 from .run import Run
+from .skipped import SkippedSamples
 from .summary import write_summary
 from .watch import BadStep, Watch, not_finite, spike
 
@@ -51,11 +52,6 @@ class StepResult:
     """Samples left out since the run began."""
     flops: float
     """Useful operations; 0 where they were not costed."""
-
-
-def count_targets(batches: Sequence[Batch]) -> int:
-    """Return the number of tokens that are learned (as `MedMO.loss` counts them)."""
-    return sum(learned_positions(batch).numel() for batch in batches)
 
 
 def train_step(

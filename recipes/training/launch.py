@@ -9,10 +9,10 @@ from ..configs import CONFIGS
 from .checkpoint import CheckpointError
 from .command_line import format_config, read_command_line
 from .config import ConfigError, RunConfig
-from .data import BadData
 from .distributed import ProcessFailed
 from .dry_run import dry_run
 from .run import STOPPED
+from .skipped import BadData
 from .watch import BadStep
 
 USER_ERRORS = (ConfigError, CheckpointError, RecordError, BadData, BadStep, ProcessFailed, FileNotFoundError)

@@ -17,12 +17,13 @@ from medmo_core.losses.chunked_head import DENSE_LOGITS
 from medmo_core.models.medmo import MedMO
 from medmo_core.modules.blocks import blocks_of
 
-from .activations import Shape, gradient_bytes, stages, trains
+from .activations import Shape, gradient_bytes, stages
 from .adam import BUCKET, HALVES
 from .adam_8bit import BLOCK, has_8bit_moments
 from .adam_bf16 import CHUNK
 from .config import RunConfig
 from .ledger import Device, Stage
+from .sharding import kept_whole
 
 PARTS = ("weights", "gradients", "optimiser", "vision", "projector", "decoder", "head", "working")
 
@@ -121,13 +122,9 @@ def _backward_moments(
 
 
 def _divide(model: MedMO, config: RunConfig) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the parameters that are sharded, and those that every process holds whole (see `sharding.py`)."""
-    parameters: list[Tensor] = list(model.parameters())
-    if not config.parallel.shard or config.parallel.blank_images:
-        return parameters, []
-    parts = (model.encoder, model.projector)
-    whole = {id(p) for part in parts if not trains(part) for p in part.parameters()}  # type: ignore[arg-type]
-    return [p for p in parameters if id(p) not in whole], [p for p in parameters if id(p) in whole]
+    """Return the parameters that are sharded, if any are, and those that every process then holds whole."""
+    whole = kept_whole(model, config.parallel) if config.parallel.shard else set()
+    return [p for p in model.parameters() if p not in whole], [p for p in model.parameters() if p in whole]
 
 
 def _gathered(model: MedMO, config: RunConfig, width: int) -> int:

@@ -176,6 +176,8 @@ class Optimizer:
     def state_tensors(self) -> dict[str, Tensor]:
         """Return "KIND:parameter name" -> tensor, in the memory of the state; sharded like the parameters.
 
+        A checkpoint is read into these tensors.
+
         The number of steps taken, one for all, goes by the name of the first parameter.
         """
         self.allocate()
@@ -183,29 +185,6 @@ class Optimizer:
         for name, part in self._parts.items():
             tensors |= {f"{kind}:{name}": part.whole(tensor) for kind, tensor in part.state.items()}
         return tensors
-
-    @torch.no_grad()
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` returned, in place.
-
-        Raises:
-            ValueError: another set of parameters trained there, or by another kind of optimiser.
-        """
-        own = self.state_tensors()
-        trained = {key.split(":", 1)[1] for key in tensors}
-        foreign, missing = sorted(trained - self.named.keys()), sorted(self.named.keys() - trained)
-        if foreign:
-            raise ValueError(f"the checkpoint trained {len(foreign)} parameters that are frozen here, as {foreign[0]}")
-        if missing:
-            raise ValueError(f"the checkpoint did not train {len(missing)} parameters that train here: {missing[0]}")
-        odd = sorted(own.keys() ^ tensors.keys())
-        if odd:
-            raise ValueError(
-                f"the checkpoint's optimiser is not {self.optim.kind} on {describe_types(self.named.values())} weights "
-                f"({len(odd)} state tensors differ, as {odd[0]}); set optim.kind and model.dtype as they were"
-            )
-        for key, tensor in tensors.items():
-            own[key].copy_(tensor)
 
 
 def check_types(named: Iterable[tuple[str, Tensor]], optim: Optim) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.data.packing import pack, prefix_trees
-from medmo_core.data.process import Item, Processor, TooLong
+from medmo_core.data.process import Item, Processor
 from medmo_core.data.record import Sample
 from medmo_core.models.generation import Generation
 from medmo_core.models.medmo import MedMO
@@ -23,8 +23,9 @@ from medmo_core.profile import CheckpointProfile
 from medmo_core.rewards import REWARDS
 
 from .config import ConfigError, Rollout, unknown_key
-from .data import Fault
 from .distributed import World
+from .documents import Documents
+from .skipped import Fault
 
 STD_FLOOR = 1e-4  # added to a group's standard deviation, as in published GRPO code: a near-tie is not blown up
 
@@ -104,18 +105,10 @@ def draw_prompts(
     Returns:
         Number -> prompt, and the draws that cannot be used, with the reason.
     """
-    prompts: dict[int, Item] = {}
-    faults: list[Fault] = []
-    for number in numbers:
-        sample_id = f"draw {number}"
-        try:
-            sample = draw(number)
-            sample_id = sample.id
-            prompts[number] = processor.encode(sample, for_generation=True)
-        except (ValueError, OSError) as error:
-            kind = "too long" if isinstance(error, TooLong) else "unreadable"
-            faults.append(Fault(draw=number, sample_id=sample_id, reason=str(error), kind=kind))
-    return prompts, faults
+    documents = Documents(draw, processor, for_generation=True)
+    outcomes = {number: documents.items(number) for number in numbers}
+    prompts = {number: outcome[0] for number, outcome in outcomes.items() if not isinstance(outcome, Fault)}
+    return prompts, [outcome for outcome in outcomes.values() if isinstance(outcome, Fault)]
 
 
 def sample_groups(

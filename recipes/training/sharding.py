@@ -116,26 +116,42 @@ def _shard_tower(
 ) -> set[nn.Parameter]:
     """Shard the vision tower so that a process may have no image; returns the parameters that stay whole."""
     tower = model.model.visual
-    parts = [cast(nn.Module, tower.encoder), cast(nn.Module, tower.projector)]
-    trains = [any(p.requires_grad for p in part.parameters()) for part in parts]
-    adds_unused = hasattr(FSDPModule, "set_reduce_scatter_unused_params")  # torch 2.13
-    if not adds_unused and any(trains) and not parallel.blank_images and world.size > 1:
-        say(
-            world,
-            f"torch {torch.__version__} cannot sum gradients that only some processes have: a process without an image "
-            "encodes a blank one (parallel.blank_images)",
-        )
-    if parallel.blank_images or (any(trains) and not adds_unused):
+    if needs_blank_images(model, parallel):
+        if not parallel.blank_images and world.size > 1:
+            say(
+                world,
+                f"torch {torch.__version__} cannot sum gradients that only some processes have: a process without an "
+                "image encodes a blank one (parallel.blank_images)",
+            )
         for block in blocks_of(tower):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         model.without_images = _add_blank_image(model)
         return set()
-    whole = {p for part, training in zip(parts, trains, strict=True) if not training for p in part.parameters()}
-    if any(trains):
+    whole = kept_whole(model, parallel)
+    if trains(tower):
         fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=False, ignored_params=whole)
         cast(Any, tower).set_reduce_scatter_unused_params(True)
         model.without_images = _gather_idle(cast(FSDPModule, tower))
     return whole
+
+
+def needs_blank_images(model: MedMO, parallel: Parallel) -> bool:
+    """Whether the tower is sharded block by block, so that a process without an image must encode a blank one."""
+    adds_unused = hasattr(FSDPModule, "set_reduce_scatter_unused_params")  # torch 2.13
+    return parallel.blank_images or (trains(model.model.visual) and not adds_unused)
+
+
+def kept_whole(model: MedMO, parallel: Parallel) -> set[nn.Parameter]:
+    """Return the parameters that sharding leaves whole on every process: of what is frozen of the tower."""
+    if needs_blank_images(model, parallel):
+        return set()
+    parts = (cast(nn.Module, model.encoder), model.projector)
+    return {p for part in parts if not trains(part) for p in part.parameters()}
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether any parameter of a module trains."""
+    return any(p.requires_grad for p in module.parameters())
 
 
 def _gather_idle(tower: FSDPModule) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, Batch, PatchSpec
-from medmo_core.data.packing import PackingStats, group_by_tokens, pack, prefix_trees
+from medmo_core.data.packing import PackingStats, pack, prefix_trees
 from medmo_core.data.process import Item, Processor
 from medmo_core.data.read_record import sample_from_json
 from medmo_core.data.record import Sample
@@ -90,15 +90,6 @@ def test_what_cannot_be_packed_is_refused(items: list[Item]) -> None:
     other = replace(items[2], patches={"qwen3_vl": items[2].patches["qwen3_vl"]})
     with pytest.raises(ValueError, match="different encoders cannot share a batch"):
         pack([items[0], other])
-
-
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
-def test_groups_keep_order_and_budget(lengths: list[int], budget: int) -> None:
-    groups = group_by_tokens(lengths, budget)
-    assert [i for group in groups for i in group] == list(range(len(lengths)))
-    assert all(len(group) == 1 or sum(lengths[i] for i in group) <= budget for group in groups)
-    sums = [sum(lengths[i] for i in group) for group in groups]
-    assert all(total + lengths[following[0]] > budget for total, following in zip(sums, groups[1:], strict=False))
 
 
 def branch(item: Item, count: int, seed: int, learned_from: int = 0) -> Item:

@@ -23,8 +23,8 @@ from medmo_recipes import align
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.build import Kit, load_kit
 from medmo_recipes.training.config import RunConfig
-from medmo_recipes.training.data import SkippedSamples
 from medmo_recipes.training.rollout import draw_prompts
+from medmo_recipes.training.skipped import SkippedSamples
 
 SIZES = {"small.png": (32, 32), "wide.png": (160, 64), "tall.png": (64, 224)}
 LIMIT = 80

@@ -18,8 +18,10 @@ from medmo_core.data.process import Processor
 from medmo_core.data.record import Answer, Sample
 from medmo_core.data.tokenizer import Tokenizer
 from medmo_core.profile import QWEN3_VL
-from medmo_recipes.training.data import Loader, SkippedSamples, TokenBudget
+from medmo_recipes.training.data import Loader
 from medmo_recipes.training.distributed import World
+from medmo_recipes.training.plan import TokenBudget
+from medmo_recipes.training.skipped import SkippedSamples
 
 SIZE = 90
 """Samples of an epoch."""

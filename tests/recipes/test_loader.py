@@ -21,9 +21,11 @@ from medmo_core.profile import QWEN3_VL
 from medmo_recipes import instruct
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.config import ConfigError, RunConfig
-from medmo_recipes.training.data import BadData, Loader, SkippedSamples, TokenBudget
+from medmo_recipes.training.data import Loader
 from medmo_recipes.training.distributed import World
 from medmo_recipes.training.documents import Documents
+from medmo_recipes.training.plan import TokenBudget
+from medmo_recipes.training.skipped import BadData, SkippedSamples
 
 BUDGET = 400
 embedded = cache(Tokenizer.embedded)
@@ -275,7 +277,7 @@ def test_a_source_with_nothing_to_give_stops_the_run() -> None:
 
 
 def test_the_summary_names_the_first_twenty_and_says_how_many_more() -> None:
-    from medmo_recipes.training.data import Fault
+    from medmo_recipes.training.skipped import Fault
 
     skipped = SkippedSamples(None)
     assert skipped.summary() == "no sample was left out of 0 drawn"
@@ -290,7 +292,7 @@ def test_the_summary_names_the_first_twenty_and_says_how_many_more() -> None:
 
 
 def test_too_long_samples_do_not_stop_a_run_that_stops_at_bad_ones() -> None:
-    from medmo_recipes.training.data import Fault
+    from medmo_recipes.training.skipped import Fault
 
     skipped = SkippedSamples(None, stop=True)
     skipped.record(1, [Fault(0, "a", "900 tokens", "too long")])

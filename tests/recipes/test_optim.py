@@ -252,7 +252,9 @@ def test_resume_is_bit_exact_and_the_seed_matters(kind: str) -> None:
     train(half, half_optimizer, range(3))
     resumed, resumed_optimizer = run(3)
     resumed.load_state_dict(half.state_dict())
-    resumed_optimizer.load_state_tensors({key: t.clone() for key, t in half_optimizer.state_tensors().items()})
+    stored = half_optimizer.state_tensors()
+    for key, tensor in resumed_optimizer.state_tensors().items():  # as a checkpoint is read
+        tensor.detach().copy_(stored[key])
     train(resumed, resumed_optimizer, range(3, 6))
     states = [o.state_tensors() | dict(n.named_parameters()) for n, o in ((whole, whole_optimizer),
                                                                          (resumed, resumed_optimizer))]  # fmt: skip
@@ -261,20 +263,6 @@ def test_resume_is_bit_exact_and_the_seed_matters(kind: str) -> None:
     other, other_optimizer = run(4)
     train(other, other_optimizer, range(6))
     assert torch.equal(other.blocks.weight, whole.blocks.weight) == (kind == "adamw")
-
-
-def test_a_checkpoint_of_another_kind_is_refused() -> None:
-    state = Optimizer(Net(), optim("adamw_bf16"), 1).state_tensors()
-    with pytest.raises(ValueError, match="is not adamw on bfloat16 weights"):
-        Optimizer(Net(), optim("adamw"), 1).load_state_tensors(state)
-    frozen = Net()
-    frozen.rest.requires_grad_(False)
-    with pytest.raises(ValueError, match="trained 2 parameters that are frozen here"):
-        Optimizer(frozen, optim("adamw_bf16"), 1).load_state_tensors(state)
-    with pytest.raises(ValueError, match="did not train 2 parameters that train here"):
-        Optimizer(Net(), optim("adamw_bf16"), 1).load_state_tensors(
-            Optimizer(frozen, optim("adamw_bf16"), 1).state_tensors()
-        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

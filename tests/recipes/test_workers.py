@@ -21,9 +21,12 @@ from medmo_core.data.process import Processor
 from medmo_core.data.record import Answer, ImageRef, Sample
 from medmo_core.data.tokenizer import Tokenizer
 from medmo_core.profile import QWEN3_VL
-from medmo_recipes.training.data import BadData, Loader, SampleError, SkippedSamples, TokenBudget, WorkerDied
+from medmo_recipes.training.data import Loader
 from medmo_recipes.training.distributed import World
-from medmo_recipes.training.workers import Workers, _answer, _Shelf
+from medmo_recipes.training.documents import SampleError
+from medmo_recipes.training.plan import TokenBudget
+from medmo_recipes.training.skipped import BadData, SkippedSamples
+from medmo_recipes.training.workers import WorkerDied, Workers, _answer, _Shelf
 
 embedded = cache(Tokenizer.embedded)
 
