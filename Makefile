@@ -19,8 +19,9 @@ $(STAMP): setup.py constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel "torch>=2.11" numpy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[demo,medical,test]"
-	# Read as files by tests: Qwen's vocabulary and its published chat template. Their dependencies are not wanted.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dashscope trl
+	# Read as files by tests: Qwen's vocabulary, its published chat template and TRL's reward calls, and a collection of
+	# chest reports. Their dependencies are not wanted.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dashscope trl torchxrayvision
 	@touch $@
 
 quickstart: $(STAMP)

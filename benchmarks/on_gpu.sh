@@ -1,14 +1,16 @@
 #!/bin/sh
-# First contact with a GPU, in one command, without a network; about ten minutes, the limits add up to thirteen:
+# First contact with a GPU, in one command, without a network; about fifteen minutes, the limits add up to eighteen:
 #
 #   benchmarks/on_gpu.sh OUT            # results go into the folder OUT; PYTHON=... names another interpreter
 #   benchmarks/on_gpu.sh OUT giou ...   # only these rooms, no training step
 #   benchmarks/on_gpu.sh OUT step       # only the training step
+#   benchmarks/on_gpu.sh OUT grpo       # only the GRPO step
 #
 # 1. the kernel tests        on the real chip, for all dtypes                        OUT/tests-ROOM.txt
 # 2. medmo doctor --verify   every op against its reference on this machine          OUT/doctor.txt, OUT/doctor.json
 # 3. the kernel benchmark    every op against its peers, medians                     OUT/kernels.json, OUT/kernels.md
 # 4. a training step         the 4B model beside transformers' with its weights      OUT/step.json, OUT/step.md
+# 5. a GRPO step             the same, with rollouts, phase by phase                 OUT/grpo_step.json, OUT/grpo_step.md
 #
 # The rooms are tested side by side, a process each: most of their time is compilation, which the doctor then finds done.
 # Each stage has a time limit of its own, and what it wrote stays when a later one fails. Without a GPU the same runs on
@@ -42,7 +44,7 @@ stage() { # name, seconds, command ...
     finish "$name" $status "$start"
 }
 
-if [ "$rooms" != step ]; then
+if [ "$rooms" != step ] && [ "$rooms" != grpo ]; then
     start=$(date +%s)
     running=
     for room in ${rooms:-$(basename -a $(dirname kernels/medmo_kernels/*/triton_kernel.py))}; do
@@ -64,6 +66,9 @@ if [ "$rooms" != step ]; then
 fi
 case "$rooms" in
     "" | step) stage step 220 "$PYTHON" -m benchmarks.bench_step --out "$out" --budget-s 150 ;;
+esac
+case "$rooms" in
+    "" | grpo) stage grpo 300 "$PYTHON" -m benchmarks.bench_grpo_step --out "$out" --budget-s 120 ;;
 esac
 cat "$out/summary.txt"
 exit $failed

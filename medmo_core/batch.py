@@ -79,6 +79,8 @@ class Batch:
             is shared. Branches follow their prompt directly. A branch's first token is predicted from the prompt's
             last.
         tasks: one task per document, for losses by task; may be empty.
+        features: (1 + D, M, E) what the vision tower makes of the images of `image_grid_thw` (`MedMO.encode_images`);
+            the tower is not run then, and `patches` may be left out.
     """
 
     input_ids: Tensor
@@ -91,6 +93,7 @@ class Batch:
     sample_ids: tuple[str, ...] = ()
     prompt_of: Tensor | None = None
     tasks: tuple[str, ...] = ()
+    features: Tensor | None = None
 
     def __post_init__(self) -> None:
         total = self.input_ids.shape[0]
@@ -98,7 +101,7 @@ class Batch:
             raise ValueError(f"position_ids must be (3, {total}), got {tuple(self.position_ids.shape)}")
         if self.labels is not None and self.labels.shape != (total,):
             raise ValueError(f"labels must be ({total},), got {tuple(self.labels.shape)}")
-        if self.patches.keys() != self.image_grid_thw.keys():
+        if self.features is None and self.patches.keys() != self.image_grid_thw.keys():
             raise ValueError(
                 f"patches are given for {sorted(self.patches)}, grids for {sorted(self.image_grid_thw)}: name the same"
             )

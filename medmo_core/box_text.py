@@ -1,217 +1,59 @@
-"""The ways models write boxes, as text: every grammar prints and is recognised. Pure text, no image sizes.
+"""Boxes recognised in what models write, in every grammar of `box_grammars`. Pure text, no image sizes.
 
-A row is (label, four numbers), the numbers in x1, y1, x2, y2 order whatever order the text uses. `boxes.py` gives the
-numbers a frame. Recognition is one linear pass over text of any origin and never raises.
+Recognition is one linear pass over text of any origin and never raises.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
-Corners = tuple[float, ...]
-Row = tuple[str, Corners]
+from .box_grammars import DIFFERENCE, GRAMMARS, Y_FIRST, Corners, Row, clean_label
 
 MAX_TEXT = 100_000  # characters read; an answer is never that long
 MAX_UNREADABLE = 64  # objects tried and given up; bounds the work on hostile text
 NAMED_FRAMES = {"pixel": "pixel", "pixels": "pixel", "norm1000": "norm1000", "unit": "unit"}
-DIFFERENCE = "Difference detected"
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """One way to write boxes.
-
-    Attributes:
-        name: key in `GRAMMARS`.
-        print: rows and the name of their frame -> text.
-        frame: frame its users mean unless they say otherwise.
-        labels: `any` text, one `line` of text without brackets, or `none` at all.
-        also: grammars whose text is taken for this one's too.
-        bins: what the full width of the image is written as, in frame `norm1000`.
-    """
-
-    name: str
-    print: Callable[[Sequence[Row], str], str]
-    frame: str = "norm1000"
-    labels: str = "any"
-    also: tuple[str, ...] = ()
-    bins: int = 1000
-
-    def label_fault(self, label: str) -> str | None:
-        """Say why this grammar cannot carry a label; None when it can."""
-        if self.labels == "none" and label:
-            return f"grammar {self.name!r} has no place for labels, but a box is called {label!r}"
-        if self.labels == "line" and label and _clean_label(label) != label:
-            return (
-                f"grammar {self.name!r} cannot write label {label!r}: use one line without brackets, tags or end marks"
-            )
-        return None
 
 
 @dataclass
 class Found:
-    """What recognition found: rows, the grammar's name, faults, and the frame the text itself named."""
+    """What recognition found: rows, the grammar's name, faults, and the frame the text itself named.
+
+    `images` maps the index of a row to the value of its key `image`, where it has one.
+    """
 
     rows: list[Row] = field(default_factory=list)
     grammar: str | None = None
     errors: list[str] = field(default_factory=list)
     named_frame: str | None = None
+    images: dict[int, Any] = field(default_factory=dict)
 
-
-# --- printing -------------------------------------------------------------------------------------------------------
-
-
-def _numbers_text(row: Corners, separator: str = ", ") -> str:
-    return separator.join(str(value) for value in row)
-
-
-def _list_text(row: Corners) -> str:
-    return f"[{_numbers_text(row)}]"
-
-
-def _lists_text(rows: Sequence[Row]) -> str:
-    return "[" + ", ".join(_list_text(row) for _, row in rows) + "]"
-
-
-def _runs(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Neighbours with one label share one line, so that the order of the boxes survives."""
-    for label, run in groupby(rows, key=lambda row: row[0]):
-        yield label, list(run)
-
-
-def _json_text(rows: Sequence[Row], key: str, order: Sequence[int] = (0, 1, 2, 3)) -> str:
-    return json.dumps([{key: [row[i] for i in order], "label": label} for label, row in rows], ensure_ascii=False)
-
-
-def _fenced(text: str) -> str:
-    return f"```json\n{text}\n```"
-
-
-def _print_slake(rows: Sequence[Row], frame: str) -> str:
-    detections = [{"label": label, "bbox": list(row)} for label, row in rows]
-    return json.dumps({"box_format": frame, "detections": detections}, ensure_ascii=False)
-
-
-def _print_medmo_box(rows: Sequence[Row], frame: str) -> str:
-    return "\n".join(f"{label} <box>{_lists_text(run)}</box>".lstrip() for label, run in _runs(rows)) or "<box>[]</box>"
-
-
-def _print_label_list(rows: Sequence[Row], frame: str) -> str:
-    lines = [(f"{label}: " if label else "") + _lists_text(run) for label, run in _runs(rows)]
-    return "\n".join(lines) or "None found."
-
-
-def _print_class_list(rows: Sequence[Row], frame: str) -> str:
-    lines = [(f"{label}: " if label else "") + _list_text(row) for label, row in rows]
-    return "\n".join(lines) or "No disease detected."
-
-
-def _print_bare(rows: Sequence[Row], frame: str) -> str:
-    return _list_text(rows[0][1]) if len(rows) == 1 else _lists_text(rows)
-
-
-def _print_answer(lines: Sequence[str]) -> str:
-    return "<answer>\n" + "\n".join(lines) + "\n</answer>" if lines else "<answer></answer>"
-
-
-def _print_answer_box(rows: Sequence[Row], frame: str) -> str:
-    return _print_answer([f"{label}: <box> {_numbers_text(row)} </box>" for label, row in rows])
-
-
-def _print_answer_cells(rows: Sequence[Row], frame: str) -> str:
-    return _print_answer([f"{label}: <box> {_lists_text(run)[1:-1]} </box>" for label, run in _runs(rows)])
-
-
-def _print_qwen2(rows: Sequence[Row], frame: str) -> str:
-    return "".join(
-        f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({a},{b}),({c},{d})<|box_end|>"
-        for label, (a, b, c, d) in rows
-    ) or "[]"  # fmt: skip
-
-
-def _print_qwen(rows: Sequence[Row], frame: str) -> str:
-    return "".join(f"<ref>{label}</ref><box>({a},{b}),({c},{d})</box>" for label, (a, b, c, d) in rows) or "[]"
-
-
-def _print_minicpm(rows: Sequence[Row], frame: str) -> str:
-    return "".join(f"<ref>{label}</ref><box>{_numbers_text(row, ' ')}</box>" for label, row in rows) or "[]"
-
-
-def _print_visual_rft(rows: Sequence[Row], frame: str) -> str:
-    return (
-        "<answer>["
-        + ", ".join(f"{{'Position': {_list_text(row)}, 'Confidence': 1.0}}" for _, row in rows)
-        + "]</answer>"
-    )
-
-
-def _print_rex(rows: Sequence[Row], frame: str) -> str:
-    return "".join(
-        f"<|object_ref_start|>{label}<|object_ref_end|><|box_start|>"
-        + ",".join("".join(f"<{value}>" for value in row) for _, row in run)
-        + "<|box_end|>"
-        for label, run in _runs(rows)
-    ) or "[]"  # fmt: skip
-
-
-Y_FIRST = (1, 0, 3, 2)  # its own inverse
-
-GRAMMARS: dict[str, Grammar] = {
-    grammar.name: grammar
-    for grammar in (
-        Grammar("qwen3_vl_json", lambda rows, frame: _json_text(rows, "bbox_2d")),
-        Grammar(
-            "qwen3_vl_json_fenced", lambda rows, frame: _fenced(_json_text(rows, "bbox_2d")), also=("qwen3_vl_json",)
-        ),
-        Grammar("medmo_box", _print_medmo_box, labels="line", also=("medmo_answer_cells",)),
-        Grammar("medmo_label_list", _print_label_list, labels="line", also=("medmo_class_list", "medmo_bare_list")),
-        Grammar("medmo_class_list", _print_class_list, labels="line", also=("medmo_label_list", "medmo_bare_list")),
-        Grammar("medmo_bare_list", _print_bare, labels="none"),
-        Grammar("medmo_difference", lambda rows, frame: f"{DIFFERENCE}: {_lists_text(rows)}", labels="none"),
-        Grammar("slake_json", _print_slake, frame="pixel"),
-        Grammar("medmo_answer_box", _print_answer_box, frame="pixel", labels="line", also=("medmo_answer_cells",)),
-        Grammar(
-            "medmo_answer_cells",
-            _print_answer_cells,
-            frame="pixel",
-            labels="line",
-            also=("medmo_box", "medmo_answer_box"),
-        ),
-        Grammar("qwen2_vl_tokens", _print_qwen2, labels="line"),
-        Grammar("qwen_vl_tags", _print_qwen, labels="line"),
-        Grammar("minicpm_box", _print_minicpm, labels="line"),
-        Grammar("medgemma_json", lambda rows, frame: _fenced(_json_text(rows, "box_2d", Y_FIRST))),
-        Grammar("visual_rft", _print_visual_rft, labels="none"),
-        Grammar("rex_omni", _print_rex, labels="line", bins=999),
-    )
-}
-
-
-# --- recognising ----------------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 _SEPARATOR = re.compile(r"[\s,;()]+")
 _INNER_LIST = re.compile(r"\[([^\[\]]*)\]")
 _FLAT_OBJECT = re.compile(r"\{[^{}]{0,4000}\}")
 _PAIR = re.compile(r"""['"](\w{1,40})['"]\s{0,20}:\s{0,20}(?:\[([^\[\]]*)\]|'([^']*)'|"([^"]*)")""")
+_IMAGE_NUMBER = re.compile(r"""['"]image['"]\s{0,20}:\s{0,20}(\d{1,4})\b""")
 _FENCE = re.compile(r"```[A-Za-z]{0,10}\s?")
 _REX_BIN = re.compile(r"<(\d{1,4})>")
 _REF = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<]*)(?:</ref>|<\|object_ref_end\|>)\s*$")
 _NAMED_FRAME = re.compile(r"""['"]box_format['"]\s{0,20}:\s{0,20}['"](\w{1,20})['"]""")
-_LINE_END = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _NONE_SENTENCE = re.compile(
     r"(?:(?:there|it) (?:is|are|has) )?(?:no|none|nothing|not)\b[^\[\]<>{}.!?\n]{0,160}[.!]?", re.IGNORECASE
 )
 _HEDGE = re.compile(r"\b(?:but|however|except|only)\b", re.IGNORECASE)
 _BOX_TAGS = (("<|box_start|>", "<|box_end|>"), ("<box>", "</box>"))
 _CORNER_KEYS = {"bbox_2d": "qwen3_vl_json", "bbox": "slake_json", "box_2d": "medgemma_json", "Position": "visual_rft"}
+PLAIN_GRAMMAR = "qwen3_vl_json"
+_PLAIN_NUMBER = r"(?!0[0-9])[0-9]{1,9}+"
+_PLAIN_BOX = re.compile(
+    rf'(?:\[|, )\{{"bbox_2d": \[({", ".join([_PLAIN_NUMBER] * 4)})\], "label": "([^"\\\x00-\x1f]*+)"\}}'
+)
 _LABEL_KEYS = ("label", "class", "category", "name")
-_LABEL_EDGE = " \t,;:[]"
 
 
 def recognise(text: str, grammar: str = "auto") -> Found:
@@ -297,6 +139,32 @@ def _loads(text: str) -> Any:
         return None
 
 
+def plain_list(text: Any) -> tuple[str, tuple[str, ...]] | None:
+    """Read a text that is a list of boxes just as `print_boxes` writes it in `PLAIN_GRAMMAR`, and nothing else.
+
+    Finds what `recognise` finds, in a small part of its time.
+
+    Args:
+        text: anything.
+
+    Returns:
+        All corners, four whole numbers a box, separated by ", ", and the label of each box; None where the text is no
+        such list and `recognise` has to say what it is.
+    """
+    if not isinstance(text, str) or text[-1:] != "]" or len(text) > MAX_TEXT:
+        return None
+    boxes = _PLAIN_BOX.findall(text)
+    if not boxes:
+        return None
+    corners, labels = zip(*boxes, strict=True)
+    numbers, words = ", ".join(corners), "".join(labels)
+    if "detections" in words or "box_format" in words:  # in quotes they name another grammar
+        return None
+    # As long as the list of these boxes: nothing stands before, between or behind them.
+    expected = len(numbers) + len(words) + len('{"bbox_2d": [], "label": ""}') * len(boxes) + len("[]")
+    return (numbers, labels) if len(text) == expected else None
+
+
 def _recognise_json(text: str) -> Found:
     found = Found()
     named = _NAMED_FRAME.search(text)
@@ -345,7 +213,8 @@ def _lenient_object(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, numbers, single, double in _PAIR.findall(text):
         values[key] = _numbers(numbers) if numbers else single or double
-    return values
+    image = _IMAGE_NUMBER.search(text)
+    return values | {"image": int(image.group(1))} if image else values
 
 
 def _take_object(item: Any, found: Found) -> None:
@@ -362,6 +231,8 @@ def _take_object(item: Any, found: Found) -> None:
         if row is None:
             found.errors.append(f"{label or 'a box'}: {key} is not a list of four numbers")
         else:
+            if "image" in item:
+                found.images[len(found.rows)] = item["image"]
             found.rows.append((label, tuple(row[i] for i in Y_FIRST) if key == "box_2d" else row))
 
 
@@ -429,18 +300,9 @@ def _take_content(content: str, label: str, opening: str, found: Found) -> None:
             found.rows.append((label, tuple(group)))
 
 
-def _clean_label(text: str) -> str:
-    """The last line of a text without what surrounds a label: list marks, colons, brackets, tags."""
-    lines = [line for line in _LINE_END.split(text) if line.strip(_LABEL_EDGE)]
-    if not lines:
-        return ""
-    label = re.sub(r"^\s*[-*\u2022]+\s", "", lines[-1].strip().strip(_LABEL_EDGE))
-    return re.sub(r"[\[\]<>{}|`]", "", label).strip().strip(_LABEL_EDGE)
-
-
 def _label_before(text: str) -> str:
     tagged = _REF.search(text)
-    return _clean_label(tagged.group(1) if tagged else text)
+    return clean_label(tagged.group(1) if tagged else text)
 
 
 def _recognise_lists(text: str) -> Found:
@@ -450,7 +312,7 @@ def _recognise_lists(text: str) -> Found:
     for match in _INNER_LIST.finditer(text):
         gap = text[previous_end : match.start()]
         previous_end = match.end()
-        own_label = _clean_label(gap)
+        own_label = clean_label(gap)
         if own_label or not gap.lstrip().startswith(","):  # after a comma the list goes on under its label
             label = own_label
         labelled = labelled or bool(label)

@@ -10,17 +10,22 @@ Shapes: N boxes, xyxy = x1, y1, x2, y2 with x to the right and y down.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .box_text import GRAMMARS, NAMED_FRAMES, Found, Grammar, recognise
+from .box_grammars import GRAMMARS, Grammar, Row
+from .box_text import NAMED_FRAMES, Found, recognise
 
 __all__ = ["FRAMES", "GRAMMARS", "Boxes", "Grammar", "ParsedBoxes", "parse_boxes", "print_boxes"]
 
+B_co = TypeVar("B_co", covariant=True)
 FRAMES = ("pixel", "norm1000", "unit")
 EDGE_TOLERANCE = 1e-6  # share of the image side that rounding may add outside the image; clamped away
 
@@ -45,8 +50,23 @@ def frame_limits(frame: str, size: tuple[int, int]) -> tuple[float, float]:
     raise ValueError(f"unknown box frame {frame!r}: use one of {', '.join(FRAMES)}")
 
 
-def _checked_size(size: Sequence[int]) -> tuple[int, int]:
-    values = tuple(size)
+@lru_cache(maxsize=256)
+def edges(frame: str, size: tuple[int, int]) -> Tensor:
+    """Return `frame_limits` of x, y, x, y; shared by all callers, so never to be written to."""
+    return torch.tensor(frame_limits(frame, size) * 2, dtype=torch.float64)
+
+
+def checked_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return an image size as two whole numbers.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return _whole_pixels(tuple(size))
+
+
+@lru_cache(maxsize=256)
+def _whole_pixels(values: tuple[int, ...]) -> tuple[int, int]:
     whole = len(values) == 2 and all(math.isfinite(v) and v > 0 and v == int(v) for v in values)
     if not whole:
         raise ValueError(f"image size {values} must be (width, height), two positive whole numbers of pixels")
@@ -76,7 +96,7 @@ class Boxes:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        size = _checked_size(self.size)
+        size = checked_size(self.size)
         xyxy = torch.as_tensor(self.xyxy, dtype=torch.float64)
         if xyxy.numel() == 0:
             xyxy = xyxy.reshape(0, 4)
@@ -85,14 +105,24 @@ class Boxes:
         labels = tuple(self.labels) or ("",) * len(xyxy)
         if len(labels) != len(xyxy):
             raise ValueError(f"{len(xyxy)} boxes but {len(labels)} labels: give one label per box, or none at all")
-        for index, row in enumerate(xyxy.tolist()):
-            fault = box_fault(row, self.frame, size)
+        limit_x, limit_y = frame_limits(self.frame, size)
+        for index, (x1, y1, x2, y2) in enumerate(xyxy.tolist()):
+            if 0 <= x1 <= x2 <= limit_x and 0 <= y1 <= y2 <= limit_y:
+                continue
+            fault = box_fault((x1, y1, x2, y2), self.frame, size)
             if fault:
                 raise ValueError(f"box {index} ({labels[index] or 'no label'}) {fault}")
-        limits = xyxy.new_tensor(frame_limits(self.frame, size) * 2)
+        limits = edges(self.frame, size).to(xyxy.device)
         object.__setattr__(self, "xyxy", torch.minimum(xyxy.clamp(min=0.0), limits))
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "labels", labels)
+
+    @classmethod
+    def of_checked(cls, xyxy: Tensor, frame: str, size: tuple[int, int], labels: tuple[str, ...]) -> Boxes:
+        """Return boxes of corners that are known to lie inside the image, without checking them again."""
+        boxes = object.__new__(cls)
+        boxes.__dict__.update(xyxy=xyxy, frame=frame, size=size, labels=labels)
+        return boxes
 
     @classmethod
     def empty(cls, size: tuple[int, int], frame: str = "pixel") -> Boxes:
@@ -100,7 +130,7 @@ class Boxes:
         return cls(torch.zeros(0, 4, dtype=torch.float64), frame, size)
 
     def __len__(self) -> int:
-        return len(self.xyxy)
+        return len(self.labels)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Boxes):
@@ -126,10 +156,12 @@ class Boxes:
             frame: `pixel`, `norm1000` or `unit`.
             size: (width, height) px of the resized image; None: the size the boxes already have.
         """
-        new_size = self.size if size is None else _checked_size(size)
-        old = self.xyxy.new_tensor(frame_limits(self.frame, self.size) * 2)
-        new = self.xyxy.new_tensor(frame_limits(frame, new_size) * 2)
-        return Boxes(self.xyxy * new / old, frame, new_size, self.labels)
+        new_size = self.size if size is None else checked_size(size)
+        if (frame, new_size) == (self.frame, self.size):
+            return self
+        old, new = (edges(*ends).to(self.xyxy.device) for ends in ((self.frame, self.size), (frame, new_size)))
+        # Only rounding can carry a corner past the edge.
+        return Boxes.of_checked(torch.minimum(self.xyxy * new / old, new), frame, new_size, self.labels)
 
     def pixel(self) -> Boxes:
         """Return the same boxes in pixels of their image."""
@@ -172,7 +204,7 @@ class Boxes:
         """
         if not (x0 < x1 and y0 < y1):
             raise ValueError(f"crop window [{x0}, {y0}, {x1}, {y1}] is empty: it needs x0 < x1 and y0 < y1")
-        size = _checked_size((x1 - x0, y1 - y0))
+        size = checked_size((x1 - x0, y1 - y0))
         share = self.visible_in(x0, y0, x1, y1)
         kept = [i for i, s in enumerate(share.tolist()) if s > 0 and s >= min_visible]
         shift = self.xyxy.new_tensor([x0, y0, x0, y0])
@@ -222,23 +254,28 @@ def box_fault(row: Sequence[float], frame: str, size: tuple[int, int]) -> str | 
 
 
 @dataclass(frozen=True)
-class ParsedBoxes:
+class ParsedBoxes(Generic[B_co]):
     """What a text says about boxes.
 
     Attributes:
-        boxes: the usable boxes, in the frame the text was read in.
+        boxes: the usable boxes, in the frame the text was read in: `Boxes`, or `ImageBoxes` of several images.
         ok: the text follows a grammar and every box in it could be used as written. An explicit "no box" is ok.
         grammar: the grammar that was recognised, or None.
         errors: what was wrong, in words; a box that only had to be clipped is kept and named here.
     """
 
-    boxes: Boxes
+    boxes: B_co
     ok: bool
     grammar: str | None
     errors: tuple[str, ...]
 
 
-def _grammar(name: str) -> Grammar:
+def named_grammar(name: str) -> Grammar:
+    """Return the grammar of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if name not in GRAMMARS:
         raise ValueError(f"unknown box grammar {name!r}: use one of {', '.join(GRAMMARS)}, or 'auto' to parse")
     return GRAMMARS[name]
@@ -259,26 +296,31 @@ def print_boxes(
     Raises:
         ValueError: the grammar is unknown or cannot say the labels (see `Grammar.labels`), or `step` does not fit.
     """
-    chosen = _grammar(grammar)
+    chosen = named_grammar(grammar)
+    return chosen.print(written_rows(boxes, chosen, frame, step), frame or chosen.frame)
+
+
+def written_rows(boxes: Boxes, chosen: Grammar, frame: str | None, step: int) -> list[Row]:
+    """Return the labels and numbers that `print_boxes` writes; arguments and faults are its own."""
     target = boxes.to(frame or chosen.frame)
     if chosen.bins != 1000 and target.frame != "norm1000":
-        raise ValueError(f"grammar {grammar!r} writes bins of the image side: print it in frame 'norm1000'")
+        raise ValueError(f"grammar {chosen.name!r} writes bins of the image side: print it in frame 'norm1000'")
     if step < 1 or (step > 1 and target.frame == "unit"):
         raise ValueError(f"step is {step}, expected a whole number above 0, and 1 in frame 'unit'")
     decimals = 4 if target.frame == "unit" else None  # None: round() returns whole numbers
     scale = chosen.bins / 1000
     limits = [round(limit * scale, decimals) for limit in frame_limits(target.frame, boxes.size)] * 2
-    rows: list[tuple[str, tuple[float, ...]]] = []
+    rows: list[Row] = []
     for index, (label, row) in enumerate(zip(target.labels, target.xyxy.tolist(), strict=True)):
         fault = chosen.label_fault(label)
         if fault:
             raise ValueError(f"box {index}: {fault}")
         rounded = (round(value * scale / step, decimals) * step for value in row)
         rows.append((label, tuple(min(max(value, 0), limit) for value, limit in zip(rounded, limits, strict=True))))
-    return chosen.print(rows, target.frame)
+    return rows
 
 
-def parse_boxes(text: Any, size: tuple[int, int], grammar: str = "auto", frame: str = "norm1000") -> ParsedBoxes:
+def parse_boxes(text: Any, size: tuple[int, int], grammar: str = "auto", frame: str = "norm1000") -> ParsedBoxes[Boxes]:
     """Read the boxes out of a text; never raises on any text.
 
     Args:
@@ -294,32 +336,42 @@ def parse_boxes(text: Any, size: tuple[int, int], grammar: str = "auto", frame: 
     Raises:
         ValueError: only for a wrong `size`, `grammar` or `frame`, never because of `text`.
     """
-    size = _checked_size(size)
+    size = checked_size(size)
     frame_limits(frame, size)
     if grammar != "auto":
-        _grammar(grammar)
+        named_grammar(grammar)
     found = recognise(text if isinstance(text, str) else "", grammar)
     frame = NAMED_FRAMES.get(found.named_frame or "", frame)
-    rows, labels, errors = _usable(found, frame, size)
-    boxes = Boxes(torch.tensor(rows, dtype=torch.float64).reshape(-1, 4), frame, size, tuple(labels))
+    boxes, errors = usable_boxes(found, frame, size)
     return ParsedBoxes(boxes, found.grammar is not None and not errors, found.grammar, tuple(errors))
 
 
-def _usable(found: Found, frame: str, size: tuple[int, int]) -> tuple[list[list[float]], list[str], list[str]]:
-    """Sort what was found into rows, labels and errors."""
+def usable_boxes(found: Found, frame: str, size: tuple[int, int]) -> tuple[Boxes, list[str]]:
+    """Return the boxes that can be used, as `parse_boxes` says, and what was wrong, in words."""
+    rows, labels, errors = _usable(found, frame, size)
+    # frombuffer reads a flat array several times faster than torch.tensor reads lists, but takes no empty one.
+    flat = array("d", list(chain.from_iterable(rows)))
+    corners = torch.frombuffer(flat, dtype=torch.float64) if rows else torch.zeros(0, dtype=torch.float64)
+    return Boxes.of_checked(corners.view(-1, 4), frame, size, tuple(labels)), errors
+
+
+def _usable(found: Found, frame: str, size: tuple[int, int]) -> tuple[list[Sequence[float]], list[str], list[str]]:
+    """Sort what was found into rows inside the image, labels and errors."""
     limit_x, limit_y = frame_limits(frame, size)
-    rows: list[list[float]] = []
+    rows: list[Sequence[float]] = []
     labels: list[str] = []
     errors = list(found.errors)
     for index, (label, row) in enumerate(found.rows):
-        fault = box_fault(row, frame, size)
-        if fault:
-            errors.append(f"box {index} ({label or 'no label'}) {fault}")
+        x1, y1, x2, y2 = row
+        if not (0 <= x1 <= x2 <= limit_x and 0 <= y1 <= y2 <= limit_y):
+            fault = box_fault(row, frame, size)
             clipped = [min(max(v, 0.0), limit) for v, limit in zip(row, (limit_x, limit_y) * 2, strict=True)]
-            ordered = all(math.isfinite(v) for v in row) and row[0] <= row[2] and row[1] <= row[3]
-            if not ordered or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
-                continue
+            if fault:
+                errors.append(f"box {index} ({label or 'no label'}) {fault}")
+                ordered = all(math.isfinite(v) for v in row) and x1 <= x2 and y1 <= y2
+                if not ordered or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+                    continue
             row = clipped
-        rows.append(list(row))
+        rows.append(row)
         labels.append(label)
     return rows, labels, errors

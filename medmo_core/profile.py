@@ -6,11 +6,14 @@ pixels of a square the training images were squashed to. The profile does, in `m
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from .boxes import FRAMES, GRAMMARS
+from .box_batch import parse_many
+from .boxes import FRAMES, GRAMMARS, Boxes, ParsedBoxes, parse_boxes, print_boxes
+from .image_boxes import AnyBoxes, ImageBoxes, parse_image_boxes, print_image_boxes
 
 PROFILE_FILE = "medmo_profile.json"
 
@@ -73,6 +76,41 @@ class CheckpointProfile:
         to the image.
         """
         return self.canvas or image_size
+
+    def write_boxes(self, boxes: AnyBoxes) -> str:
+        """Write boxes as the checkpoint does: on its canvas, in its grammar and frame.
+
+        Raises:
+            ValueError: the grammar cannot write their labels, or the image one of several boxes lies in.
+        """
+        if isinstance(boxes, ImageBoxes):
+            on_canvas = boxes.resize([self.text_size(size) for size in boxes.sizes])
+            return print_image_boxes(on_canvas, self.grammar, self.frame, self.step)
+        return print_boxes(boxes.resize(self.text_size(boxes.size)), self.grammar, self.frame, self.step)
+
+    def parse_boxes(self, text: Any, where: AnyBoxes) -> ParsedBoxes[AnyBoxes]:
+        """Read the checkpoint's boxes out of a text; never raises on any text.
+
+        Args:
+            text: what it wrote.
+            where: the true boxes, or none in their place: they know the sizes of the images, and which of several
+                images a box lies in that names none.
+
+        Returns:
+            Boxes of the same kind as `where`, as the text says them: in its frame and on its canvas. `resize_like`
+            takes them to the images.
+        """
+        if isinstance(where, ImageBoxes):
+            canvases = [self.text_size(size) for size in where.sizes]
+            return parse_image_boxes(text, canvases, self.grammar, self.frame, default=where.default)
+        return parse_boxes(text, self.text_size(where.size), self.grammar, self.frame)
+
+    def parse_many(self, texts: Sequence[Any], where: Sequence[AnyBoxes]) -> list[ParsedBoxes[AnyBoxes]]:
+        """Read the boxes out of many texts, as `parse_boxes` reads each, in less time."""
+        sizes = {i: self.text_size(boxes.size) for i, boxes in enumerate(where) if isinstance(boxes, Boxes)}
+        of_one_image = parse_many([texts[i] for i in sizes], list(sizes.values()), self.grammar, self.frame)
+        parsed = dict(zip(sizes, of_one_image, strict=True))
+        return [parsed[i] if i in parsed else self.parse_boxes(text, where[i]) for i, text in enumerate(texts)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as plain JSON values."""

@@ -2,12 +2,14 @@
 
     medmo evaluate --checkpoint runs/quickstart/reinforce/final
     medmo evaluate --checkpoint exported/ --data my.jsonl --split test --out results/
+    medmo evaluate --checkpoint exported/ --data sample:pair
 
 Greedy answers are scored as VQA accuracy, box IoU and F1 at 0.5, and report fact F1; captions are ranked for each image
 (and images for each caption) by log-likelihood per token. Beside each stands its baseline, fitted on training data: the
 commonest answer per kind of question, the best constant box per label, chance. Brackets are 95 % bootstrap intervals
 over images, and so speak of these scans only. The embedded images are scored under fixed random crops (the bar) and
-whole (`_full`). In `_shuffled` each question comes with another image: what is left there was not seen.
+whole (`_full`), pairs of them (`sample:pair`) when asked for. In `_shuffled` each question comes with another image:
+what is left there was not seen.
 
 Writes metrics.json and predictions.jsonl; neither names a patient. Research use only.
 """
@@ -26,6 +28,7 @@ from medmo_core.data.mixture import JsonlSource
 from medmo_core.data.process import Processor
 from medmo_core.data.record import Sample
 from medmo_core.datasets.baselines import embedded_baselines, fit_baselines
+from medmo_core.datasets.pairs import eval_pairs
 from medmo_core.datasets.sample import eval_samples
 from medmo_core.metrics import bootstrap_ci, paired_bootstrap, retrieval_ranks
 from medmo_core.models.medmo import MedMO
@@ -45,6 +48,8 @@ from .training.scoring import (
     summarise,
 )
 
+PAIRS = "sample:pair"
+NUM_BASELINE_PAIRS = 400
 NOTICE = "Research use only: not a medical device, not for diagnosis. Intervals speak of these scans only."
 
 
@@ -74,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.data is None:
         result = evaluate_embedded(kit.model, kit.processor, num_samples=arguments.num_samples, **options)
         where = "embedded images"
+    elif str(arguments.data) == PAIRS:
+        result = evaluate_pairs(
+            kit.model, kit.processor, num_samples=arguments.num_samples, split=arguments.split, **options
+        )
+        where = f"pairs of embedded images, split {arguments.split}"
     else:
         result = evaluate_file(
             kit.model, kit.processor, arguments.data, root=arguments.root, split=arguments.split, **options
@@ -93,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="medmo evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="official folder, a run's folder, or a hub id")
-    parser.add_argument("--data", type=Path, help="JSONL file of your own (default: the embedded images)")
+    parser.add_argument("--data", type=Path, help=f"JSONL file of your own, or {PAIRS} (default: the embedded images)")
     parser.add_argument("--root", type=Path, help="folder that image paths are relative to (default: the file's own)")
     parser.add_argument("--split", default="test", help="split of --data to score (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder to write (default: %(default)s)")
@@ -207,6 +217,28 @@ def evaluate_embedded(
         result.metrics |= part.metrics
         result.predictions |= part.predictions
     return result
+
+
+def evaluate_pairs(
+    model: MedMO,
+    processor: Processor,
+    *,
+    num_samples: int = 200,
+    split: str = "test",
+    batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score a model on questions about two views of one embedded volume; arguments as for `evaluate_embedded`."""
+    return evaluate(
+        model,
+        processor,
+        {"grounding": eval_pairs(split, num_samples, seed)},
+        baselines=fit_baselines(eval_pairs("train", NUM_BASELINE_PAIRS, seed)),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
 
 
 def evaluate_file(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -60,6 +62,17 @@ def draw_overlay(
     if geometry is not None:
         _draw_sides(draw, shown, geometry)
     return _framed(picture, title, predicted, truth)
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures beside one another on one sheet."""
+    width, height = sum(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    x = 0
+    for picture in pictures:
+        sheet.paste(picture, (x, 0))
+        x += picture.width
+    return sheet
 
 
 def _font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

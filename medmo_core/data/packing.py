@@ -123,17 +123,23 @@ def pack(items: Sequence[Item], share_prefixes: bool = False) -> Batch:
     lengths = np.cumsum([0, *(len(document.input_ids) for document in documents)])
     encoders = names[0] if names else ()
     seeing, image_index = _distinct([document for document in documents if document.patches])
+    features = [item.features for item in seeing if item.features is not None]
+    if len(features) < len(seeing):
+        features = []  # the tower has to run anyway
     return Batch(
         input_ids=torch.from_numpy(np.concatenate([d.input_ids for d in documents])),
         labels=_labels(documents),
         position_ids=torch.from_numpy(np.concatenate([d.position_ids for d in documents], axis=1)),
         cu_seqlens=torch.from_numpy(lengths.astype(np.int32)),
-        patches={n: torch.from_numpy(np.concatenate([i.patches[n] for i in seeing])) for n in encoders},
+        patches={}
+        if features
+        else {n: torch.from_numpy(np.concatenate([i.patches[n] for i in seeing])) for n in encoders},
         image_grid_thw={n: torch.from_numpy(np.concatenate([i.image_grid_thw[n] for i in seeing])) for n in encoders},
         image_index=image_index,
         sample_ids=tuple(document.sample.id for document in documents),
         prompt_of=prompt_of,
         tasks=tuple(document.sample.task for document in documents),
+        features=torch.cat(features, dim=1) if features else None,
     )
 
 
@@ -151,7 +157,7 @@ def _documents(items: Sequence[Item], share_prefixes: bool) -> tuple[list[Item],
         prompt_of += [-1, *[len(documents)] * len(tree.items)]
         documents.append(_cut(tree.items[0], slice(0, tree.prefix)))
         documents += [
-            replace(_cut(item, slice(tree.prefix, None)), patches={}, image_grid_thw={}, visual_end=0)
+            replace(_cut(item, slice(tree.prefix, None)), patches={}, image_grid_thw={}, visual_end=0, features=None)
             for item in tree.items
         ]
     return documents, torch.tensor(prompt_of) if max(prompt_of) >= 0 else None

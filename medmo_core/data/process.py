@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..batch import PatchSpec, mrope_position_ids
-from ..boxes import Boxes, print_boxes
+from ..image_boxes import AnyBoxes
 from ..profile import CheckpointProfile
 from .header import shown_size
 from .image import crop_pixels, load_image
 from .record import ImageRef, Message, Sample
 from .resize import patchify, smart_resize
 from .store import Root
-from .template import encode_chat
+from .template import encode_chat, name_images
 from .tokenizer import Tokenizer
 
 CACHE_BYTES = 256 * 2**20
@@ -48,6 +48,7 @@ class Item:
         image_grid_thw: per encoder (I, 3) int64, in patches.
         sample: where it comes from.
         visual_end: number of tokens up to and with the last visual one; 0 without images.
+        features: (1 + D, M, E) what the vision tower makes of the images, where it has run already (`Batch.features`).
     """
 
     input_ids: NDArray[np.int64]
@@ -57,6 +58,7 @@ class Item:
     image_grid_thw: dict[str, NDArray[np.int64]]
     sample: Sample
     visual_end: int
+    features: torch.Tensor | None = None
 
 
 @dataclass
@@ -184,7 +186,7 @@ class Processor:
         try:
             encoded = encode_chat(
                 self.tokenizer,
-                messages,
+                name_images(messages) if len(sample.images) > 1 else messages,
                 [self._num_tokens(grid) for grid in self._token_grids(grids)],
                 add_generation_prompt=for_generation,
             )
@@ -231,6 +233,11 @@ class Processor:
             return messages
         return [*messages, {"role": "assistant", "content": self.target_text(sample)}]
 
+    def question_text(self, sample: Sample) -> str:
+        """Return the words of the turn to be answered, boxes in it as the profile writes them."""
+        content = self.messages(sample, for_generation=True)[-1]["content"]
+        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
     def target_text(self, sample: Sample) -> str:
         """Return what the model is to say: the last assistant turn, or the answer, boxes as the profile writes them.
 
@@ -253,21 +260,19 @@ class Processor:
         content = message["content"]
         if isinstance(content, str) or not any(part["type"] == "boxes" for part in content):
             return message
-        truth = sample.truth_boxes()
         parts = [
-            {"type": "text", "text": self._print_boxes(truth and truth.select(part["boxes"]), sample)}
+            {"type": "text", "text": self._print_boxes(sample.boxes_at(part["boxes"]), sample)}
             if part["type"] == "boxes"
             else part
             for part in content
         ]
         return {"role": message["role"], "content": parts}
 
-    def _print_boxes(self, boxes: Boxes | None, sample: Sample) -> str:
+    def _print_boxes(self, boxes: AnyBoxes | None, sample: Sample) -> str:
         if boxes is None:
             raise ValueError(f"{sample.id}: the answer is boxes, but the sample has no image")
-        on_canvas = boxes.resize(self.profile.text_size(boxes.size))
         try:
-            return print_boxes(on_canvas, self.profile.grammar, self.profile.frame, self.profile.step)
+            return self.profile.write_boxes(boxes)
         except ValueError as error:
             raise ValueError(f"{sample.id}: {error}") from None
 

@@ -91,6 +91,9 @@ def _check_relations(sample: Sample, faults: list[Fault]) -> None:
         )
     if sample.answer is not None and sample.answer.type == "boxes" and not sample.images:
         faults.append(Fault("images", "the answer is boxes but there is no image", "an image", "add it"))
+    elif sample.answer is not None and sample.answer.image is not None and sample.answer.image >= len(sample.images):
+        expected = f"an index below {len(sample.images)}"
+        faults.append(Fault("answer.image", f"is {sample.answer.image}", expected, "count from 0"))
     named = [i for part in _parts(sample) if part.get("type") == "boxes" for i in part["boxes"]]
     if named and max(named) >= len(sample.boxes):
         expected = f"an index below {len(sample.boxes)}"
@@ -157,8 +160,8 @@ def _read_message(value: Any, faults: list[Fault], path: str) -> Message | None:
             inner.fault("type", f"an image in a turn of the {role}", "text", "move it to the user's turn")
         elif kind == "boxes":
             indices = part.get("boxes")
-            if role != "assistant":
-                inner.fault("type", f"boxes in a turn of the {role}", "text", "move them to the assistant's turn")
+            if role == "system":
+                inner.fault("type", "boxes in a turn of the system", "text", "move them to another turn")
             elif not isinstance(indices, list) or not all(type(i) is int and i >= 0 for i in indices):
                 expected = "indices into the sample's boxes"
                 inner.fault("boxes", f"is {shown(indices)}", expected, "write [0, 2], or [] for none")
@@ -186,13 +189,15 @@ def _read_answer(value: Any, faults: list[Fault], path: str) -> Answer | None:
     reader = FieldReader(value, faults, path, [field.name for field in dataclasses.fields(Answer)])
     kind = reader.option("type", ANSWER_TYPES, required=True)
     text = reader.text("value", required=kind != "boxes")
-    choices = reader.texts("choices")
+    choices, image = reader.texts("choices"), reader.integer("image")
+    if image is not None and kind != "boxes":
+        reader.fault("image", f"is given with an answer of type {kind}", "none", "remove it, or use type 'boxes'")
     if kind == "yesno" and text is not None and text.lower() not in ("yes", "no"):
         reader.fault("value", f"is {text!r}", "yes or no", "use type 'open' for other answers")
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     if kind == "choice" and text is not None and text not in (*choices, *letters):
         reader.fault("value", f"is {text!r}", "one of the choices, or its letter", "correct it, or add it to choices")
-    return Answer(kind or "", text, choices) if len(faults) == before else None
+    return Answer(kind or "", text, choices, image) if len(faults) == before else None
 
 
 def _read_fact(value: Any, faults: list[Fault], path: str) -> Fact | None:

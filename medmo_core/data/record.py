@@ -14,11 +14,13 @@ Units: boxes in pixels of their image after its crop, as half-open edges (x1 <= 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..boxes import Boxes
+from ..image_boxes import AnyBoxes, ImageBoxes
 from .store import ImageStore
 
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding", "dialogue", "text")
@@ -92,11 +94,13 @@ class Answer:
         type: yesno, choice, open, boxes (the sample's boxes are the answer) or report.
         value: the text; None for boxes.
         choices: options of a choice question.
+        image: of boxes among several images: index of the image that a box lies in whose text does not say.
     """
 
     type: str
     value: str | None = None
     choices: tuple[str, ...] = ()
+    image: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ class Sample:
         images: in the order of their placeholders in `messages`.
         messages: `{"role": ..., "content": text | parts}`. When the last turn is the user's, the answer to learn is
             written from `answer`.
-        boxes: labelled boxes of the images.
+        boxes: labelled boxes of the images. A box that a user's turn names (a part of type `boxes`) is given in the
+            question; the others are to be found.
         answer: the right answer.
         facts: what a report must get right.
         split: train, val or test; None counts as train.
@@ -153,45 +158,76 @@ class Sample:
     root: Path | ImageStore | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
+    def sought(self) -> tuple[int, ...]:
+        """Indices of the boxes that are to be found: all but those a user's turn gives."""
+        given = {index for message in self.messages if message["role"] == "user" for index in _named_boxes(message)}
+        return tuple(index for index in range(len(self.boxes)) if index not in given)
+
+    @property
     def grounding_image(self) -> int:
-        """Index of the image that the boxes lie in, 0 where there are none."""
-        return self.boxes[0].image if self.boxes else 0
+        """Index of the image that a box lies in whose text does not say.
+
+        It is `answer.image` where that is stated; else the image that all boxes to be found lie in; else the last.
+        """
+        if self.answer is not None and self.answer.image is not None:
+            return self.answer.image
+        images = {self.boxes[index].image for index in self.sought}
+        return images.pop() if len(images) == 1 else max(0, len(self.images) - 1)
 
     def image_size(self) -> tuple[int, int] | None:
-        """Return (width, height) px of the image the boxes lie in (the first, without boxes); None without images.
+        """Return (width, height) px of the grounding image; None without images.
 
         Raises:
             ValueError: the size is not known yet: load the record with `load_jsonl`, or state it.
         """
-        if not self.images:
-            return None
-        reference = self.images[self.grounding_image]
-        if reference.size is None:
-            raise ValueError(f"{self.id}: the size of {reference.path} is not stated; add width and height")
-        return reference.size
+        return self._size_of(self.images[self.grounding_image]) if self.images else None
 
-    def truth_boxes(self) -> Boxes | None:
-        """Return the annotated boxes in px of their image; None without images.
+    def truth_boxes(self) -> AnyBoxes | None:
+        """Return the boxes that are to be found, as `boxes_at` does."""
+        return self.boxes_at(self.sought)
+
+    def boxes_at(self, indices: Sequence[int]) -> AnyBoxes | None:
+        """Return the annotated boxes at `indices`, in px of their images.
+
+        Returns:
+            `Boxes` of a sample with one image, `ImageBoxes` of one with several, None without images.
 
         Raises:
-            ValueError: boxes in several images, a box outside its image, or an image of unknown size.
+            ValueError: a box outside its image, or an image of unknown size.
         """
-        size = self.image_size()
-        if size is None:
+        if not self.images:
             return None
-        if len({box.image for box in self.boxes}) > 1:
-            raise ValueError(f"{self.id}: boxes lie in several images; one answer can point into one image only")
-        rows = [list(box.xyxy_px) for box in self.boxes]
+        rows: list[list[list[float]]] = [[] for _ in self.images]
+        labels: list[list[str]] = [[] for _ in self.images]
+        for box in (self.boxes[index] for index in indices):
+            rows[box.image].append(list(box.xyxy_px))
+            labels[box.image].append(box.label)
+        sizes = [self._size_of(image) for image in self.images]
         try:
-            return Boxes(rows, "pixel", size, tuple(box.label for box in self.boxes))  # type: ignore[arg-type]
+            per_image = tuple(
+                Boxes(corners, "pixel", size, tuple(names))  # type: ignore[arg-type]
+                for corners, size, names in zip(rows, sizes, labels, strict=True)
+            )
         except ValueError as error:
             raise ValueError(f"{self.id}: {error}") from None
+        return per_image[0] if len(per_image) == 1 else ImageBoxes(per_image, self.grounding_image)
+
+    def _size_of(self, image: ImageRef) -> tuple[int, int]:
+        if image.size is None:
+            raise ValueError(f"{self.id}: the size of {image.path} is not stated; add width and height")
+        return image.size
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; fields at their default are left out."""
         record = _plain(self)
         record.pop("root", None)
         return record
+
+
+def _named_boxes(message: Message) -> list[int]:
+    """Return the indices of the boxes that a turn names."""
+    parts = [] if isinstance(message["content"], str) else message["content"]
+    return [index for part in parts if part["type"] == "boxes" for index in part["boxes"]]
 
 
 def _plain(value: Any) -> Any:

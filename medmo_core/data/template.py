@@ -7,6 +7,7 @@ the token, so a user could end their own turn and write the assistant's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from .tokenizer import Tokenizer
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
 PART_TYPES = ("text", "image", "video")
+_IMAGE_NAME = re.compile(r"\bimage \d+\s*:?\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,30 @@ def render_chat(messages: Sequence[Message], add_generation_prompt: bool = False
     Reference: Qwen3-VL's chat template, without tools.
     """
     return "".join(piece.special * piece.repeat or piece.text for piece in _pieces(messages, add_generation_prompt))
+
+
+def name_images(messages: Sequence[Message]) -> list[Message]:
+    """Return a chat with `Image 1: `, `Image 2: `, ... before its images, by which questions and boxes speak of them.
+
+    An image that the text right before it names in this way keeps that name.
+    """
+    named: list[Message] = []
+    number = 0
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            named.append(message)
+            continue
+        parts: list[Any] = []
+        for part in content:
+            if part["type"] == "image":
+                number += 1
+                before = parts[-1] if parts else {}
+                if not (before.get("type") == "text" and _IMAGE_NAME.search(before["text"])):
+                    parts.append({"type": "text", "text": f"Image {number}: "})
+            parts.append(part)
+        named.append({**message, "content": parts})
+    return named
 
 
 def encode_chat(

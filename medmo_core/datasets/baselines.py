@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..boxes import Boxes
 from ..data.record import Sample
+from ..image_boxes import AnyBoxes, ImageBoxes, by_image
 from .facts_text import listed
 from .sample import eval_samples
 
@@ -46,14 +47,23 @@ class FittedBaselines:
         """Return the commonest training answer to this kind of question; None where it never came up."""
         return self.answers.get(kind_of(sample, self.by))
 
-    def boxes(self, sample: Sample) -> Boxes | None:
-        """Return the constant box of each label asked for, in pixels of the image; None where none is known."""
-        size = sample.image_size()
-        labels = [label for label in dict.fromkeys(b.label for b in sample.boxes) if label in self.constant_boxes]
-        if size is None or not labels:
+    def boxes(self, sample: Sample) -> AnyBoxes | None:
+        """Return the constant box of each label asked for, in pixels of the image; None where none is known.
+
+        Among several images it is told which one each label is to be found in.
+        """
+        truth = sample.truth_boxes()
+        if truth is None:
             return None
-        rows = torch.tensor([self.constant_boxes[label] for label in labels], dtype=torch.float64)
-        return Boxes(rows, "unit", size, tuple(labels)).pixel()
+        parts = tuple(self._constants(boxes) for boxes in by_image(truth))
+        if not any(map(len, parts)):
+            return None
+        return replace(truth, per_image=parts) if isinstance(truth, ImageBoxes) else parts[0]
+
+    def _constants(self, truth: Boxes) -> Boxes:
+        labels = [label for label in dict.fromkeys(truth.labels) if label in self.constant_boxes]
+        rows = torch.tensor([self.constant_boxes[label] for label in labels], dtype=torch.float64).reshape(-1, 4)
+        return Boxes(rows, "unit", truth.size, tuple(labels)).pixel()
 
 
 def kind_of(sample: Sample, by: str = "template") -> str:
@@ -92,8 +102,9 @@ def fit_baselines(samples: Iterable[Sample], *, by: str = "template") -> FittedB
     for sample in samples:
         truth = sample.truth_boxes() if sample.task == "grounding" else None
         if truth is not None:
-            for label, row in zip(truth.labels, truth.to("unit").xyxy.tolist(), strict=True):
-                boxes[label].append(tuple(row))
+            for part in by_image(truth):
+                for label, row in zip(part.labels, part.to("unit").xyxy.tolist(), strict=True):
+                    boxes[label].append(tuple(row))
         elif sample.task == "report" and sample.facts:
             reports[kind_of(sample, by)].append(sample)
         elif sample.answer is not None and sample.answer.value is not None:

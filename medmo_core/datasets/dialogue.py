@@ -71,7 +71,7 @@ def join_turns(drafts: list[Draft], view: View) -> Sample:
         question = {"type": "text", "text": draft.question}
         messages.append({"role": "user", "content": [question] if number else [{"type": "image"}, question]})
         if draft.answer.type == "boxes":
-            shown = box_annotations(draft)
+            shown = box_annotations(draft.boxes)
             part = {"type": "boxes", "boxes": list(range(len(boxes), len(boxes) + len(shown)))}
             messages.append({"role": "assistant", "content": [part]})
             boxes += shown

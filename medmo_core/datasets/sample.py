@@ -6,6 +6,7 @@ answer. A crop is drawn first and every text is then written from what it shows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -88,7 +89,7 @@ def _can(task: str, record: FactsRecord) -> bool:
     """Return whether the whole image allows a task."""
     view = look(record)
     if task == "grounding":
-        return bool(_single(view)) or 0 < len(view.with_name("nucleus")) <= MAX_ALL_BOXES
+        return bool(single_targets(view)) or 0 < len(view.with_name("nucleus")) <= MAX_ALL_BOXES
     if task == "report":
         return facts_text.report(view) is not None
     if task == "retrieval":
@@ -151,9 +152,12 @@ class SampleTasks:
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
 
     def _draw_view(self, record: FactsRecord, rng: Random, only: str | None = None) -> View:
-        size = (record.width, record.height)
-        window = random_square_window(size, rng, *CROP_RATIOS, CROP_OVERHANG) if self.crops else None
-        return look(record, window, only)
+        return draw_view(record, rng, only) if self.crops else look(record, only=only)
+
+
+def draw_view(record: FactsRecord, rng: Random, only: str | None = None) -> View:
+    """Return what a random square window of an image shows; `only` as for `look`."""
+    return look(record, random_square_window((record.width, record.height), rng, *CROP_RATIOS, CROP_OVERHANG), only)
 
 
 def forms_of(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
@@ -188,7 +192,7 @@ def from_question(question: Question) -> Draft:
     return Draft(question.template, question.text, question.answer, facts=facts, about=question.about)
 
 
-def _single(view: View) -> list[Seen]:
+def single_targets(view: View) -> list[Seen]:
     """Return the structures that one box answers: nothing else of their name is in view, and they hang together."""
     return [
         s
@@ -210,7 +214,7 @@ def _thinnest(seen: Seen) -> int:
 def _ground(template: str, view: View, rng: Random) -> Draft | None:
     boxes = Answer("boxes")
     if template == "one":
-        single = sorted(_single(view), key=lambda s: s.name)
+        single = sorted(single_targets(view), key=lambda s: s.name)
         if not single:
             return None
         seen = rng.choice(single)
@@ -228,11 +232,11 @@ def _ground(template: str, view: View, rng: Random) -> Draft | None:
     return Draft("all", "Locate all nuclei.", boxes, nuclei, (Fact("nucleus", "present"),), "nucleus")
 
 
-def bind(task: str, draft: Draft, view: View) -> Sample:
-    """Return the sample of a draft and the view it was written from."""
+def image_of(view: View) -> ImageRef:
+    """Return the picture that a view shows."""
     record = view.record
     width, height = view.size
-    image = ImageRef(
+    return ImageRef(
         path=record.path,
         width=width,
         height=height,
@@ -241,19 +245,28 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
         modality=record.modality,
         laterality_display="R" if record.plane else None,
     )
+
+
+def where_of(view: View) -> str:
+    """Name the window of a view, for the id of a sample."""
+    return "whole" if view.is_whole else "-".join(str(v) for v in view.window)
+
+
+def bind(task: str, draft: Draft, view: View) -> Sample:
+    """Return the sample of a draft and the view it was written from."""
+    record = view.record
     messages: tuple[Message, ...] = (
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": draft.question}]},
     )
-    where = "whole" if view.is_whole else "-".join(str(v) for v in view.window)
     provenance: dict[str, Any] = {"template": draft.template, "source": record.source, "package": record.package}
     if draft.about is not None:
         provenance["about"] = draft.about
     return Sample(
-        id=f"{task}/{record.id}/{where}/{draft.template}" + (f"/{draft.about}" if draft.about else ""),
+        id=f"{task}/{record.id}/{where_of(view)}/{draft.template}" + (f"/{draft.about}" if draft.about else ""),
         task=task,
-        images=(image,),
+        images=(image_of(view),),
         messages=messages,
-        boxes=box_annotations(draft),
+        boxes=box_annotations(draft.boxes),
         answer=draft.answer,
         facts=draft.facts,
         split=record.split,
@@ -264,15 +277,37 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
     )
 
 
-def box_annotations(draft: Draft) -> tuple[BoxAnnotation, ...]:
-    """Return the boxes that a draft points at, in pixels of its view."""
+def box_annotations(shown: Iterable[Seen], image: int = 0) -> tuple[BoxAnnotation, ...]:
+    """Return the boxes of structures as a view shows them, in its pixels; `image` is the view's index in the sample."""
     return tuple(
-        BoxAnnotation(s.name, _floats(s.xyxy_px), source=s.structure.origin, code=s.structure.code) for s in draft.boxes
+        BoxAnnotation(s.name, _floats(s.xyxy_px), image, source=s.structure.origin, code=s.structure.code)
+        for s in shown
     )
 
 
 def _floats(box: Window) -> tuple[float, float, float, float]:
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+
+def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sample]:
+    """Return fixed grounding samples that ask, under random crops, for what the picture does not show.
+
+    Args:
+        split: train or test.
+        n: samples wanted; as for `eval_samples` there may be fewer.
+        seed: of crops and questions.
+    """
+    source = SampleTasks("grounding", split)
+    usable = [r for r in source._slots if r.source != "nuclei"]
+    samples: dict[str, Sample] = {}
+    for i in range(n):
+        rng = Random(f"{seed}/absent/{split}/{i}")
+        view = source._draw_view(usable[i * len(usable) // n], rng)
+        draft = _ground("absent", view, rng)
+        if draft is not None:
+            sample = bind("grounding", draft, view)
+            samples.setdefault(sample.id, sample)
+    return list(samples.values())
 
 
 def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 200, seed: int = 0) -> list[Sample]:
@@ -292,7 +327,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
     if crops not in ("fixed", "none"):
         raise ValueError(f"crops={crops!r}: use 'fixed' or 'none'")
     source = SampleTasks(task, split, crops=crops == "fixed")
-    usable = [r for r in source._slots if task != "grounding" or _single(look(r))]
+    usable = [r for r in source._slots if task != "grounding" or single_targets(look(r))]
     samples: dict[str, Sample] = {}
     for i in range(n):
         rng = Random(f"{seed}/{task}/{split}/{crops}/{i}")

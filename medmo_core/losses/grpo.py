@@ -1,16 +1,52 @@
-"""The clipped policy-gradient loss of packed completions, from hidden states, without the full table of logits.
+"""Policy-gradient losses of packed completions, from hidden states, without the full table of logits.
 
-Shapes: L completion tokens, E hidden width, V vocabulary.
+All variants are one sum over tokens, so micro-batches and processes only add up. What they divide by stands in the
+token weights:
+
+| loss | of a token, with r = exp(logp - old) and A its completion's advantage | usual token weight |
+|---|---|---|
+| grpo | -min(r A, clip(r) A) | 1 / (completions x tokens of the completion) |
+| dapo | the same | 1 / tokens of the step |
+| dr_grpo | the same | 1 / (completions x longest completion) |
+| gspo | the same with the completion's r: exp of the mean of its logp - old | as grpo |
+| cispo | -min(r, 1 + epsilon_high) A logp, the factor before A held fixed | as dapo |
+
+Shapes: L completion tokens, n documents, E hidden width, V vocabulary.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..modules.backend import uses_liger
 from .chunked_head import token_logprobs
-from .liger import liger_grpo_loss
+from .liger import liger_logprob_loss
+
+Loss = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
+Importance = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+
+
+class PolicyLoss(NamedTuple):
+    """The loss of sampled tokens and what it is made of (a tuple, so that FSDP2 finds the tensor that has a graph).
+
+    Attributes:
+        total: scalar with a graph, what is minimised.
+        logps: (L,) of the policy, without a graph; the `old_logps` of later updates on the same tokens.
+        clipped: (L,) bool, whether the token's ratio was clipped, so that its policy term has no gradient (in cispo:
+            whether its factor was lowered).
+        kl: (L,) estimated divergence from the starting policy, without its factor; zeros without a reference.
+        importance: (L,) factor of the policy term for what the sampler did otherwise than the trainer; ones where off.
+    """
+
+    total: Tensor
+    logps: Tensor
+    clipped: Tensor
+    kl: Tensor
+    importance: Tensor
 
 
 def linear_grpo_loss(
@@ -21,17 +57,24 @@ def linear_grpo_loss(
     token_weights: Tensor,
     old_logps: Tensor | None = None,
     ref_logps: Tensor | None = None,
+    sampled_logps: Tensor | None = None,
+    documents: Tensor | None = None,
     *,
+    loss: Loss = "dapo",
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
     beta: float = 0.0,
+    importance: Importance = "none",
+    importance_cap: float = 2.0,
     temperature: float = 1.0,
-) -> Tensor:
-    """Sum the clipped losses of sampled tokens under softmax(hidden @ weight.T / temperature), with their weights.
+) -> PolicyLoss:
+    """Sum the losses of sampled tokens under softmax(hidden @ weight.T / temperature), with their weights.
 
-    The loss of a token is -min(ratio * advantage, clip(ratio) * advantage) + beta * (exp(d) - d - 1), with ratio =
-    exp(logp - old), clip to [1 - epsilon_low, 1 + epsilon_high], and d = ref - logp. Token weights carry whatever
-    denominators a form of the loss has (tokens of the step, completions times their length, a constant).
+    See the head of this file for the losses, `importance_weights` for the factor before them; beta * (exp(d) - d - 1)
+    with d = ref - logp is added to every token.
+
+    On CUDA Liger's fused linear GRPO function computes log-probabilities and gradients in one pass, whatever the loss,
+    and keeps no logits: one backward pass per forward pass.
 
     Numerics: log-sum-exp and the loss in fp32 (float64 for float64).
 
@@ -40,41 +83,146 @@ def linear_grpo_loss(
         weight: (V, E) head.
         targets: (L,) int64 sampled tokens.
         advantages: (L,), each token that of its completion.
-        token_weights: (L,).
-        old_logps: (L,) under the policy that sampled; None: that policy is this one, and every ratio is 1.
+        token_weights: (L,) factor of each token, the denominators; a token of weight 0 takes part in nothing.
+        old_logps: (L,) under the policy that sampled, as the trainer computes them; None: that policy is this one, and
+            every ratio is 1.
         ref_logps: (L,) under the starting policy; None: no KL term.
-        epsilon_low: clip below.
-        epsilon_high: clip above.
+        sampled_logps: (L,) as the sampler computed them; needed by `importance`.
+        documents: (L,) int64, the completion of every token, each in one run; needed by gspo and by importance of
+            whole sequences.
+        loss: which.
+        epsilon_low: clip to 1 - epsilon_low from below; unused by cispo.
+        epsilon_high: clip to 1 + epsilon_high from above.
         beta: factor of the KL term.
+        importance: correction for a sampler whose probabilities are not the trainer's.
+        importance_cap: its largest factor.
         temperature: divides the logits.
 
     Returns:
-        A scalar; 0 (with a graph) when there is no row.
+        The sum (0, with a graph, when there is no row) and its parts.
 
     Raises:
-        ValueError: the temperature is not positive, or the rows are not as many everywhere.
-
-    Reference: Shao et al., arXiv 2402.03300, eq. 3 and 4; Yu et al., DAPO, arXiv 2503.14476 (two clip widths).
+        ValueError: the temperature is not positive, the rows are not as many everywhere, or something is missing.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    for name, values in (("advantages", advantages), ("token_weights", token_weights), ("old_logps", old_logps),
-                         ("ref_logps", ref_logps)):  # fmt: skip
+    given = {"advantages": advantages, "token_weights": token_weights, "old_logps": old_logps, "ref_logps": ref_logps,
+             "sampled_logps": sampled_logps, "documents": documents}  # fmt: skip
+    for name, values in given.items():
         if values is not None and values.shape != targets.shape:
             raise ValueError(f"{name} {tuple(values.shape)} and targets {tuple(targets.shape)} differ")
-    if targets.numel() == 0:
-        return hidden.sum() * 0.0
-    if uses_liger(hidden):
-        return liger_grpo_loss(
-            hidden, weight, targets, advantages, token_weights, old_logps, ref_logps,
-            epsilon_low=epsilon_low, epsilon_high=epsilon_high, beta=beta, temperature=temperature,
-        )  # fmt: skip
-    logps = token_logprobs(hidden, weight, targets, temperature)
-    ratio = (logps - (logps.detach() if old_logps is None else old_logps.to(logps.dtype))).exp()
-    clipped = ratio.clamp(1.0 - epsilon_low, 1.0 + epsilon_high)
-    factors = advantages.to(logps.dtype)
-    per_token = -torch.minimum(ratio * factors, clipped * factors)
+    if sampled_logps is None and importance != "none":
+        raise ValueError(f"importance={importance!r} needs sampled_logps")
+    if documents is None and (loss == "gspo" or importance.startswith("sequence")):
+        raise ValueError(f"loss={loss!r} with importance={importance!r} needs documents, the completion of every token")
+    objective = partial(
+        policy_loss,
+        **given,
+        loss=loss,
+        epsilon_low=epsilon_low,
+        epsilon_high=epsilon_high,
+        beta=beta,
+        importance=importance,
+        importance_cap=importance_cap,
+    )
+    if targets.numel() and uses_liger(hidden):
+        return PolicyLoss(*liger_logprob_loss(hidden, weight, targets, objective, temperature))
+    return objective(token_logprobs(hidden, weight, targets, temperature))
+
+
+def policy_loss(
+    logps: Tensor,
+    *,
+    advantages: Tensor,
+    token_weights: Tensor,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    sampled_logps: Tensor | None = None,
+    documents: Tensor | None = None,
+    loss: Loss = "dapo",
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    beta: float = 0.0,
+    importance: Importance = "none",
+    importance_cap: float = 2.0,
+) -> PolicyLoss:
+    """Compute `linear_grpo_loss` from the (L,) log-probabilities of the tokens.
+
+    Reference: Shao et al., GRPO, arXiv 2402.03300, eq. 3 and 4 (the loss, and the KL term); Yu et al., DAPO, arXiv
+        2503.14476 (two clip widths, mean over tokens); Liu et al., Dr. GRPO, arXiv 2503.20783; Zheng et al., GSPO,
+        arXiv 2507.18071, eq. 5 to 7; MiniMax, CISPO, arXiv 2506.13585, eq. 4 and 5 (with its "no lower bound").
+    """
+    dtype = logps.dtype
+    counted = token_weights > 0
+    factors = advantages.to(dtype)
+    now = logps.detach()
+    old = now if old_logps is None else old_logps.to(dtype)
+    weights = torch.ones_like(now)
+    if importance != "none":
+        assert sampled_logps is not None
+        weights = importance_weights(old, sampled_logps.to(dtype), counted, documents, importance, importance_cap)
+    away = logps - old
+    if loss == "gspo":
+        assert documents is not None
+        lengths = _sequence_sum(counted.to(dtype), documents).clamp(min=1.0)
+        away = _sequence_sum(torch.where(counted, away, 0.0), documents) / lengths
+    ratio = away.exp()
+    high = 1.0 + epsilon_high
+    if loss == "cispo":
+        clipped = ratio > high
+        per_token = -ratio.detach().clamp(max=high) * factors * logps
+    else:
+        bounded = ratio.clamp(1.0 - epsilon_low, high) * factors
+        clipped = bounded < ratio * factors
+        per_token = -torch.minimum(ratio * factors, bounded)
+    per_token = per_token * weights
+    kl = torch.zeros_like(logps)
     if ref_logps is not None:
-        away = ref_logps.to(logps.dtype) - logps
-        per_token = per_token + beta * (away.exp() - away - 1.0)
-    return (per_token * token_weights.to(logps.dtype)).sum()
+        back = ref_logps.to(dtype) - logps
+        kl = back.exp() - back - 1.0
+        per_token = per_token + beta * kl
+    total = (per_token * token_weights.to(dtype)).sum()
+    return PolicyLoss(total, now, clipped & counted, kl.detach(), weights)
+
+
+@torch.no_grad()
+def importance_weights(
+    logps: Tensor,
+    sampled_logps: Tensor,
+    counted: Tensor,
+    documents: Tensor | None,
+    kind: Importance,
+    cap: float,
+) -> Tensor:
+    """Weigh sampled tokens by the trainer's probability over the sampler's.
+
+    A weight belongs to a token, or to a completion: the product of those of its tokens ("sequence"). One above the cap
+    is lowered to it ("truncate") or becomes 0 ("mask"); small weights stay. That is TRL's correction with its upper
+    bound alone. The divisor of the loss does not change where tokens are masked.
+
+    Args:
+        logps: (L,) under the policy that sampled, as the trainer computes them.
+        sampled_logps: (L,) as the sampler did; may hold what is no number where `counted` is off.
+        counted: (L,) bool, tokens that take part.
+        documents: (L,) int64, the completion of every token; needed by "sequence".
+        kind: which, not "none".
+        cap: largest weight.
+
+    Returns:
+        (L,); 1 where a token does not take part.
+
+    Reference: Yao et al., Your efficient RL framework secretly brings you off-policy RL training, 2025 (truncated);
+        Liu et al., When speed kills stability, 2025 (sequences, masks).
+    """
+    away = torch.where(counted, logps - sampled_logps, 0.0)
+    if kind.startswith("sequence"):
+        assert documents is not None
+        away = torch.where(counted, _sequence_sum(away, documents), 0.0)
+    weights = away.exp()
+    return weights.clamp(max=cap) if kind.endswith("truncate") else weights.masked_fill(weights > cap, 0.0)
+
+
+def _sequence_sum(values: Tensor, documents: Tensor) -> Tensor:
+    """Return to every token the sum over its document, whose tokens stand side by side."""
+    place = documents.ne(documents.roll(1)).cumsum(0)  # from 0 or 1 on, and without asking the device for a count
+    return values.new_zeros(len(values) + 1).index_add(0, place, values)[place]

@@ -8,6 +8,9 @@ Shapes: L rows, E hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -76,68 +79,70 @@ class _FusedHead(torch.autograd.Function):
         return None, *scaled[:2], None, None, None
 
 
-def liger_grpo_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    advantages: Tensor,
-    token_weights: Tensor,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    *,
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    beta: float = 0.0,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Compute `linear_grpo_loss` with Liger's fused linear GRPO loss.
+Objective = Callable[[Tensor], tuple[Tensor, ...]]
+"""(L,) log-probabilities with a graph -> a scalar, and tensors of L values to hand on."""
 
-    Liger takes padded rows (B, T), one advantage per row, and a mask with which it multiplies each token's loss before
-    it sums. Packed tokens are given as B = L rows of T = 1 token: then the advantage is per token, the mask is the
-    token's weight (any number, not only 0 and 1), and no padding is computed. Its "dr_grpo" form divides the sum by
-    B * max_completion_length = L, whatever the weights, which is multiplied away. So every term is the one of
-    `linear_grpo_loss`. What Liger could not express this way are ratios over whole sequences (GSPO) and its own
-    averages over sequences, for which a row must be a completion; token weights carry those averages here. Its clip and
-    KL figures count masked tokens as whole ones and are not returned.
+
+def liger_logprob_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, objective: Objective, temperature: float
+) -> tuple[Tensor, ...]:
+    """Compute a loss of the targets' log-probabilities with Liger's fused linear GRPO function.
+
+    Liger's function computes log-probabilities block by block, calls its loss, and takes the gradients of hidden states
+    and head before it returns; no logits are kept. Its own loss wants padded rows, one a completion, divides by its own
+    averages (dapo's and cispo's with an exchange among processes inside the forward pass), and tells only means of the
+    tokens. So its loss is replaced by `objective`, and packed tokens are given as L rows of one token: nothing is
+    padded, and every loss is served, those over whole completions too. tests/core/test_grpo_loss.py compares the
+    results with Liger's own loss on padded rows.
 
     Numerics: logits in the dtype of `hidden` and in blocks of 2,048 rows x 4,096 tokens, all else in fp32. All rows go
         in one chunk: between chunks Liger sums the head's gradient in the dtype of the weight.
 
     Args:
-        hidden, weight, targets, advantages, token_weights, old_logps, ref_logps: as `linear_grpo_loss`; L at least 1.
-        epsilon_low, epsilon_high, beta, temperature: as `linear_grpo_loss`.
+        hidden, weight, targets, temperature: as `linear_grpo_loss`; L at least 1.
+        objective: from log-probabilities to loss.
+
+    Returns:
+        What `objective` returns; the loss has a graph.
 
     Raises:
         ModuleNotFoundError: liger-kernel is not installed; names the extra.
     """
+    num_rows = targets.numel()
+    rows = torch.ones(num_rows, 1, device=hidden.device)
+    given = {
+        "_input": hidden.unsqueeze(1),
+        "weight": weight,
+        "selected_token_ids": targets.unsqueeze(1),
+        "attention_mask": rows,
+        "advantages": rows.squeeze(1),
+        "loss_type": objective,
+        "temperature": temperature,
+        "compiled": False,  # no compiler inside a training step: the rest of it is a few products of L numbers
+        "use_ref_model": False,
+        "chunk_size": num_rows,
+    }
+    function, parameters = _fused_function()
+    total, parts = function.apply(*(given.get(name, default) for name, default in parameters.items()))
+    return total, *parts
+
+
+@lru_cache(maxsize=1)
+def _fused_function() -> tuple[Any, dict[str, Any]]:
+    """Return Liger's function with the loss left open, and its arguments in order, with their defaults.
+
+    `loss_type`, which it only hands on, is the loss.
+    """
     try:
-        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOLoss
+        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('Liger\'s losses need liger-kernel: pip install "medmo[cuda]"') from error
 
-    num_rows = targets.numel()
-    loss_of = LigerFusedLinearGRPOLoss(
-        beta=0.0 if ref_logps is None else beta,
-        compiled=False,  # no compiler inside a training step: the rest of it is a few products of L numbers
-        use_ref_model=ref_logps is not None,
-        chunk_size=num_rows,
-        epsilon_low=epsilon_low,
-        epsilon_high=epsilon_high,
-        loss_type="dr_grpo",
-        max_completion_length=1,
-        temperature=temperature,
-    )
+    class FusedObjective(LigerFusedLinearGRPOFunction):
+        @staticmethod
+        def ppo_loss_fn(per_token_logps: Tensor, **given: Any) -> tuple[Tensor, list[Tensor]]:  # pyright: ignore
+            total, *parts = given["loss_type"](per_token_logps.squeeze(1))
+            return total, parts
 
-    def column(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.detach().float().unsqueeze(1)
-
-    loss, _ = loss_of(
-        hidden.unsqueeze(1),
-        weight,
-        targets.unsqueeze(1),
-        column(token_weights),
-        advantages.detach().float(),
-        ref_per_token_logps=column(ref_logps),
-        old_per_token_logps=column(old_logps),
-    )
-    return loss * num_rows
+    _, *parameters = inspect.signature(LigerFusedLinearGRPOFunction.forward).parameters.values()  # the first is ctx
+    return FusedObjective, {parameter.name: parameter.default for parameter in parameters}

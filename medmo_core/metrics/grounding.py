@@ -1,7 +1,7 @@
 """Grounding: how well predicted boxes cover the true ones.
 
-Protocol, per sample: predicted and true boxes of the same label are matched one to one at the largest total IoU.
-IoU = sum of matched IoU / max(P, T). F1@0.5 = 2 TP / (P + T), a true positive being a matched pair with IoU >= 0.5.
+Protocol, per sample: predicted and true boxes of the same image and label are matched one to one at the largest total
+IoU. IoU = sum of matched IoU / max(P, T). F1@0.5 = 2 TP / (P + T), a true positive being a matched pair of IoU >= 0.5.
 Nothing predicted where nothing is true scores 1 in both; an answer that cannot be read scores 0, also where nothing is
 true. A set's figure is the mean over its samples.
 """
@@ -14,7 +14,7 @@ import torch
 from medmo_kernels.box_reward import box_reward
 from medmo_kernels.giou import overlap_terms
 
-from ..boxes import Boxes
+from ..image_boxes import AnyBoxes, no_boxes
 from .matching import box_problems
 
 IOU_THRESHOLD = 0.5
@@ -33,7 +33,7 @@ class GroundingScores(NamedTuple):
 
 
 def grounding_scores(
-    pred: Sequence[Boxes | None], truth: Sequence[Boxes], *, threshold: float = IOU_THRESHOLD
+    pred: Sequence[AnyBoxes | None], truth: Sequence[AnyBoxes], *, threshold: float = IOU_THRESHOLD
 ) -> GroundingScores:
     """Score predicted boxes sample by sample; the module's docstring states the protocol.
 
@@ -45,7 +45,7 @@ def grounding_scores(
     Raises:
         ValueError: the lists differ in length.
     """
-    readable = [Boxes.empty(t.size) if p is None else p for p, t in zip(pred, truth, strict=True)]
+    readable = [no_boxes(t) if p is None else p for p, t in zip(pred, truth, strict=True)]
     problems = box_problems(readable, truth)
     found = box_reward(
         problems.pred, problems.truth, problems.pred_offsets, problems.truth_offsets,

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Any
 
-MAX_TEXT = 20_000  # characters of an answer that are read
+from ..findings import MAX_TEXT
 
 _THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)

@@ -4,9 +4,10 @@ Protocol, by the type of the true answer, after thinking and answer tags are tak
 
 - yesno: the first word decides; an answer that also says the opposite word is wrong.
 - choice: the letter, the text of the choice, or letter and text; a letter with another choice's text is wrong.
-- open, numeric: one number, equal to within half a unit of the true one's last digit, in the same unit (mm, cm and m
+- open, numeric: one number, equal to within half a unit of the true one's last digit, in the same unit (lengths
   convert; a missing unit is taken for the true one).
-- open, else: equal after normalisation (case, articles, punctuation, hyphens, spaces).
+- open, else: equal after normalisation (case, articles, punctuation, hyphens, spaces, British spelling) and with one
+  name for all that mean the same (`medmo_core.findings.synonyms`).
 
 Anything else, an empty text among it, is wrong.
 """
@@ -15,6 +16,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from ..findings.synonyms import one_name
 from .text import completion_text, final_answer, normalise
 
 if TYPE_CHECKING:
@@ -25,8 +27,14 @@ _OPPOSITE = {"yes": "no", "no": "yes"}
 _LEAD_IN = re.compile(r"^(?:(?:final )?answer(?: is)?|it is)\s+(?=\S)")
 _ANSWER_IS = re.compile(r"^\s*(?:the )?(?:final )?answer(?: is)?\W*", re.IGNORECASE)
 _LETTER = re.compile(r"^\W*([A-Za-z])\s*(?:[).:,\]]\s*(.*))?$", re.DOTALL)
-_QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(%|[a-z]+)?")
-_MILLIMETRES = {"mm": 1.0, "millimetres": 1.0, "millimeters": 1.0, "cm": 10.0, "centimetres": 10.0, "m": 1000.0}
+_QUANTITY = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*(%|[a-z\u03bc]+)?")
+_MILLIMETRES = {
+    **dict.fromkeys(("mm", "millimetre", "millimetres", "millimeter", "millimeters"), 1.0),
+    **dict.fromkeys(("cm", "centimetre", "centimetres", "centimeter", "centimeters"), 10.0),
+    **dict.fromkeys(("inch", "inches"), 25.4),
+    **dict.fromkeys(("um", "\u03bcm", "micrometre", "micrometres", "micrometer", "micrometers"), 1e-3),
+    **dict.fromkeys(("m", "metre", "metres", "meter", "meters"), 1000.0),
+}
 
 
 def vqa_correct(text: str, answer: "Answer") -> bool:
@@ -46,11 +54,15 @@ def vqa_correct(text: str, answer: "Answer") -> bool:
     quantity = _QUANTITY.fullmatch(truth)
     if quantity:
         return _same_quantity(_without_lead_in(normalise(said)), quantity)
-    return bool(truth) and _without_lead_in(normalise(said)) == truth
+    return bool(truth) and _named(_without_lead_in(normalise(said))) == _named(truth)
 
 
 def _without_lead_in(text: str) -> str:
     return _LEAD_IN.sub("", text)
+
+
+def _named(text: str) -> str:
+    return normalise(one_name(text))
 
 
 def _yes_or_no(value: object) -> str:

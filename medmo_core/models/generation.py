@@ -1,32 +1,34 @@
 """Continue packed prompts with a key/value cache.
 
-Each prompt is run once and its keys and values are stored once, however many continuations are drawn from it; rows
-that are done are dropped.
+Each prompt is run once and its keys and values are stored once, however many continuations are drawn from it. A fixed
+number of rows is kept busy: where continuations have ended, the next ones take their place, and a prompt is run when
+the first of its continuations is due.
 
-Shapes: B rows (prompts times generations, those still running), E embedding width.
+Shapes: B rows (the continuations that are decoded together), E embedding width.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import Batch
-from ..modules.kv_cache import KVCache
+from ..modules.kv_cache import KVCache, sharing_pays
+from .sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from .medmo import MedMO
 
-DROP_RATIO = 0.8
-"""The cache is compacted when the running rows fall to this share of its rows."""
+TURNOVER = 0.8
+"""Rows are dropped and started when those still running fall to this share: one by one, each would cost a copy of the
+cache, and prompts would be run singly."""
 
 
 @dataclass
@@ -48,142 +50,174 @@ class Generation:
     stop_token: int | None = None
 
 
+class Prompts(Protocol):
+    """Prompts that are packed, and run, when the first of their continuations is due."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One name per prompt; it names the prompt's random numbers."""
+        ...
+
+    def batch(self, numbers: range) -> Batch:
+        """Pack the prompts of the given numbers, one document each, on the model's device."""
+        ...
+
+
+@dataclass
+class _Row:
+    """A row of the cache: what it adds to, and with which random numbers."""
+
+    result: Generation
+    noise: NDArray[np.float64] | None
+    ended: bool = False
+
+    def extend(self, token: int, logp: float, sampling: Sampling) -> None:
+        if self.ended:
+            return
+        self.result.logps.append(logp)
+        if token in sampling.stop_token_ids:
+            self.result.finished, self.result.stop_token = True, token
+        else:
+            self.result.tokens.append(token)
+        self.ended = self.result.finished or len(self.result.logps) == sampling.max_new_tokens
+
+    @property
+    def uniform(self) -> float:
+        """The number that the next token is drawn with."""
+        return 0.0 if self.noise is None or self.ended else self.noise[len(self.result.logps)]
+
+
 @torch.no_grad()
 def generate(
-    model: MedMO,
-    batch: Batch,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    num_generations: int = 1,
-    stop_token_ids: Sequence[int],
-    seed: int = 0,
+    model: MedMO, prompts: Batch | Prompts, sampling: Sampling, num_rows: int | None = None
 ) -> list[list[Generation]]:
-    """Continue every document of a batch.
+    """Continue every prompt.
 
-    A sample is drawn with random numbers of its own, named by `seed`, the document's sample id (its index where the
-    batch has no ids; repeated ids are told apart by their order) and the number of the generation: what else is in the
-    batch does not matter.
+    A sample is drawn with random numbers of its own, named by the seed, the prompt's name (repeated names are told
+    apart by their order) and the number of the generation: what is decoded beside it changes nothing but the rounding
+    of differently shaped products.
 
     Args:
-        model: the model; evaluated as it stands, without gradients.
-        batch: prompts with their images.
-        max_new_tokens: most tokens sampled per continuation, the stop token included.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: sample from the fewest likeliest tokens that hold this much probability.
-        top_k: sample from the so many likeliest tokens; 0: from all.
-        num_generations: continuations per prompt; the prompt is run once.
-        stop_token_ids: tokens that end a continuation.
-        seed: names the random numbers.
+        model: evaluated as it stands, without gradients; nothing of it is kept.
+        prompts: documents of a batch, with their images, which are run together (the name of a document is its sample
+            id, or its index where the batch has no ids); or prompts that are run when they are due.
+        sampling: how.
+        num_rows: continuations decoded at the same time; None: all.
 
     Returns:
-        One list per document of `num_generations` continuations. Image and video placeholders are never sampled.
+        One list per prompt of `num_generations` continuations. Image and video placeholders are never sampled.
 
     Raises:
-        ValueError: a setting is out of range, or the batch shares prompts.
+        ValueError: a batch shares prompts, or there is room for no row.
     """
-    _check_settings(max_new_tokens, temperature, top_p, top_k, num_generations)
-    if batch.prompt_of is not None:
-        raise ValueError(
-            "generate continues whole documents, this batch holds branches of shared prompts (prompt_of): pack each "
-            "prompt once, without share_prefixes, and ask for num_generations"
-        )
-    lengths, device = batch.lengths(), batch.input_ids.device
-    cache = KVCache(lengths, max_new_tokens, num_generations, device)
-    hidden = model.hidden_states(batch, batch.cu_seqlens[1:].long() - 1, keep_kv=cache.keep_prompt)
-    starts = torch.stack([part.max() + 1 for part in batch.position_ids.split(lengths, dim=1)])
-    rows = torch.arange(len(lengths), device=device).repeat_interleave(num_generations)
-    hidden, positions = hidden[rows], starts[rows]
-    sampler = _Sampler(model, temperature, top_p, top_k)
-    noise = _noise(batch, num_generations, max_new_tokens, seed) if temperature > 0 else None
-    results = [Generation() for _ in range(len(rows))]
-    running = list(range(len(rows)))  # results that the rows of the cache belong to; finished rows stay until dropped
-    stop = set(stop_token_ids)
-    for step in range(max_new_tokens):
-        uniform = None if noise is None else torch.from_numpy(noise[running, step]).to(device)
-        tokens, logps = sampler(hidden, uniform)
-        for row, (token, logp) in enumerate(zip(tokens.tolist(), logps.tolist(), strict=True)):
-            _extend(results[running[row]], token, logp, stop)
-        alive = [row for row, index in enumerate(running) if not results[index].finished]
-        if not alive or step + 1 == max_new_tokens:
-            break
-        if len(alive) <= DROP_RATIO * len(running):
-            kept = cache.select(alive)
-            tokens, positions = tokens[kept], positions[kept]
-            running = [running[row] for row in alive]
-        hidden = model.decoder.step(tokens, positions + step, cache.attend)
-        cache.advance()
-    return [results[first : first + num_generations] for first in range(0, len(results), num_generations)]
+    if num_rows is not None and num_rows < 1:
+        raise ValueError(f"num_rows is {num_rows}, expected at least 1")
+    if not isinstance(prompts, Batch):
+        return _Decoding(model, prompts.names, prompts.batch, sampling, num_rows).finish()
+    names = [prompts.document_name(index) for index in range(prompts.num_documents)]
+    decoding = _Decoding(model, names, lambda _: prompts, sampling, num_rows)
+    decoding.run_prompts(range(len(names)))
+    return decoding.finish()
 
 
-def _extend(result: Generation, token: int, logp: float, stop: set[int]) -> None:
-    if result.finished:
-        return
-    result.logps.append(logp)
-    if token in stop:
-        result.finished, result.stop_token = True, token
-    else:
-        result.tokens.append(token)
+class _Decoding:
+    """The rows of a cache at work."""
 
+    def __init__(
+        self,
+        model: MedMO,
+        names: Sequence[str],
+        pack: Callable[[range], Batch],
+        sampling: Sampling,
+        num_rows: int | None,
+    ) -> None:
+        self.model, self.names, self.pack, self.sampling = model, names, pack, sampling
+        self.device = model.head_weight.device
+        self.sampler = Sampler(model.head_weight, sampling, model.config.placeholder_token_ids)
+        self.results = [[Generation() for _ in range(sampling.num_generations)] for _ in names]
+        self.total = len(names) * sampling.num_generations
+        self.num_rows = min(self.total, self.total if num_rows is None else num_rows)
+        self.begun = 0  # continuations, in the order of the prompts
+        self.seen: Counter[str] = Counter()
+        self.occurrences: list[int] = []  # of each prompt that was run, how many of its name were before it
+        self.states: list[Tensor] = []  # the (E,) state of its last token
+        self.starts: list[Tensor] = []  # and the position that it is continued at
+        self.cache: KVCache | None = None
+        self.rows: list[_Row] = []
+        self.tokens = self.positions = torch.empty(0, dtype=torch.int64, device=self.device)  # (B,) to be run next
 
-class _Sampler:
-    """Turn hidden states into tokens and their log-probabilities."""
+    def finish(self) -> list[list[Generation]]:
+        """Decode until every continuation has ended."""
+        while True:
+            running = [index for index, row in enumerate(self.rows) if not row.ended]
+            if self.begun < self.total and len(running) <= TURNOVER * self.num_rows:
+                self.begin(running)
+                continue
+            if not running:
+                return self.results
+            assert self.cache is not None
+            if len(running) <= TURNOVER * len(self.rows):
+                self.keep(running)
+            hidden = self.model.decoder.step(self.tokens, self.positions, self.cache.attend)
+            self.cache.advance()
+            self.positions = self.positions + 1
+            self.tokens = self.sample(hidden, self.rows)
 
-    def __init__(self, model: MedMO, temperature: float, top_p: float, top_k: int) -> None:
-        self.weight = model.head_weight
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.banned = torch.tensor(model.config.placeholder_token_ids, device=self.weight.device)
+    def begin(self, running: list[int]) -> None:
+        """Let rows that have ended go, start as many, and sample the first token of each."""
+        per_prompt = self.sampling.num_generations
+        numbers = range(self.begun, min(self.total, self.begun + self.num_rows - len(running)))
+        last = numbers[-1] // per_prompt + 1
+        if last > len(self.states):
+            self.run_prompts(range(len(self.states), last))
+        owners = [number // per_prompt for number in numbers]
+        self.begun = numbers.stop
+        self.keep(running, owners)
+        rows = [self.row(*divmod(number, per_prompt)) for number in numbers]
+        tokens = self.sample(torch.stack([self.states[owner] for owner in owners]), rows)
+        self.rows += rows
+        self.tokens = torch.cat([self.tokens, tokens])
+        self.positions = torch.cat([self.positions, torch.stack([self.starts[owner] for owner in owners])])
 
-    def __call__(self, hidden: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Choose one token per row from (B, E) states and, unless greedy, (B,) float64 numbers in [0, 1)."""
-        logits = F.linear(hidden, self.weight)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        logps = (logits / (self.temperature or 1.0)).log_softmax(-1)
-        allowed = logps.index_fill(1, self.banned, float("-inf"))
-        tokens = allowed.argmax(-1) if uniform is None else self._draw(allowed, uniform)
-        return tokens, logps.gather(1, tokens[:, None]).squeeze(1)
+    def row(self, prompt: int, generation: int) -> _Row:
+        """Return a row for one continuation of a prompt."""
+        noise = self.sampling.noise(self.names[prompt], self.occurrences[prompt], generation)
+        return _Row(self.results[prompt][generation], noise)
 
-    def _draw(self, logps: Tensor, uniform: Tensor) -> Tensor:
-        """Invert the cumulative distribution, in float64 so that large vocabularies keep their tails."""
-        order = None
-        if self.top_k or self.top_p < 1.0:
-            logps, order = logps.sort(dim=-1, descending=True, stable=True)
-        probs = logps.double().exp()
-        if self.top_k:
-            probs[:, self.top_k :] = 0.0
-        if self.top_p < 1.0:
-            probs = probs / probs.sum(-1, keepdim=True)
-            before = probs.cumsum(-1) - probs
-            probs = probs.masked_fill(before >= self.top_p, 0.0)
-        cumulative = probs.cumsum(-1)
-        total = cumulative[:, -1:]
-        point = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        # Probabilities that are NaN put the point past the end; the caller finds the NaN in the log-probabilities.
-        index = torch.searchsorted(cumulative, point, right=True).clamp_(max=cumulative.shape[1] - 1)
-        return (index if order is None else order.gather(1, index)).squeeze(1)
+    def run_prompts(self, numbers: range) -> None:
+        """Run prompts side by side, and keep their keys and values and the states of their last tokens."""
+        batch = self.pack(numbers)
+        if batch.prompt_of is not None:
+            raise ValueError(
+                "generate continues whole documents, this batch holds branches of shared prompts (prompt_of): pack "
+                "each prompt once, without share_prefixes, and ask for num_generations"
+            )
+        lengths = batch.lengths()
+        if self.cache is None:
+            self.cache = KVCache(shared=sharing_pays(lengths, self.sampling.num_generations, self.device))
+        self.cache.expect(lengths)
+        rows = batch.cu_seqlens[1:].long() - 1
+        self.states += self.model.hidden_states(batch, rows, keep_kv=self.cache.keep_prompt)
+        self.starts += [part.max() + 1 for part in batch.position_ids.split(lengths, dim=1)]
+        for number in numbers:
+            self.occurrences.append(self.seen[self.names[number]])
+            self.seen[self.names[number]] += 1
 
+    def keep(self, running: list[int], owners: Sequence[int] = ()) -> None:
+        """Keep the given rows, in cache and all, and make room behind them for rows of the given prompts."""
+        assert self.cache is not None
+        waiting = range(self.begun // self.sampling.num_generations, len(self.states))
+        self.cache.arrange(running, owners, waiting)
+        kept = torch.tensor(running, dtype=torch.int64, device=self.device)
+        self.tokens, self.positions = self.tokens[kept], self.positions[kept]
+        self.rows = [self.rows[index] for index in running]
 
-def _noise(batch: Batch, num_generations: int, steps: int, seed: int) -> np.ndarray:
-    """Return (rows, steps) float64 numbers in [0, 1), one independent stream per row."""
-    seen: Counter[str] = Counter()
-    streams = []
-    for index in range(batch.num_documents):
-        name = batch.document_name(index)
-        for generation in range(num_generations):
-            key = [seed & 0xFFFFFFFF, zlib.crc32(name.encode()), seen[name], generation]
-            streams.append(np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random(steps))
-        seen[name] += 1
-    return np.stack(streams)
-
-
-def _check_settings(max_new_tokens: int, temperature: float, top_p: float, top_k: int, num_generations: int) -> None:
-    if max_new_tokens < 1 or num_generations < 1:
-        raise ValueError(
-            f"max_new_tokens ({max_new_tokens}) and num_generations ({num_generations}) must be at least 1"
-        )
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise ValueError(
-            f"temperature ({temperature}) and top_k ({top_k}) must not be negative, top_p ({top_p}) must be in (0, 1]"
-        )
+    def sample(self, hidden: Tensor, rows: Sequence[_Row]) -> Tensor:
+        """Sample a token for every row and write it down."""
+        uniform = None
+        if self.sampling.temperature > 0:
+            uniform = torch.tensor([row.uniform for row in rows], dtype=torch.float64, device=self.device)
+        tokens, logps = self.sampler(hidden, uniform)
+        for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
+            row.extend(token, logp, self.sampling)
+        return tokens

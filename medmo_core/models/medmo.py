@@ -19,48 +19,17 @@ from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
+from ..losses.grpo import PolicyLoss, linear_grpo_loss
 from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
-from .generation import Generation, generate
+from .generation import Generation, Prompts, generate
 from .placeholders import placeholder_index
-from .targets import labelled_rows
+from .sampling import Sampling
+from .targets import labelled_rows, learned_positions
+from .vision_tower import VisionTower
 
 INIT_GAIN = 0.7
-
-
-class VisionTower(nn.Module):
-    """An encoder and its projector, their children side by side under the official flat names.
-
-    State: the encoder's children (`patch_embed`, `pos_embed`, `blocks`, ...) and the projector's (`merger`,
-    `deepstack_merger_list`).
-
-    Args:
-        encoder: owns child modules only.
-        projector: from the encoder's width to the decoder's.
-    """
-
-    encoder: Encoder
-    projector: Projector
-
-    def __init__(self, encoder: Encoder, projector: Projector) -> None:
-        super().__init__()
-        assert isinstance(encoder, nn.Module)
-        loose = [name for name, _ in encoder.named_parameters(recurse=False)]
-        if loose:
-            raise ValueError(
-                f"encoder {encoder.name!r} owns parameters directly ({', '.join(loose)}): use child modules"
-            )
-        for part in (encoder, projector):
-            for name, child in part.named_children():
-                self.add_module(name, child)
-        # Not registered: their children already are, and a parameter must have one name only.
-        object.__setattr__(self, "encoder", encoder)
-        object.__setattr__(self, "projector", projector)
-
-    def forward(self, patches: dict[str, Tensor], image_grid_thw: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Turn patches into (M, E) visual tokens and (M, E) deepstack additions."""
-        return self.projector(*self.encoder.forward(patches, image_grid_thw))
 
 
 class VisionLanguageModel(nn.Module):
@@ -266,8 +235,11 @@ class MedMO(nn.Module):
         """
         x = self.decoder.embed_tokens(batch.input_ids)
         index, deepstack = None, []
-        if batch.patches:
-            visual, deepstack = self.model.visual(batch.patches, batch.image_grid_thw)
+        if batch.patches or batch.features is not None:
+            if batch.features is None:
+                visual, deepstack = self.model.visual(batch.patches, batch.image_grid_thw)
+            else:
+                visual, *deepstack = batch.features
             shown = batch.shown_rows(self.primary_encoder, self.merge_size)
             if shown is not None:
                 visual, deepstack = visual[shown], [level[shown] for level in deepstack]
@@ -287,6 +259,16 @@ class MedMO(nn.Module):
             max_seqlen=batch.max_seqlen,
             prompt_of=batch.prompt_of,
         )
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Run the vision tower alone on the images of a batch.
+
+        Returns:
+            (1 + D, M, E): visual tokens, then the additions to the first D decoder layers, image after image; as
+            `Batch.features` they spare later passes over the same images the tower.
+        """
+        visual, deepstack = self.model.visual(batch.patches, batch.image_grid_thw)
+        return torch.stack([visual, *deepstack])
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the (T, V) logits of every token of a batch."""
@@ -340,9 +322,31 @@ class MedMO(nn.Module):
         rows, targets = labelled_rows(batch)
         return token_logprobs(self.hidden_states(batch, rows), self.head_weight, targets, temperature)
 
-    def generate(
+    def policy_loss(
         self,
         batch: Batch,
+        advantages: Tensor,
+        token_weights: Tensor,
+        old_logps: Tensor | None = None,
+        ref_logps: Tensor | None = None,
+        sampled_logps: Tensor | None = None,
+        **settings: Any,
+    ) -> PolicyLoss:
+        """Return the policy-gradient loss of the labelled tokens; see `medmo_core.losses.linear_grpo_loss`.
+
+        Args:
+            batch: packed documents with labels; a completion is the labelled part of one document.
+            advantages, token_weights, old_logps, ref_logps, sampled_logps: (L,) in the order of the labels.
+            **settings: of `linear_grpo_loss`.
+        """
+        rows, targets = labelled_rows(batch)
+        documents = torch.bucketize(learned_positions(batch), batch.cu_seqlens[1:].long(), right=True)
+        per_token = (targets, advantages, token_weights, old_logps, ref_logps, sampled_logps, documents)
+        return linear_grpo_loss(self.hidden_states(batch, rows), self.head_weight, *per_token, **settings)
+
+    def generate(
+        self,
+        batch: Batch | Prompts,
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
@@ -351,19 +355,22 @@ class MedMO(nn.Module):
         num_generations: int = 1,
         stop_token_ids: Sequence[int] | None = None,
         seed: int = 0,
+        num_rows: int | None = None,
     ) -> list[list[Generation]]:
-        """Continue every document of a batch; see `medmo_core.models.generation.generate`."""
-        return generate(
-            self,
-            batch,
+        """Continue every document of a batch, or prompts that are run when they are due.
+
+        See `medmo_core.models.generation.generate` and, for the settings, `medmo_core.models.sampling.Sampling`.
+        """
+        sampling = Sampling(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
             num_generations=num_generations,
-            stop_token_ids=(self.config.eos_token_id,) if stop_token_ids is None else stop_token_ids,
+            stop_token_ids=frozenset((self.config.eos_token_id,) if stop_token_ids is None else stop_token_ids),
             seed=seed,
         )
+        return generate(self, batch, sampling, num_rows)
 
     def _visual_index(self, batch: Batch, num_visual: int) -> Tensor:
         ids = (self.config.image_token_id, self.config.video_token_id)

@@ -6,7 +6,7 @@ S columns of the rows' own cache, H query heads, K key/value heads, D head width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -16,67 +16,99 @@ from medmo_kernels.decode_attention import decode_attention
 SHARE_FROM = 4096
 """On the CPU prompts are shared where that saves copies of this many tokens: below, one pass over copies is faster than
 two passes (measured on two cores: 8 prompts of 300 tokens: 8 rows each gain 2x, 2 rows each lose a sixth)."""
+GROWTH = 64
+"""Free columns behind the longest row whenever the rows are laid out anew, which happens at the latest when they are
+filled: memory follows what was written, and copying costs a 64th of what attention reads meanwhile."""
+
+
+def sharing_pays(lengths: Sequence[int], num_generations: int, device: torch.device) -> bool:
+    """Say whether prompts of these lengths, with so many rows each, should be stored once instead of in every row."""
+    return (num_generations - 1) * sum(lengths) >= (SHARE_FROM if device.type == "cpu" else 1)
 
 
 class KVCache:
-    """Keys and values of every layer of a decoder.
+    """Keys and values of every layer of a decoder, for rows that come and go.
 
-    A prompt with several continuations is stored once, and its rows refer to it. A prompt with one continuation lies
-    at the head of its row, aligned on the right: one stretch to read, and every row writes the same column.
+    All rows write the same column, so a row begins at a column of its own. Shared prompts are stored once, and their
+    rows refer to them; otherwise each row has a copy of its prompt at its head: one stretch to read. Rows of a prompt
+    stand together, as the op likes them, when prompts are started in order.
 
-        cache = KVCache([12, 30], room=100, num_generations=8, device=x.device)
+        cache = KVCache(shared=True)
+        cache.expect([12, 30])                                             # prompts 0 and 1
         decoder(x, positions, cu_seqlens, keep_kv=cache.keep_prompt)       # run the prompts once
-        hidden = decoder.step(tokens, positions, cache.attend)             # 16 rows: prompt 0 eight times, prompt 1 ...
+        cache.arrange([], prompts=[0] * 8 + [1] * 8)                       # 16 rows
+        hidden = decoder.step(tokens, positions, cache.attend)
         cache.advance()
-        kept = cache.select([0, 3, 9])                                     # drop finished rows
+        cache.arrange([0, 3, 9])                                           # drop finished rows; others could start
 
     Args:
-        lengths: tokens of each prompt.
-        room: new tokens that each row has space for.
-        num_generations: continuations of each prompt.
-        device: of keys and values.
+        shared: store a prompt once, however many rows continue it.
     """
 
-    def __init__(self, lengths: Sequence[int], room: int, num_generations: int, device: torch.device) -> None:
-        self.lengths, self.room, self.num_generations = list(lengths), room, num_generations
-        saved = (num_generations - 1) * sum(lengths)
-        self.shared = saved >= (SHARE_FROM if device.type == "cpu" else 1)
-        self.width = 0 if self.shared else max(lengths)
+    def __init__(self, *, shared: bool) -> None:
+        self.shared = shared
+        self.width = 0
         """Columns of the rows' own cache that are filled."""
         self.prompts: list[tuple[Tensor, Tensor]] = []
-        """Of each layer (n, K, P, D), where prompts are shared."""
+        """Of each layer (n, K, P, D): prompts that rows share, or that rows are still to be started from."""
         self.own: list[tuple[Tensor, Tensor]] = []
         """Of each layer (B, K, S, D)."""
-        self._owners = [prompt for prompt in range(len(lengths)) for _ in range(num_generations)]
-        self._prompt_of = self._index(self._owners, device)
-        equal = min(lengths) == max(lengths)  # nothing to mask
-        self._prompt_lengths = None if equal else self._index(lengths, device)
-        padding = [max(lengths) - lengths[prompt] for prompt in self._owners]
-        self._left_pad = None if equal or self.shared else self._index(padding, device)
+        self._lengths: list[int] = []  # of every prompt there ever was; its place is its number
+        self._held: list[int] = []  # numbers of `prompts`
+        self._arriving: list[int] = []  # numbers of the prompts announced, whose layers come in
+        self._arrived: list[tuple[Tensor, Tensor]] = []
+        self._owners: list[int] = []  # of each row its prompt's number
+        self._starts: list[int] = []  # of each row the column that it begins at
+        self._prompt_of: Tensor | None = None
+        self._prompt_lengths: Tensor | None = None
+        self._left_pad: Tensor | None = None
 
-    @staticmethod
-    def _index(values: Sequence[int], device: torch.device) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
+    def expect(self, lengths: Sequence[int]) -> None:
+        """Announce prompts, whose keys and values come next; they are numbered on from those before."""
+        assert not self._arriving, "the prompts announced before have not been arranged"
+        self._arriving = list(range(len(self._lengths), len(self._lengths) + len(lengths)))
+        self._lengths += lengths
 
     def keep_prompt(self, layer: int, k_TKD: Tensor, v_TKD: Tensor) -> None:
-        """Store one layer's packed prompt keys and values; layers come in order, once each."""
-        assert layer == len(self.own), f"layer {layer} after {len(self.own)} layers"
-        if self.shared:
-            self.prompts.append((self._spread(k_TKD), self._spread(v_TKD)))
-            shape = (len(self._owners), k_TKD.shape[1], self.room, k_TKD.shape[2])
-            self.own.append((k_TKD.new_empty(shape), v_TKD.new_empty(shape)))
-        else:
-            self.own.append((self._spread(k_TKD), self._spread(v_TKD)))
+        """Store one layer's packed keys and values of the prompts announced; layers come in order, once each."""
+        assert layer == len(self._arrived), f"layer {layer} after {len(self._arrived)} layers"
+        self._arrived.append((self._spread(k_TKD), self._spread(v_TKD)))
 
-    def _spread(self, packed: Tensor) -> Tensor:
-        """Lay packed prompts into blocks, on the left; or into every row of theirs, on the right with room behind."""
-        longest = max(self.lengths)
-        copies, columns = (1, longest) if self.shared else (self.num_generations, longest + self.room)
-        blocks = packed.new_zeros(len(self.lengths), copies, packed.shape[1], columns, packed.shape[2])
-        for block, prompt in zip(blocks, packed.split(self.lengths), strict=True):
-            first = 0 if self.shared else longest - prompt.shape[0]
-            block[:, :, first : first + prompt.shape[0]] = prompt.transpose(0, 1)
-        return blocks.flatten(0, 1)
+    def arrange(self, rows: Sequence[int], prompts: Sequence[int] = (), waiting: Collection[int] = ()) -> None:
+        """Keep some rows, start others behind them, and forget the prompts that nobody reads any more.
+
+        Args:
+            rows: indices of the rows that go on, as they stand now.
+            prompts: of each row to be started, its prompt's number.
+            waiting: numbers of prompts that more rows will be started from later.
+        """
+        stored = self._held + self._arriving
+        owners = [*(self._owners[row] for row in rows), *prompts]
+        read = sorted({*waiting, *(owners if self.shared else ())})
+        written = [self.width - self._starts[row] for row in rows]
+        heads = [0 if self.shared else self._lengths[prompt] for prompt in prompts]
+        # All rows write the same column next: what is old ends there, what is new begins there.
+        width = max([*written, self._longest(stored) if any(heads) else 0])
+        device = (self.own or self._arrived)[0][0].device
+        kept = torch.tensor(rows, dtype=torch.long, device=device)
+        sources = torch.tensor([stored.index(prompt) for prompt in prompts], dtype=torch.long, device=device)
+        places = torch.tensor([stored.index(number) for number in read], dtype=torch.long, device=device)
+        span = self._span(self._longest(read), self._longest(stored))
+        for layer in range(max(len(self.own), len(self._arrived))):  # what goes and what comes meet in one layer only
+            blocks = self._blocks(layer)
+            olds = self.own[layer] if rows else (None, None)
+            key, value = (
+                self._rows(old, block, kept, sources, max(written, default=0), width)
+                for old, block in zip(olds, blocks, strict=True)
+            )
+            self.own[layer : layer + 1] = [(key, value)]
+            if read != stored:
+                blocks = blocks[0][places, :, span], blocks[1][places, :, span]
+            self.prompts[layer : layer + 1] = [blocks]
+        self.width, self._owners, self._held = width, owners, read
+        self._starts = [width - count for count in written + heads]
+        self._arriving, self._arrived = [], []
+        self._index_rows(device)
 
     def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
         """Store one token of each row in the column at hand and attend to everything up to it: (B, H, D)."""
@@ -91,6 +123,7 @@ class KVCache:
             q_BHD,
             keys,
             values,
+            left_pad=self._left_pad,
             prompt_key=prompt_key,
             prompt_value=prompt_value,
             prompt_lengths=self._prompt_lengths,
@@ -100,31 +133,62 @@ class KVCache:
     def advance(self) -> None:
         """Go on to the next column, once every layer has attended."""
         self.width += 1
+        if self.width == self.own[0][0].shape[2]:
+            self.arrange(range(len(self._owners)), waiting=self._held)
 
-    def select(self, rows: Sequence[int]) -> Tensor:
-        """Keep the given rows, and the prompts that they continue.
+    def _longest(self, numbers: Sequence[int]) -> int:
+        return max((self._lengths[number] for number in numbers), default=0)
 
-        Args:
-            rows: indices into the rows as they are.
+    def _span(self, length: int, longest: int) -> slice:
+        """Return the columns of a prompt in a block: on the left, or where rows copy it, and so it must end, right."""
+        first = 0 if self.shared else longest - length
+        return slice(first, first + length)
 
-        Returns:
-            The same indices as a tensor on the cache's device.
-        """
-        kept = torch.tensor(rows, device=self._prompt_of.device)
-        for layer, (keys, values) in enumerate(self.own):  # layer by layer: the old rows of one layer at most
-            self.own[layer] = keys[kept], values[kept]
-        self._left_pad = None if self._left_pad is None else self._left_pad[kept]
-        self._owners = [self._owners[row] for row in rows]
-        read = sorted(set(self._owners))
-        if self.shared and len(read) < self.prompts[0][0].shape[0]:
-            self._drop_prompts(read)
-        self._prompt_of = self._index(self._owners, kept.device)
-        return kept
+    def _spread(self, packed: Tensor) -> Tensor:
+        """Lay packed prompts into a block: (T, K, D) to (n, K, P, D)."""
+        lengths = [self._lengths[number] for number in self._arriving]
+        block = packed.new_zeros(len(lengths), packed.shape[1], max(lengths), packed.shape[2])
+        for place, prompt in zip(block, packed.split(lengths), strict=True):
+            place[:, self._span(prompt.shape[0], max(lengths))] = prompt.transpose(0, 1)
+        return block
 
-    def _drop_prompts(self, read: list[int]) -> None:
-        """Forget all prompts but those that are still read."""
-        kept = torch.tensor(read, device=self._prompt_of.device)
-        for layer, (keys, values) in enumerate(self.prompts):
-            self.prompts[layer] = keys[kept], values[kept]
-        self._prompt_lengths = None if self._prompt_lengths is None else self._prompt_lengths[kept]
-        self._owners = [read.index(owner) for owner in self._owners]
+    def _blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return one layer's keys and values of all prompts: those held, then those that have arrived."""
+        parts = [*self.prompts[layer : layer + 1]] if self._held or not self._arrived else []
+        parts += self._arrived[layer : layer + 1]
+        if len(parts) == 1:
+            return parts[0]
+        (old_key, old_value), (new_key, new_value) = parts
+        return self._join(old_key, new_key), self._join(old_value, new_value)
+
+    def _join(self, *blocks: Tensor) -> Tensor:
+        longest = max(block.shape[2] for block in blocks)
+        shape = sum(len(block) for block in blocks), blocks[0].shape[1], longest, blocks[0].shape[3]
+        joined = blocks[0].new_zeros(shape)
+        for place, block in zip(joined.split([len(block) for block in blocks]), blocks, strict=True):
+            place[:, :, self._span(block.shape[2], longest)] = block
+        return joined
+
+    def _rows(
+        self, old: Tensor | None, block: Tensor, kept: Tensor, sources: Tensor, written: int, width: int
+    ) -> Tensor:
+        """Lay out the rows that go on, of at most `written` columns, and those that are started: (B, K, S, D)."""
+        shape = len(kept) + len(sources), block.shape[1], width + GROWTH, block.shape[3]
+        rows = block.new_zeros(shape)  # zeros: a mask multiplies what it hides by 0, which would keep NaN
+        if old is not None:
+            rows[: len(kept), :, width - written : width] = old[kept, :, self.width - written : self.width]
+        if not self.shared and len(sources):
+            rows[len(kept) :, :, width - block.shape[2] : width] = block[sources]
+        return rows
+
+    def _index_rows(self, device: torch.device) -> None:
+        """Write down for the op where rows begin and which prompts they continue."""
+        lengths = [self._lengths[number] for number in self._held]
+
+        def index(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        self._left_pad = index(self._starts) if any(self._starts) else None
+        if self.shared:
+            self._prompt_of = index([self._held.index(owner) for owner in self._owners])
+            self._prompt_lengths = index(lengths) if len(set(lengths)) > 1 else None

@@ -7,30 +7,40 @@ import torch
 
 from medmo_kernels import box_reward as score_boxes
 
-from ..boxes import GRAMMARS, Boxes, parse_boxes
-from ..metrics.matching import box_problems
-from ..metrics.text import completion_text
+from ..boxes import Boxes
+from ..image_boxes import AnyBoxes
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
+from .box_answers import box_answers
 from .example import Example
 
-TASKS = ("grounding",)
+FORMULAS = ("graded", "overlap", "iou", "f1")
+FIRST_THRESHOLD, LAST_THRESHOLD = 0.3, 0.5
+RISE = 0.5
+"""Share of the run over which the IoU that a hit needs rises from the first threshold to the last."""
 
 
 def box_reward(
     completions: Sequence[Any],
     *,
     task: Sequence[str],
-    boxes: Sequence[Boxes | None],
+    boxes: Sequence[AnyBoxes | None],
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
-    formula: str = "overlap",
+    trainer_state: Any = None,
+    formula: str = "graded",
     **columns: Any,
 ) -> list[float | None]:
     """Score the boxes of each completion against the true ones, matched one to one within each label.
 
-    A pair pays (IoU + max(0, GIoU)) / 2; the score is the sum over the larger number of boxes. Size does not matter; a
-    box that overlaps no true box of its label, and a second box on one target, earn nothing and cost. Saying that there
-    is nothing, where nothing is, scores 1.
+    graded (the default) = (overlap + F1 at a threshold) / 2, for P predicted and T true boxes:
+
+    - overlap: the sum over matched pairs of (IoU + max(0, GIoU)) / 2, over max(P, T): every bit of overlap counts, and
+      size does not (a cell of 10 px and a liver that miss by the same share of their size earn the same);
+    - F1 = 2 hits / (P + T), a hit being a matched pair whose IoU reaches the threshold, which rises with the run
+      (`threshold_at`): what grounding is judged by, once the model can reach it.
+
+    A box that overlaps no true box of its label, and a second box on one target, earn nothing and cost. Saying that
+    there is nothing, where nothing is, scores 1.
 
     Args:
         completions: texts, or chats that end with one.
@@ -38,7 +48,8 @@ def box_reward(
         boxes: the true boxes.
         image_size: (width, height) px.
         profile: frame and grammar of the completion.
-        formula: `overlap`, `iou`, `f1` or `medmo` of `medmo_kernels.box_reward`.
+        trainer_state: has `global_step` and `max_steps`, as TRL passes; None: the threshold is the last one.
+        formula: `graded`, or `overlap`, `iou` or `f1` (at the threshold) alone; see `medmo_kernels.box_reward`.
         columns: not used.
 
     Returns:
@@ -47,34 +58,32 @@ def box_reward(
         outside ones are clipped. Where nothing is true, a completion with any fault scores 0. Labels are not compared
         where the grammar or the true boxes have none; a box without label is the questioned one where all true boxes
         bear one label.
+
+    Raises:
+        ValueError: an unknown formula.
     """
-    profiles = [profile] * len(completions) if isinstance(profile, CheckpointProfile) else profile
-    scores: list[float | None] = [None] * len(completions)
-    rows: list[int] = []
-    found: list[Boxes] = []
-    truth: list[Boxes] = []
-    for index, (text, kind, true_boxes, size, spoken) in enumerate(
-        zip(completions, task, boxes, image_size, profiles, strict=True)
-    ):
-        if kind not in TASKS or true_boxes is None or size is None:
-            continue
-        parsed = parse_boxes(completion_text(text), spoken.text_size(size), spoken.grammar, spoken.frame)
-        scores[index] = 0.0
-        if parsed.grammar is None or (len(true_boxes) == 0 and not parsed.ok):
-            continue
-        rows.append(index)
-        found.append(parsed.boxes.resize(size))
-        labelled = GRAMMARS[spoken.grammar].labels != "none"
-        truth.append(true_boxes if labelled else true_boxes.with_labels([""] * len(true_boxes)))
-    problems = box_problems(found, truth)
-    result = score_boxes(
-        problems.pred, problems.truth, problems.pred_offsets, problems.truth_offsets,
-        pred_labels=problems.pred_labels, truth_labels=problems.truth_labels, image_size=problems.image_size,
-        formula=formula,
-    )  # fmt: skip
-    for index, score in zip(rows, result.score.tolist(), strict=True):
-        scores[index] = min(max(score, 0.0), 1.0)
-    return scores
+    if formula not in FORMULAS:
+        raise ValueError(f"box_reward: unknown formula {formula!r}, expected one of {', '.join(FORMULAS)}")
+    answers = box_answers(completions, task, boxes, image_size, profile)
+    parts = ("overlap", "f1") if formula == "graded" else (formula,)
+    threshold = threshold_at(trainer_state)
+    p = answers.problems
+    scores = [
+        score_boxes(
+            p.pred, p.truth, p.pred_offsets, p.truth_offsets,
+            pred_labels=p.pred_labels, truth_labels=p.truth_labels, formula=part, iou_threshold=threshold,
+        ).score
+        for part in parts
+    ]  # fmt: skip
+    return answers.filled(torch.stack(scores).mean(0).tolist())
+
+
+def threshold_at(trainer_state: Any = None) -> float:
+    """Return the IoU that a hit needs at a point of the run: from 0.3 at its start to 0.5 from its middle on."""
+    if trainer_state is None or not trainer_state.max_steps:
+        return LAST_THRESHOLD
+    risen = min(1.0, trainer_state.global_step / (RISE * trainer_state.max_steps))
+    return FIRST_THRESHOLD + (LAST_THRESHOLD - FIRST_THRESHOLD) * risen
 
 
 _SIZE = (200, 100)
@@ -101,12 +110,12 @@ _SECOND = [600, 100, 800, 500]
 
 EXAMPLES = (
     _example("the true box", _said(("Liver", _RIGHT)), 1.0),
-    _example("half of it", _said(("liver", _LEFT_HALF)), 0.5),
+    _example("half of it, which is just a hit", _said(("liver", _LEFT_HALF)), 0.75),
     _example("another label", _said(("spleen", _RIGHT)), 0.0),
     _example("a box that overlaps nothing", _said(("liver", _AWAY)), 0.0),
-    _example("a spurious box costs", _said(("liver", _RIGHT), ("liver", _AWAY)), 0.5),
-    _example("a duplicate costs", _said(("liver", _RIGHT), ("liver", _RIGHT)), 0.5),
-    _example("one of two", _said(("left kidney", _RIGHT)), 0.5, _PAIR),
+    _example("a spurious box costs", _said(("liver", _RIGHT), ("liver", _AWAY)), (1 / 2 + 2 / 3) / 2),
+    _example("a duplicate costs", _said(("liver", _RIGHT), ("liver", _RIGHT)), (1 / 2 + 2 / 3) / 2),
+    _example("one of two", _said(("left kidney", _RIGHT)), (1 / 2 + 2 / 3) / 2, _PAIR),
     _example("sides exchanged", _said(("right kidney", _RIGHT), ("left kidney", _SECOND)), 0.0, _PAIR),
     _example("nothing said of something", "[]", 0.0),
     _example("nothing said of nothing", "[]", 1.0, _NONE),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..boxes import parse_boxes
+from ..boxes import Boxes
+from ..image_boxes import AnyBoxes, by_image
 from ..metrics.text import completion_text, final_answer
 from ..profile import QWEN3_VL, CheckpointProfile
 from .example import Example
@@ -30,6 +31,7 @@ def format_reward(
     answer: Sequence["Answer | None"],
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    boxes: Sequence[AnyBoxes | None] | None = None,
     finished: Sequence[bool] | None = None,
     **columns: Any,
 ) -> list[float | None]:
@@ -46,6 +48,7 @@ def format_reward(
         answer: the true answers; only their type is read.
         image_size: (width, height) px.
         profile: frame and grammar of the completion.
+        boxes: the true boxes, of which only the sizes of several images are read; None: there is one image at most.
         finished: whether the model stopped by itself; None: taken from the text.
         columns: not used.
 
@@ -55,19 +58,21 @@ def format_reward(
     """
     profiles = [profile] * len(completions) if isinstance(profile, CheckpointProfile) else profile
     stopped = [True] * len(completions) if finished is None else finished
+    known = [None] * len(completions) if boxes is None else boxes
+    places = [Boxes.empty(size or NO_SIZE) if b is None else b for b, size in zip(known, image_size, strict=True)]
     return [
-        _form(completion_text(text), kind, truth, size or NO_SIZE, spoken) if done else 0.0
-        for text, kind, truth, size, spoken, done in zip(
-            completions, task, answer, image_size, profiles, stopped, strict=True
+        _form(completion_text(text), kind, truth, where, spoken) if done else 0.0
+        for text, kind, truth, where, spoken, done in zip(
+            completions, task, answer, places, profiles, stopped, strict=True
         )
     ]
 
 
-def _form(text: str, kind: str, truth: "Answer | None", size: tuple[int, int], profile: CheckpointProfile) -> float:
+def _form(text: str, kind: str, truth: "Answer | None", where: AnyBoxes, profile: CheckpointProfile) -> float:
     if not text.strip():
         return 0.0
     if kind == "grounding":
-        return _box_form(text, size, profile)
+        return _box_form(text, where, profile)
     if _STRAY_TOKEN.search(text) or repeats(text):
         return 0.0
     said = final_answer(text)
@@ -80,11 +85,15 @@ def _form(text: str, kind: str, truth: "Answer | None", size: tuple[int, int], p
     return 1.0 if _ENDED.search(said) else 0.5
 
 
-def _box_form(text: str, size: tuple[int, int], profile: CheckpointProfile) -> float:
-    parsed = parse_boxes(text, profile.text_size(size), profile.grammar, profile.frame)
+def _box_form(text: str, where: AnyBoxes, profile: CheckpointProfile) -> float:
+    parsed = profile.parse_boxes(text, where)
     if parsed.grammar is None or "\ufffd" in text:
         return 0.0
-    rows = list(zip(parsed.boxes.labels, map(tuple, parsed.boxes.xyxy.tolist()), strict=True))
+    rows = [
+        (image, label, tuple(row))
+        for image, part in enumerate(by_image(parsed.boxes))
+        for label, row in zip(part.labels, part.xyxy.tolist(), strict=True)
+    ]
     if max(Counter(rows).values(), default=0) > MAX_REPEATS:
         return 0.0
     if parsed.ok and len(set(rows)) == len(rows):

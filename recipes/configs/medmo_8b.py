@@ -19,7 +19,7 @@ them, as said beside each value. Batches are [P] per device and [D] multiplied b
 Optimiser betas and weight decay are unpublished: PyTorch's and TRL's defaults. Mixture weights are unpublished: equal.
 """
 
-from ..training.config import Data, Model, Optim, Parallel, Rewards, Rollout, RunConfig, Train
+from ..training.config import Data, Grpo, Model, Optim, Parallel, Rewards, Rollout, RunConfig, Train
 
 SQUARE_768 = 768 * 768  # [P] 576 visual tokens
 SQUARE_1280 = 1280 * 1280  # [P] 1,600 visual tokens
@@ -145,11 +145,13 @@ def medmo_8b_reinforce() -> RunConfig:
             num_generations=4,  # [C]
             max_new_tokens=1024,  # [C]
             temperature=1.0,  # [C] TRL's default
+        ),
+        grpo=Grpo(
+            loss="dapo",  # [P] token-level
+            advantage="group_std",  # [C] TRL's default: divide by the group's standard deviation
             epsilon_low=0.15,  # [C]
             epsilon_high=0.25,  # [C]
             beta=0.0,  # [C] no flag, TRL's default; [P] has a KL term of unpublished weight
-            scale_rewards=True,  # [C] TRL's default: divide by the group's standard deviation
-            loss_type="token",  # [P]
             mask_truncated=True,  # [C]
         ),
         # [P] names label accuracy and box reward, weights unpublished; [C] weighs its terms equally.

@@ -310,12 +310,14 @@ def load_source(name: str, data: Data, split: str, index_folder: Path | None = N
     """Open one entry of data.sources."""
     if name.startswith(SAMPLE_PREFIX):
         from medmo_core.datasets.dialogue import Dialogues
+        from medmo_core.datasets.pairs import Pairs
         from medmo_core.datasets.sample import TASKS, SampleTasks
 
         task = name.removeprefix(SAMPLE_PREFIX)
-        if task not in (*TASKS, "dialogue"):
-            raise unknown_key(name, [SAMPLE_PREFIX + t for t in (*TASKS, "dialogue")], "data source")
-        return Dialogues(split, data.crops) if task == "dialogue" else SampleTasks(task, split, crops=data.crops)
+        made = {"dialogue": Dialogues, "pair": Pairs}
+        if task not in (*TASKS, *made):
+            raise unknown_key(name, [SAMPLE_PREFIX + t for t in (*TASKS, *made)], "data source")
+        return made[task](split, data.crops) if task in made else SampleTasks(task, split, crops=data.crops)
     try:
         return open_source(name, data.root, split=split, crops=data.crops, index_folder=index_folder)
     except RecordError:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from . import config as config_module
 from .config import SECTIONS, ConfigError, RunConfig, describe_type, typed, unknown_key
 
 
@@ -126,11 +125,11 @@ def _changed_entry(
 
 
 def field_docs() -> dict[str, str]:
-    """Return "section.field" -> the string that stands under the field in config.py."""
-    tree = ast.parse(inspect.getsource(config_module))
+    """Return "section.field" -> the string that stands under the field where its section is defined."""
     names = {section.__name__: name for name, section in SECTIONS.items()}
+    files = {inspect.getsourcefile(section): inspect.getmodule(section) for section in SECTIONS.values()}
     docs: dict[str, str] = {}
-    for node in tree.body:
+    for node in (node for module in files.values() if module for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef) or node.name not in names:
             continue
         for item, after in zip(node.body, node.body[1:], strict=False):

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from .config_reinforce import Grpo, Rewards, Rollout, Watching
 from .config_types import ConfigError, Section, describe_type, require, typed, unknown_key
 
 __all__ = [
     "SECTIONS",
     "ConfigError",
     "Data",
+    "Grpo",
     "Lora",
     "Model",
     "Optim",
@@ -25,6 +27,7 @@ __all__ = [
     "RunConfig",
     "Section",
     "Train",
+    "Watching",
     "describe_type",
     "require",
     "typed",
@@ -266,58 +269,6 @@ class Lora(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout(Section):
-    """How reinforce samples and what it minimises (GRPO)."""
-
-    num_generations: int = 8
-    """Completions per prompt: the group whose mean reward is the baseline."""
-    max_new_tokens: int = 128
-    """Longest completion, in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature; the trainer's log-probabilities use the same."""
-    top_p: float = 1.0
-    """Nucleus mass; 1 = no truncation. Below 1 sampler and trainer no longer agree."""
-    top_k: int = 0
-    """Most likely tokens kept; 0 = all."""
-    epsilon_low: float = 0.2
-    """How far below 1 the importance ratio may fall before it is clipped."""
-    epsilon_high: float = 0.2
-    """How far above 1 it may rise; larger than epsilon_low is DAPO's clip-higher."""
-    beta: float = 0.0
-    """Weight of the KL term to the starting policy; 0 builds no reference model."""
-    scale_rewards: bool = True
-    """Divide advantages by the group's standard deviation; off = only centred (Dr. GRPO)."""
-    loss_type: Literal["token", "sequence", "constant"] = "token"
-    """Mean over all tokens of the step (DAPO), mean of sequence means (GRPO), or a constant divisor (Dr. GRPO)."""
-    mask_truncated: bool = False
-    """Leave completions that hit max_new_tokens out of the loss."""
-    num_updates: int = 1
-    """Optimiser steps per sampled batch, each over all of it."""
-    rows_per_pass: int = 64
-    """Completions decoded at the same time by one process; fewer need less memory for keys and values."""
-
-    def check(self) -> None:
-        require(self.num_generations >= 2, "rollout.num_generations", self.num_generations, "2 or more")
-        require(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "1 or more")
-        require(self.temperature > 0, "rollout.temperature", self.temperature, "a number above 0 (groups must differ)")
-        require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "a share above 0, at most 1")
-        require(self.top_k >= 0, "rollout.top_k", self.top_k, "0 or more")
-        require(0 <= self.epsilon_low < 1, "rollout.epsilon_low", self.epsilon_low, "a number in [0, 1)")
-        require(self.epsilon_high >= 0, "rollout.epsilon_high", self.epsilon_high, "0 or more")
-        require(self.beta >= 0, "rollout.beta", self.beta, "0 or more")
-        require(self.num_updates >= 1, "rollout.num_updates", self.num_updates, "1 or more")
-        require(self.rows_per_pass >= 1, "rollout.rows_per_pass", self.rows_per_pass, "1 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rewards(Section):
-    """What reinforce rewards."""
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Name in `medmo_core.rewards.REWARDS` -> weight; the reward is the weighted mean over those that apply."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
     """One run. `change` makes variants; `to_dict` and `from_dict` go through JSON unchanged."""
 
@@ -339,13 +290,22 @@ class RunConfig(Section):
     """Adapters instead of whole weights."""
     rollout: Rollout = field(default_factory=Rollout)
     """How reinforce samples; unused elsewhere."""
+    grpo: Grpo = field(default_factory=Grpo)
+    """What reinforce minimises; unused elsewhere."""
     rewards: Rewards = field(default_factory=Rewards)
     """What reinforce rewards; unused elsewhere."""
+    watching: Watching = field(default_factory=Watching)
+    """What reinforce shows; unused elsewhere."""
 
     def check(self) -> None:
         used = bool(self.rewards.weights)
         if self.stage == "reinforce":
             require(used, "rewards.weights", self.rewards.weights, "at least one reward with a weight")
+            for name, off in (("top_p", 1.0), ("top_k", 0)):
+                value = getattr(self.rollout, name)
+                require(value == off, f"rollout.{name}", value, f"{off}: training knows no truncated distribution")
+            overlong, longest = self.grpo.overlong_tokens, self.rollout.max_new_tokens
+            require(overlong < longest, "grpo.overlong_tokens", overlong, f"less than rollout.max_new_tokens={longest}")
 
     def change(self, **sections: Any) -> Self:
         """Copy with some fields replaced: `change(train={"steps": 10}, name="short")`.
@@ -397,5 +357,7 @@ SECTIONS: dict[str, type[Section]] = {
     "parallel": Parallel,
     "lora": Lora,
     "rollout": Rollout,
+    "grpo": Grpo,
     "rewards": Rewards,
+    "watching": Watching,
 }

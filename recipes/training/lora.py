@@ -8,7 +8,8 @@ Reference: Hu et al., LoRA, arXiv 2106.09685; Liu et al., DoRA, arXiv 2402.09353
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 def has_adapters(model: nn.Module) -> bool:
     """Whether `add_adapters` has changed this model."""
     return hasattr(model, "peft_config")
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Let a model with adapters be the one it began as for a while; no weight changes and none is copied."""
+    layers = list(adapted_layers(model).values())
+    for layer in layers:
+        layer._disable_adapters = True  # `enable_adapters` would also say anew what trains
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def own_name(name: str) -> str:

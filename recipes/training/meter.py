@@ -78,7 +78,7 @@ class Meter:
         return counts | rates | self._mfu(run)
 
     def _mfu(self, tally: Tally) -> dict[str, float]:
-        if self.peak is None or not tally.seconds:
+        if self.peak is None or not tally.seconds or not tally.flops:  # not counted in reinforce
             return {}
         return {"mfu": tally.flops / (tally.seconds * self.peak * self.world.size)}
 

@@ -3,9 +3,10 @@
 Everything here is a pure function of the run's seed and the number of the draw: which process samples a prompt, and
 what else it samples beside it, changes nothing.
 
-Shapes: P prompts, G generations per prompt (the group), L completion tokens of a packed batch.
+Shapes: G generations per prompt (the group), L completion tokens of a packed batch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,16 +19,32 @@ from medmo_core.data.packing import pack, prefix_trees
 from medmo_core.data.process import Item, Processor
 from medmo_core.data.record import Sample
 from medmo_core.models.generation import Generation
-from medmo_core.models.medmo import MedMO
-from medmo_core.profile import CheckpointProfile
-from medmo_core.rewards import REWARDS
 
-from .config import ConfigError, Rollout, unknown_key
+from .advantages import combine, group_advantages, overlong_penalties
+from .config import Grpo, Rollout
 from .distributed import World
 from .documents import Documents
+from .engine import Request, RolloutEngine
+from .reward_set import RewardSet
 from .skipped import Fault
 
-STD_FLOOR = 1e-4  # added to a group's standard deviation, as in published GRPO code: a near-tie is not blown up
+OVERLONG = "overlong"
+"""Name of the length penalty among a group's components."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One prompt and what the model said to it.
+
+    Attributes:
+        name: sample id and number of the draw; unique in a run, it seeds the sampling.
+        prompt: the encoded prompt.
+        generations: G continuations.
+    """
+
+    name: str
+    prompt: Item
+    generations: Sequence[Generation]
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,8 @@ class Group:
         prompt: the encoded prompt.
         generations: G continuations.
         texts: their decoded texts.
-        components: reward name -> G values; None where it does not apply.
-        rewards: (G,) float64, the weighted mean over the components that apply.
+        components: reward name -> G values; None where it does not apply. With grpo.overlong_tokens also "overlong".
+        rewards: (G,) float64, the weighted mean over the components that apply, and the length penalty added.
         advantages: (G,) float64.
     """
 
@@ -111,138 +128,88 @@ def draw_prompts(
     return prompts, [outcome for outcome in outcomes.values() if isinstance(outcome, Fault)]
 
 
-def sample_groups(
-    model: MedMO,
-    processor: Processor,
-    prompts: Mapping[int, Item],
-    weights: Mapping[str, float],
-    rollout: Rollout,
-    *,
-    seed: int,
-) -> list[Group]:
-    """Sample each prompt's completions, score them, and compare them within the group.
-
-    The prompt runs through the model once, however many completions are drawn from it.
+def sample_answers(engine: RolloutEngine, prompts: Mapping[int, Item], rollout: Rollout, *, seed: int) -> list[Answers]:
+    """Sample each prompt's completions.
 
     Args:
-        model: samples as it stands.
-        processor: made the prompts; decodes the completions.
+        engine: samples from the policy as it stands.
         prompts: number of the draw -> prompt.
-        weights: reward name -> weight.
-        rollout: how to sample and how to compare.
+        rollout: how to sample.
         seed: names the random numbers, with the number of each draw.
 
     Raises:
-        ConfigError: a reward that does not exist.
-        FloatingPointError: the model's probabilities are not numbers; names the samples.
+        FloatingPointError: no probability of a completion is a number; names the samples.
     """
-    device = model.head_weight.device
-    groups: list[Group] = []
-    numbers = list(prompts)
-    per_pass = max(1, rollout.rows_per_pass // rollout.num_generations)
-    for start in range(0, len(numbers), per_pass):
-        chunk = {f"{prompts[n].sample.id}#{n}": prompts[n] for n in numbers[start : start + per_pass]}
-        batch = replace(pack(list(chunk.values())), sample_ids=tuple(chunk))
-        outcomes = model.generate(
-            batch.to(device),
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-            num_generations=rollout.num_generations,
-            seed=seed,
-        )
-        for (name, prompt), generations in zip(chunk.items(), outcomes, strict=True):
-            groups.append(_score_group(name, prompt, generations, processor, weights, rollout.scale_rewards))
-    lost = [g.name for g in groups if not all(np.isfinite(r.logps).all() for r in g.generations)]
+    requests = [Request(f"{prompt.sample.id}#{number}", prompt) for number, prompt in prompts.items()]
+    sampled = engine.sample(requests, rollout, seed=seed)
+    answers = [Answers(r.name, r.prompt, generations) for r, generations in zip(requests, sampled, strict=True)]
+    lost = [a.name for a in answers if any(g.logps and not np.isfinite(g.logps).any() for g in a.generations)]
     if lost:
         raise FloatingPointError(f"sampled probabilities are not numbers, with samples {', '.join(lost)}")
+    return answers
+
+
+def score_answers(
+    answers: Sequence[Answers],
+    rewards: RewardSet,
+    weights: Mapping[str, float],
+    processor: Processor,
+    rollout: Rollout,
+    grpo: Grpo,
+    *,
+    step: int,
+    max_steps: int,
+) -> list[Group]:
+    """Reward completions and compare them within their groups.
+
+    Args:
+        answers: what was sampled.
+        rewards: the functions.
+        weights: reward name -> weight.
+        processor: made the prompts; decodes the completions.
+        rollout: longest completion.
+        grpo: how to compare.
+        step: finished steps.
+        max_steps: of the run.
+
+    Raises:
+        RewardError: a reward failed; names it and the sample.
+    """
+    if not answers:
+        return []
+    rows = [(answer, generation) for answer in answers for generation in answer.generations]
+    texts = [processor.tokenizer.decode(generation.tokens) for _, generation in rows]
+    questions = {answer.name: question(processor, answer.prompt.sample) for answer in answers}
+    scores = rewards.score(
+        [answer.prompt.sample for answer, _ in rows],
+        texts,
+        [generation for _, generation in rows],
+        prompts=[questions[answer.name] for answer, _ in rows],
+        profile=processor.profile,
+        step=step,
+        max_steps=max_steps,
+    )
+    groups: list[Group] = []
+    start = 0
+    for answer in answers:
+        own = slice(start, start := start + len(answer.generations))
+        components: dict[str, list[float | None]] = {name: list(values[own]) for name, values in scores.items()}
+        earned = combine(components, weights, normalise=False)
+        compared = combine(components, weights, normalise=True) if grpo.normalise_components else earned
+        if grpo.overlong_tokens:
+            lengths = [len(sampled_tokens(generation)) for generation in answer.generations]
+            costs = overlong_penalties(lengths, longest=rollout.max_new_tokens, overlong_tokens=grpo.overlong_tokens)
+            components[OVERLONG] = list(costs)
+            earned, compared = (r + torch.tensor(costs, dtype=torch.float64) for r in (earned, compared))
+        advantages = group_advantages(compared[None], grpo.advantage)[0]
+        groups.append(Group(answer.name, answer.prompt, answer.generations, texts[own], components, earned, advantages))
     return groups
 
 
-def _score_group(
-    name: str,
-    prompt: Item,
-    generations: Sequence[Generation],
-    processor: Processor,
-    weights: Mapping[str, float],
-    scale_rewards: bool,
-) -> Group:
-    texts = [processor.tokenizer.decode(generation.tokens) for generation in generations]
-    components = reward_components(weights, [prompt.sample] * len(texts), texts, processor.profile)
-    rewards = torch.tensor(combine_rewards(components, weights), dtype=torch.float64)
-    advantages = group_advantages(rewards[None], scale=scale_rewards)[0]
-    return Group(name, prompt, generations, texts, components, rewards, advantages)
-
-
-def reward_components(
-    names: Sequence[str] | Mapping[str, float],
-    samples: Sequence[Sample],
-    completions: Sequence[str],
-    profile: CheckpointProfile,
-) -> dict[str, list[float | None]]:
-    """Score completions by each named reward; None where it does not apply to the sample.
-
-    Args:
-        names: keys of `medmo_core.rewards.REWARDS`.
-        samples: one per completion.
-        completions: texts.
-        profile: how the checkpoint writes boxes.
-
-    Raises:
-        ConfigError: a reward that does not exist.
-    """
-    columns = {
-        "task": [sample.task for sample in samples],
-        "answer": [sample.answer for sample in samples],
-        "boxes": [sample.truth_boxes() for sample in samples],
-        "facts": [sample.facts for sample in samples],
-        "image_size": [sample.image_size() for sample in samples],
-        "profile": [profile] * len(samples),
-    }
-    scores: dict[str, list[float | None]] = {}
-    for name in names:
-        if name not in REWARDS:
-            raise unknown_key(name, REWARDS, "reward in rewards.weights")
-        scores[name] = REWARDS[name](list(completions), **columns)
-    return scores
-
-
-def combine_rewards(components: Mapping[str, Sequence[float | None]], weights: Mapping[str, float]) -> list[float]:
-    """Return each completion's weighted mean over the rewards that apply to it; 0 where none does.
-
-    Raises:
-        ConfigError: no weight is above zero.
-    """
-    if not any(weight > 0 for weight in weights.values()):
-        raise ConfigError(f"rewards.weights = {dict(weights)}: expected at least one weight above 0")
-    combined: list[float] = []
-    for values in zip(*(components[name] for name in weights), strict=True):
-        applying = [(w, v) for w, v in zip(weights.values(), values, strict=True) if v is not None]
-        total = sum(w for w, _ in applying)
-        combined.append(sum(w * v for w, v in applying) / total if total > 0 else 0.0)
-    return combined
-
-
-def group_advantages(rewards_PG: Tensor, *, scale: bool) -> Tensor:
-    """Compare each completion with its own group.
-
-    Args:
-        rewards_PG: (P, G) rewards.
-        scale: divide by the group's standard deviation, so that easy and hard prompts weigh alike; off: a group with a
-            wide spread weighs more (Dr. GRPO).
-
-    Returns:
-        (P, G); exactly 0 where all rewards of a group are equal.
-
-    Reference: Shao et al., DeepSeekMath, arXiv 2402.03300, section 4.1; Liu et al., arXiv 2503.20783.
-    """
-    centred = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    if scale:
-        centred = centred / (rewards_PG.std(dim=1, keepdim=True) + STD_FLOOR)
-    # The mean of equal numbers can differ from them in the last bit.
-    flat = rewards_PG.amax(dim=1, keepdim=True) == rewards_PG.amin(dim=1, keepdim=True)
-    return centred.masked_fill(flat, 0.0)
+def question(processor: Processor, sample: Sample) -> str:
+    """Return the text of the turn that the model answers."""
+    content = processor.messages(sample, for_generation=True)[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def sampled_tokens(generation: Generation) -> list[int]:
@@ -264,9 +231,48 @@ def join(prompt: Item, tokens: Sequence[int]) -> Item:
     )
 
 
+def to_completions(groups: Sequence[Group], rollout: Rollout, grpo: Grpo, world: World) -> list[Completion]:
+    """Turn groups into documents whose token weights carry the global denominators; every process calls this.
+
+    Tokens whose log-probability the sampler could not tell, and with grpo.mask_truncated completions that were cut, are
+    left out of the denominators too.
+    """
+    kept: list[tuple[Group, int, int]] = []
+    for group in groups:
+        for index, generation in enumerate(group.generations):
+            usable = sum(math.isfinite(logp) for logp in generation.logps)
+            if usable and (generation.finished or not grpo.mask_truncated):
+                kept.append((group, index, usable))
+    own = torch.tensor([len(kept), sum(usable for _, _, usable in kept)], dtype=torch.int64)
+    num_completions, num_tokens = world.sum(own).tolist()
+    completions = []
+    for group, index, usable in kept:
+        match grpo.loss:
+            case "dapo" | "cispo":  # every token of the step weighs the same
+                weight = 1.0 / num_tokens
+            case "grpo" | "gspo":  # every completion weighs the same
+                weight = 1.0 / (num_completions * usable)
+            case "dr_grpo":  # a divisor that no length can change
+                weight = 1.0 / (num_completions * rollout.max_new_tokens)
+        generation = group.generations[index]
+        item = join(group.prompt, sampled_tokens(generation))
+        completions.append(Completion(item, float(group.advantages[index]), weight, generation.logps))
+    return completions
+
+
+def silent(group: Group) -> Completion:
+    """Return a completion of a group with no weight: sharded processes run the same number of passes."""
+    generation = group.generations[0]
+    return Completion(join(group.prompt, sampled_tokens(generation)), 0.0, 0.0, generation.logps)
+
+
 def pack_completions(completions: Sequence[Completion], *, share_prefixes: bool = True) -> PolicyBatch:
-    """Pack documents to learn from, with one number per completion token; neighbours share their prompt."""
+    """Pack documents to learn from, with one number per completion token; neighbours share their prompt.
+
+    A token whose log-probability the sampler could not tell has no weight.
+    """
     lengths = torch.tensor([len(c.sampled_logps) for c in completions])
+    sampled_logps = torch.tensor([logp for c in completions for logp in c.sampled_logps], dtype=torch.float64)
 
     def per_token(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
@@ -274,8 +280,8 @@ def pack_completions(completions: Sequence[Completion], *, share_prefixes: bool 
     return PolicyBatch(
         batch=pack([c.item for c in completions], share_prefixes),
         advantages=per_token([c.advantage for c in completions]),
-        token_weights=per_token([c.token_weight for c in completions]),
-        sampled_logps=torch.tensor([logp for c in completions for logp in c.sampled_logps], dtype=torch.float64),
+        token_weights=per_token([c.token_weight for c in completions]) * sampled_logps.isfinite(),
+        sampled_logps=sampled_logps,
     )
 
 
@@ -292,7 +298,7 @@ def divide(
 
     Args:
         completions: documents to learn from; may be empty.
-        fillers: any documents of this process, used with weight 0.
+        fillers: documents of this process without weight (`silent`), of which the first is used.
         size: completions per micro-batch at the most.
         world: the processes.
         equal: give every process the same number of micro-batches, as sharded models need.
@@ -304,10 +310,9 @@ def divide(
     chunks = _chunks(completions, size)
     if equal:
         most = max(world.gather(len(chunks)))
-        silent = [replace(c, token_weight=0.0) for c in fillers[:1]]
-        if not all(world.gather(bool(silent))):
+        if not all(world.gather(bool(fillers))):
             raise ValueError("parallel.shard=true: a process has no usable prompt in this step; mend the data")
-        chunks += [list(silent) for _ in range(most - len(chunks))]
+        chunks += [list(fillers[:1]) for _ in range(most - len(chunks))]
     return [pack_completions(chunk, share_prefixes=share_prefixes) for chunk in chunks]
 
 

@@ -232,8 +232,8 @@ def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
 
 
 def updates_per_step(config: RunConfig) -> int:
-    """Return how often the optimiser moves per step: once, or rollout.num_updates times in reinforce."""
-    return config.rollout.num_updates if config.stage == "reinforce" else 1
+    """Return how often the optimiser moves per step: once, or grpo.num_updates times in reinforce."""
+    return config.grpo.num_updates if config.stage == "reinforce" else 1
 
 
 def _take_over(run: Run, resumed: Resumed) -> None:

@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from medmo_core.boxes import Boxes, ParsedBoxes, parse_boxes
+from medmo_core.boxes import Boxes, ParsedBoxes
 from medmo_core.data.packing import pack
 from medmo_core.data.process import Processor
-from medmo_core.data.record import Sample
-from medmo_core.datasets.baselines import question_of
+from medmo_core.data.record import ImageRef, Sample
+from medmo_core.image_boxes import AnyBoxes, ImageBoxes, resize_like
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
 from medmo_core.models.medmo import MedMO
 from medmo_core.profile import CheckpointProfile
@@ -44,7 +44,7 @@ class Baselines(Protocol):
         """Return the commonest training answer to this kind of question; None where it never came up."""
         ...
 
-    def boxes(self, sample: Sample) -> Boxes | None:
+    def boxes(self, sample: Sample) -> AnyBoxes | None:
         """Return the constant box of each label asked for, in px of the sample's image; None where none is known."""
         ...
 
@@ -61,9 +61,11 @@ class Prediction:
         truth: what was expected, as text.
         scores: metric -> value in [0, 1].
         baseline: metric -> value of the baseline's answer to the same question; empty without a baseline.
-        boxes_px: parsed boxes x1, y1, x2, y2 in pixels of the sample's image.
+        boxes_px: parsed boxes x1, y1, x2, y2 in pixels of their image.
         box_labels: one per box.
+        box_images: index of each box's image; empty where the sample has one image.
         truth_px: the true boxes.
+        truth_images: index of the image of each true box; empty where the sample has one image.
         image: key of the image, by which intervals resample; never written to a file.
         scan: key of the patient or volume; never written to a file.
     """
@@ -77,7 +79,9 @@ class Prediction:
     baseline: Mapping[str, float] = field(default_factory=dict)
     boxes_px: Sequence[Sequence[float]] = ()
     box_labels: Sequence[str] = ()
+    box_images: Sequence[int] = ()
     truth_px: Sequence[Sequence[float]] = ()
+    truth_images: Sequence[int] = ()
     image: str = ""
     scan: str = ""
 
@@ -160,19 +164,39 @@ def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
 
 
 def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Give every question the image of another sample, and leave the question and its truth as they are.
+    """Give every question the images of another sample, and leave the question and its truth as they are.
 
-    A model that looks must fall to what needs no looking. Samples that all share one image come back unchanged. The
-    result is for asking only: score the answers against the samples themselves, whose boxes fit their own image.
+    A model that looks must fall to what needs no looking. A sample comes back unchanged where no other has as many
+    images and other ones. The result is for asking only: score the answers against the samples themselves, whose boxes
+    fit their own image.
     """
     order = list(range(len(samples)))
     random.Random(seed).shuffle(order)
     donors: dict[int, Sample] = {}
     for place, index in enumerate(order):
         others = order[place + 1 :] + order[:place]
-        own = image_key(samples[index], crop=False)
-        donors[index] = next((samples[o] for o in others if image_key(samples[o], crop=False) != own), samples[index])
-    return [replace(sample, images=donors[index].images) for index, sample in enumerate(samples)]
+        own, count = _pictures(samples[index]), len(samples[index].images)
+        fitting = (samples[o] for o in others if len(samples[o].images) == count)
+        donors[index] = next((s for s in fitting if not own & _pictures(s)), samples[index])
+    return [_shown_with(sample, donors[index].images) for index, sample in enumerate(samples)]
+
+
+def _shown_with(sample: Sample, images: tuple[ImageRef, ...]) -> Sample:
+    """Return the sample with other images; boxes that its question gives keep their place relative to the image."""
+    boxes = list(sample.boxes)
+    for index in set(range(len(boxes))) - set(sample.sought):
+        box = boxes[index]
+        old, new = sample.images[box.image].size, images[box.image].size
+        if old is None or new is None:
+            raise ValueError(f"{sample.id}: the question gives a box, so width and height of its image must be stated")
+        row = torch.tensor([box.xyxy_px], dtype=torch.float64)
+        x1, y1, x2, y2 = Boxes(row, "pixel", old).resize(new).xyxy[0].tolist()
+        boxes[index] = replace(box, xyxy_px=(x1, y1, x2, y2))
+    return replace(sample, images=images, boxes=tuple(boxes))
+
+
+def _pictures(sample: Sample) -> set[tuple[Any, ...]]:
+    return {(i.path, i.frame, i.slice_index, i.plane) for i in sample.images}
 
 
 def image_key(sample: Sample, *, crop: bool) -> str:
@@ -200,7 +224,7 @@ def score_answers(
     """
     truths = [sample.truth_boxes() if sample.task == "grounding" else None for sample in samples]
     said = [
-        None if truth is None else read_boxes(text, truth.size, processor.profile)
+        None if truth is None else read_boxes(text, truth, processor.profile)
         for text, truth in zip(texts, truths, strict=True)
     ]
     # An answer that cannot be read is not the answer "no boxes".
@@ -211,14 +235,16 @@ def score_answers(
         Prediction(
             sample_id=sample.id,
             task=sample.task,
-            question=question_of(sample),
+            question=processor.question_text(sample),
             text=text,
             truth=processor.target_text(sample),
             scores=score,
             baseline=baseline,
             boxes_px=[] if found is None else found.xyxy.tolist(),
             box_labels=() if found is None else found.labels,
+            box_images=_images_of(found),
             truth_px=[] if truth is None else truth.xyxy.tolist(),
+            truth_images=_images_of(truth),
             image=image_key(sample, crop=False),
             scan=sample.group or image_key(sample, crop=False),
         )
@@ -228,20 +254,24 @@ def score_answers(
     ]
 
 
-def read_boxes(text: str, image_size: tuple[int, int], profile: CheckpointProfile) -> ParsedBoxes:
-    """Read a checkpoint's boxes out of a text, in pixels of the image, as the box reward does.
+def _images_of(boxes: AnyBoxes | None) -> Sequence[int]:
+    return boxes.images if isinstance(boxes, ImageBoxes) else ()
+
+
+def read_boxes(text: str, where: AnyBoxes, profile: CheckpointProfile) -> ParsedBoxes[AnyBoxes]:
+    """Read a checkpoint's boxes out of a text, in pixels of their images, as the box reward does.
 
     Args:
         text: what it wrote.
-        image_size: (width, height) px.
+        where: the true boxes, or none in their place; they know the sizes of the images.
         profile: grammar and frame the checkpoint writes, and on which canvas.
     """
-    parsed = parse_boxes(text, profile.text_size(image_size), profile.grammar, profile.frame)
-    return replace(parsed, boxes=parsed.boxes.resize(image_size))
+    parsed = profile.parse_boxes(text, where)
+    return replace(parsed, boxes=resize_like(parsed.boxes, where))
 
 
 def score_texts(
-    samples: Sequence[Sample], texts: Sequence[str], boxes: Sequence[Boxes | None]
+    samples: Sequence[Sample], texts: Sequence[str], boxes: Sequence[AnyBoxes | None]
 ) -> list[dict[str, float]]:
     """Return metric -> value for each sample.
 
@@ -273,7 +303,7 @@ def score_texts(
     return scores
 
 
-def _comparable(sample: Sample, said: Boxes | None) -> Boxes:
+def _comparable(sample: Sample, said: AnyBoxes | None) -> AnyBoxes:
     """Return the true boxes; without their labels where the answer's boxes have none either."""
     truth = sample.truth_boxes()
     if truth is None:
@@ -286,7 +316,7 @@ def _baseline_scores(samples: Sequence[Sample], baselines: Baselines | None) -> 
     results: list[dict[str, float]] = [{} for _ in samples]
     if baselines is None:
         return results
-    answers: list[tuple[int, str, Boxes | None]] = []
+    answers: list[tuple[int, str, AnyBoxes | None]] = []
     for index, sample in enumerate(samples):
         text = None if sample.task == "grounding" else baselines.answer(sample)
         boxes = baselines.boxes(sample) if sample.task == "grounding" else None

@@ -38,7 +38,7 @@ from medmo_core.modules.blocks import blocks_of, set_forward
 from .config import ConfigError, Parallel, RunConfig
 from .distributed import World, say
 
-ENTRY_POINTS = ("loss", "token_losses", "token_logprobs", "hidden_states", "generate")
+ENTRY_POINTS = ("loss", "token_losses", "token_logprobs", "policy_loss", "hidden_states", "encode_images", "generate")
 """Methods of the model, beside `forward`, that use its weights."""
 
 
@@ -220,7 +220,7 @@ def whole_weights(model: MedMO) -> Iterator[None]:
     """Hold a sharded model's weights whole for a while, so that processes may decode for different lengths of time."""
     blocks = [block for block in blocks_of(model) if isinstance(block, FSDPModule)]
     tower = model.model.visual
-    units = [*blocks, tower] if isinstance(tower, FSDPModule) else blocks
+    units = [*blocks, *(unit for unit in (tower, model) if isinstance(unit, FSDPModule))]
     for unit in units:
         unit.unshard()
     for block in blocks:  # the tower is kept after a pass anyway

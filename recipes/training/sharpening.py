@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from medmo_core.datasets.sample import eval_samples
 
 from .build import Kit
-from .config import Rollout
-from .rollout import sample_groups
+from .config import Grpo, Rewards, Rollout
+from .engine import InPlaceEngine
+from .reward_set import RewardSet
+from .rollout import sample_answers, score_answers
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)
 
@@ -36,10 +38,12 @@ def sampled_box_reward(
     """
     samples = eval_samples("grounding", "test", crops="fixed", n=num_prompts, seed=0)
     prompts = {number: kit.processor.encode(sample, for_generation=True) for number, sample in enumerate(samples)}
+    rewards = Rewards(weights={"box": 1.0})
+    box, engine = RewardSet.from_config(rewards), InPlaceEngine(kit.model)
     means: dict[float, float] = {}
     for temperature in temperatures:
         rollout = Rollout(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
-        groups = sample_groups(kit.model, kit.processor, prompts, {"box": 1.0}, rollout, seed=seed)
-        rewards = [float(group.rewards.mean()) for group in groups]
-        means[temperature] = sum(rewards) / len(rewards)
+        answers = sample_answers(engine, prompts, rollout, seed=seed)
+        groups = score_answers(answers, box, rewards.weights, kit.processor, rollout, Grpo(), step=0, max_steps=1)
+        means[temperature] = sum(float(group.rewards.mean()) for group in groups) / len(groups)
     return means

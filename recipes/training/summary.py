@@ -138,6 +138,13 @@ def draw(lines: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
     figure.suptitle(title, color=INK, fontsize=13, fontweight="bold", x=0.01, ha="left")
     ((loss, norm), (rate, speed)) = figure.subplots(2, 2)
     _curve(loss, lines, "reward" if any("reward" in line for line in lines) else "loss", "loss")
+    rewards = sorted({n for line in lines for n in line if n.startswith("reward/") and n.count("/") == 1})
+    for index, name in enumerate(rewards):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        colour = COLOURS[(index + 1) % len(COLOURS)]
+        loss.plot(*zip(*points, strict=True), linewidth=1.0, color=colour, label=name.removeprefix("reward/"))
+    if rewards:
+        loss.legend(frameon=False, fontsize=8)
     held_out = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     if held_out:
         steps, values = zip(*held_out, strict=True)

@@ -1,4 +1,4 @@
-"""The cache: sharing prompts equals copying them, through writing, dropping rows and dropping prompts."""
+"""The cache: rows see their prompt and what they wrote, shared or copied, while rows and prompts come and go."""
 
 import pytest
 import torch
@@ -11,7 +11,10 @@ from medmo_core.modules.kv_cache import KVCache
 from medmo_kernels.attention import attention_reference
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
-ROOM = 6
+
+
+History = tuple[Tensor, Tensor]
+"""Keys and values that a row sees."""
 
 
 @pytest.fixture(params=[True, False], ids=["shared", "copied"])
@@ -24,27 +27,34 @@ def heads(count: int, num_heads: int, generator: torch.Generator) -> Tensor:
     return torch.randn(count, num_heads, DIM, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("lengths", [[5, 1, 7], [4, 4, 4]], ids=["ragged", "equal"])
-def test_rows_attend_to_their_prompt_and_what_they_wrote(shared: bool, lengths: list[int]) -> None:
-    """Against each row's own history in packed attention; rows end, and with them two of the three prompts."""
-    generator = torch.Generator().manual_seed(0)
-    cache = KVCache(lengths, ROOM, 2, torch.device("cpu"))
-    assert cache.shared == shared
-    prompts = [[heads(sum(lengths), KV_HEADS, generator) for _ in range(2)] for _ in range(2)]
-    histories = []
-    for layer, (key, value) in enumerate(prompts):
-        cache.keep_prompt(layer, key, value)
-        own = zip(key.split(lengths), value.split(lengths), strict=True)
-        histories.append([(k, v) for k, v in own for _ in range(2)])
-    for kept in (None, [0, 2, 3, 5], [1, 2], [1], None):
-        if kept is not None:
-            index = cache.select(kept)
-            assert index.tolist() == kept
-            histories = [[rows[row] for row in kept] for rows in histories]
-        count = len(histories[0])
-        for layer, rows in enumerate(histories):
-            query, key, value = heads(count, HEADS, generator), *(heads(count, KV_HEADS, generator) for _ in range(2))
-            out = cache.attend(layer, query, key, value)
+class Model:
+    """Two layers of random keys and values through the cache, beside each row's own history."""
+
+    def __init__(self, shared: bool) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.cache = KVCache(shared=shared)
+        self.prompts: list[list[History]] = [[], []]
+        self.rows: list[list[History]] = [[], []]
+
+    def run_prompts(self, lengths: list[int]) -> None:
+        self.cache.expect(lengths)
+        for layer, known in enumerate(self.prompts):
+            key, value = (heads(sum(lengths), KV_HEADS, self.generator) for _ in range(2))
+            self.cache.keep_prompt(layer, key, value)
+            known += zip(key.split(lengths), value.split(lengths), strict=True)
+
+    def arrange(self, kept: list[int], prompts: list[int], waiting: list[int]) -> None:
+        self.cache.arrange(kept, prompts, waiting)
+        for layer, rows in enumerate(self.rows):
+            self.rows[layer] = [rows[row] for row in kept] + [self.prompts[layer][prompt] for prompt in prompts]
+
+    def step(self) -> None:
+        """Write one token of each row, and hold what it sees against packed attention to its history."""
+        count = len(self.rows[0])
+        for layer, rows in enumerate(self.rows):
+            query = heads(count, HEADS, self.generator)
+            key, value = (heads(count, KV_HEADS, self.generator) for _ in range(2))
+            out = self.cache.attend(layer, query, key, value)
             for row, (k, v) in enumerate(rows):
                 k, v = torch.cat([k, key[row : row + 1]]), torch.cat([v, value[row : row + 1]])
                 rows[row] = k, v
@@ -52,26 +62,84 @@ def test_rows_attend_to_their_prompt_and_what_they_wrote(shared: bool, lengths: 
                 padded[-1] = query[row]
                 expected = attention_reference(padded, k, v, torch.tensor([0, len(k)]), True)[-1]
                 torch.testing.assert_close(out[row], expected)
-        cache.advance()
-    if shared:
-        assert cache.prompts[0][0].shape[0] == 1, "prompts without rows are dropped"
+        self.cache.advance()
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 7], [4, 4, 4]], ids=["ragged", "equal"])
+def test_rows_attend_to_their_prompt_and_what_they_wrote(shared: bool, lengths: list[int]) -> None:
+    """Rows end, and with them two of the three prompts."""
+    model = Model(shared)
+    model.run_prompts(lengths)
+    model.arrange([], [0, 0, 1, 1, 2, 2], [])
+    for kept in (None, [0, 2, 3, 5], [1, 2], [1], None):
+        if kept is not None:
+            model.arrange(kept, [], [])
+        model.step()
+    assert model.cache.prompts[0][0].shape[0] == (1 if shared else 0), "prompts without rows are dropped"
+
+
+@pytest.mark.parametrize("growth", [1, 3, 64])
+def test_rows_come_and_go(shared: bool, growth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer and shorter prompts arrive, one waits for its second row, columns are filled and laid out anew."""
+    monkeypatch.setattr(kv_cache, "GROWTH", growth)
+    model = Model(shared)
+    model.run_prompts([3, 6])
+    model.arrange([], [0, 0, 1], [1])
+    model.step(), model.step()
+    model.arrange([1, 2], [1], [])  # the waiting one
+    model.step()
+    model.run_prompts([9, 2, 4])
+    model.arrange([0, 2], [2, 3], [4])
+    for _ in range(5):
+        model.step()
+    model.arrange([3, 1], [4, 4], [])  # in another order
+    model.step()
+    model.arrange([0, 2, 3], [], [])
+    model.step()
+    written = max(len(key) for key, _ in model.rows[0]) - (2 if shared else 0)
+    assert model.cache.width == written, "columns as many as the longest row has written"
+    assert model.cache.own[0][0].shape[2] <= written + growth + 1
+    held = [number for number, _ in enumerate(model.prompts[0]) if number in model.cache._held]
+    assert held == ([3, 4] if shared else [])
+
+
+def test_all_rows_end_before_others_begin(shared: bool) -> None:
+    model = Model(shared)
+    model.run_prompts([3])
+    model.arrange([], [0], [])
+    model.step()
+    model.run_prompts([5, 2])
+    model.arrange([], [1, 2, 2], [])
+    model.step()
+    assert model.cache.width == (1 if shared else 6)
 
 
 def test_a_shared_prompt_is_stored_once(shared: bool) -> None:
     """The memory of prompts does not grow with the number of continuations."""
     sizes = []
     for num_generations in (2, 8):
-        cache = KVCache([100], 1, num_generations, torch.device("cpu"))
-        cache.keep_prompt(0, torch.zeros(100, KV_HEADS, DIM), torch.zeros(100, KV_HEADS, DIM))
+        cache = KVCache(shared=shared)
+        cache.expect([1000])
+        cache.keep_prompt(0, torch.zeros(1000, KV_HEADS, DIM), torch.zeros(1000, KV_HEADS, DIM))
+        cache.arrange([], [0] * num_generations)
         pairs = (*cache.prompts, *cache.own)
         sizes.append(sum(x.numel() for pair in pairs for x in pair))
-    assert (sizes[1] < 1.2 * sizes[0]) if shared else (sizes[1] == 4 * sizes[0])
+    assert (sizes[1] < 1.5 * sizes[0]) if shared else (sizes[1] == 4 * sizes[0])
 
 
-def test_layers_must_come_in_order() -> None:
-    cache = KVCache([2], 1, 1, torch.device("cpu"))
+def test_what_comes_out_of_order_is_refused() -> None:
+    cache = KVCache(shared=True)
+    cache.expect([2])
     with pytest.raises(AssertionError, match="layer 1 after 0"):
         cache.keep_prompt(1, torch.zeros(2, 1, DIM), torch.zeros(2, 1, DIM))
+    with pytest.raises(AssertionError, match="have not been arranged"):
+        cache.expect([3])
+
+
+def test_sharing_pays_where_it_saves_enough(shared: bool) -> None:
+    host, gpu = torch.device("cpu"), torch.device("cuda")
+    assert kv_cache.sharing_pays([300] * 8, 8, host) == shared
+    assert kv_cache.sharing_pays([5], 2, gpu) and not kv_cache.sharing_pays([9000], 1, gpu)
 
 
 def test_generation_is_the_same_either_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,8 @@ from medmo_core.losses import (
     linear_cross_entropy,
     linear_grpo_loss,
     linear_token_losses,
-    token_logprobs,
 )
-from medmo_core.losses.liger import liger_grpo_loss, liger_token_losses
+from medmo_core.losses.liger import _fused_function, liger_logprob_loss, liger_token_losses
 from medmo_core.modules import RMSNorm, SwiGLU, backend, mlp, norm
 from medmo_kernels import runtime
 
@@ -182,88 +181,10 @@ def test_no_rows_no_kernel() -> None:
     nothing, rows = targets_of(0), torch.zeros(0, device=DEVICE)
     for loss in (
         linear_cross_entropy(hidden, weight, nothing),
-        linear_grpo_loss(hidden, weight, nothing, rows, rows),
+        linear_grpo_loss(hidden, weight, nothing, rows, rows).total,
     ):
         loss.backward()
         assert loss == 0
-
-
-# --- GRPO -------------------------------------------------------------------------------------------------------------
-
-
-def policy(num_rows: int = 24) -> dict[str, Tensor]:
-    """Advantages of both signs and zero, uneven weights (one zero), ratios on both sides of both clips."""
-    spread = torch.linspace(-0.6, 0.6, num_rows, dtype=torch.float64)
-    signs = torch.tensor([1.3, -0.7, 0.0], dtype=torch.float64).repeat(num_rows // 3)
-    generator = torch.Generator().manual_seed(2)
-    weights = torch.rand(num_rows, generator=generator, dtype=torch.float64)
-    weights[3] = 0.0
-    reference = torch.randn(num_rows, generator=generator, dtype=torch.float64)
-    named = {"spread": spread, "advantages": signs, "token_weights": weights, "reference": reference}
-    return {name: values.to(DEVICE) for name, values in named.items()}
-
-
-def by_the_formula(
-    logps: Tensor, old: Tensor, ref: Tensor | None, advantages: Tensor, weights: Tensor, beta: float
-) -> Tensor:
-    """Token by token, with branches instead of minima."""
-    total = logps.new_zeros(())
-    for i in range(logps.numel()):
-        ratio = (logps[i] - old[i]).exp()
-        stopped = (advantages[i] > 0 and ratio > 1.3) or (advantages[i] < 0 and ratio < 0.9)
-        bound = 1.3 if advantages[i] > 0 else 0.9
-        term = -(bound if stopped else ratio) * advantages[i]
-        if ref is not None:
-            term = term + beta * ((ref[i] - logps[i]).exp() - (ref[i] - logps[i]) - 1)
-        total = total + weights[i] * term
-    return total
-
-
-@pytest.mark.parametrize("served_by", ["plain", "liger"])
-@pytest.mark.parametrize("has_reference", [False, True])
-def test_linear_grpo_loss(served_by: str, has_reference: bool) -> None:
-    if served_by == "liger":
-        pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
-    dtype = torch.float64 if served_by == "plain" else torch.float32
-    targets, given = targets_of(24), policy()
-    leaves = [draw(24, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
-    with torch.no_grad():
-        now = (F.linear(*(leaf.double() for leaf in leaves)) / 0.7).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    old = now - given["spread"]
-    ref = now + given["reference"] if has_reference else None
-    settings = {"epsilon_low": 0.1, "epsilon_high": 0.3, "beta": 0.2, "temperature": 0.7}
-    function = linear_grpo_loss if served_by == "plain" else liger_grpo_loss
-
-    def ours(hidden: Tensor, weight: Tensor) -> Tensor:
-        return function(hidden, weight, targets, given["advantages"], given["token_weights"], old, ref, **settings)
-
-    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
-        logps = token_logprobs(hidden, weight, targets, 0.7)
-        return by_the_formula(logps.double(), old, ref, given["advantages"], given["token_weights"], 0.2)
-
-    tolerance = {"rtol": 1e-9, "atol": 1e-9} if served_by == "plain" else {"rtol": 2e-5, "atol": 2e-5}
-    torch.testing.assert_close(outcome(ours, leaves), outcome(plain, leaves), check_dtype=False, **tolerance)
-
-
-@pytest.mark.parametrize("function", [linear_grpo_loss, liger_grpo_loss])
-def test_on_policy_is_the_plain_policy_gradient(function: Callable[..., Tensor]) -> None:
-    if function is liger_grpo_loss:
-        pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
-    targets, given = targets_of(24), policy()
-    leaves = [draw(24, 12, dtype=torch.float32), draw(37, 12, dtype=torch.float32, seed=1)]
-    loss = function(*leaves, targets, given["advantages"], given["token_weights"])
-    gradient = torch.autograd.grad(loss, leaves)
-    score = -(token_logprobs(*leaves, targets) * (given["advantages"] * given["token_weights"]).float()).sum()
-    torch.testing.assert_close(gradient, torch.autograd.grad(score, leaves), rtol=1e-4, atol=1e-5)
-
-
-def test_grpo_refuses_rows_that_do_not_match() -> None:
-    hidden, weight, rows = draw(3, 4, dtype=torch.float32), draw(9, 4, dtype=torch.float32), torch.zeros(3)
-    targets = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"old_logps \(2,\) and targets \(3,\) differ"):
-        linear_grpo_loss(hidden, weight, targets, rows, rows, torch.zeros(2))
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        linear_grpo_loss(hidden, weight, targets, rows, rows, temperature=0.0)
 
 
 # --- who is served ----------------------------------------------------------------------------------------------------
@@ -324,11 +245,11 @@ def test_a_gpu_that_has_to_do_without_is_told_once(monkeypatch: pytest.MonkeyPat
     assert not backend.uses_liger(OnCuda(count=0))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("function", [liger_grpo_loss, liger_token_losses])
+@pytest.mark.parametrize("function", [liger_logprob_loss, liger_token_losses])
 def test_absent_liger_names_the_extra(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
     for name in ("liger_kernel.ops", "liger_kernel.chunked_loss.grpo_loss"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-    rows = torch.zeros(1)
-    arguments = () if function is liger_token_losses else (rows, rows)
+    _fused_function.cache_clear()
+    arguments = () if function is liger_token_losses else (lambda logps: (logps.sum(),), 1.0)
     with pytest.raises(ModuleNotFoundError, match=r"medmo\[cuda\]"):
         function(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, dtype=torch.int64), *arguments)

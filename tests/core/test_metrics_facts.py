@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medmo_core.findings import read_claims
 from medmo_core.metrics import fact_score, report_fact_f1
-from medmo_core.metrics.claims import read_claims
+from medmo_core.metrics.facts import reference_score
 
 
 def said(text: str, *findings: str) -> set[str]:
@@ -65,8 +66,10 @@ def test_findings_of_the_caller_are_looked_for() -> None:
     assert said("A lesion in the liver.", "liver") == {"+lesion", "+liver"}
 
 
-def fact(finding: str, status: str = "present", side: str | None = None, site: str | None = None) -> Any:
-    return SimpleNamespace(finding=finding, status=status, side=side, site=site)
+def fact(
+    finding: str, status: str = "present", side: str | None = None, site: str | None = None, size: float | None = None
+) -> Any:
+    return SimpleNamespace(finding=finding, status=status, side=side, site=site, size_mm=size)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,58 @@ def test_a_fact_on_both_sides_is_two() -> None:
     assert report_fact_f1("The left kidney is visible.", facts) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "hits", "contradictions", "num_claims"),
+    [
+        ("An 8 mm nodule in the right upper lobe.", 1, 0, 1),
+        ("Right upper lobe nodule.", 1, 0, 1),  # a size that is not named is not compared
+        ("A 9.6 mm nodule of the right apex.", 1, 0, 1),  # another word for a place in the same zone
+        ("A 10.1 mm nodule of the right apex.", 0, 0, 1),
+        ("A 1 cm right nodule.", 1, 0, 1),  # 2 mm more
+        ("Right basal nodule.", 0, 0, 1),
+        ("Left upper lobe nodule.", 0, 1, 1),
+        ("No nodule.", 0, 1, 1),
+        ("A calcified right apical nodule.", 1, 0, 1),  # a kind of nodule
+        ("No calcified nodule.", 0, 0, 0),  # denying a kind denies no nodule
+        ("Right nodule. The right nodule is 8 mm. It is a right upper lobe nodule.", 1, 0, 2),
+    ],
+)
+def test_place_size_and_kind(text: str, hits: int, contradictions: int, num_claims: int) -> None:
+    score = fact_score(text, [fact("nodule", "present", "right", "upper lobe", 8.0)])
+    assert (score.hits, score.contradictions, score.num_claims) == (hits, contradictions, num_claims)
+
+
+REFERENCE = "The heart is enlarged. Calcified granuloma at the left base. Lungs otherwise clear, no effusion."
+
+
+@pytest.mark.parametrize(
+    ("text", "hits", "contradictions", "num_claims"),
+    [
+        (REFERENCE, 3, 0, 3),
+        ("Cardiomegaly. Granuloma in the left lower lobe. No pleural fluid.", 3, 0, 3),
+        ("Heart size is normal. Left granuloma. No effusion.", 2, 1, 3),
+        ("Cardiomegaly with effusions. The lungs and the aorta are seen.", 1, 1, 2),
+        ("Possible cardiomegaly.", 0, 1, 1),
+        ("A nodule.", 0, 0, 1),
+        ("No nodule, no fracture.", 0, 0, 0),
+        ("No effusion on the left. No effusion at the left base. No effusion.", 1, 0, 1),
+        ("", 0, 0, 0),
+    ],
+)
+def test_against_a_reference_report(text: str, hits: int, contradictions: int, num_claims: int) -> None:
+    score = reference_score(text, REFERENCE)
+    assert (score.hits, score.contradictions, score.num_claims, score.num_facts) == (
+        hits, contradictions, num_claims, 3,
+    )  # fmt: skip
+
+
+def test_a_reference_that_denies_and_affirms_states_what_it_affirms() -> None:
+    """Clear lungs but for a scar: the general denial is no fact of its own."""
+    score = reference_score("An opacity.", "The lungs are clear. There is an opacity at the left base.")
+    assert score.contradictions == 0 and score.hits == 0, "the side is missing"
+    assert reference_score("Left opacity.", "The lungs are clear. There is a left opacity.").hits == 1
+
+
 def test_no_facts_and_no_claims_agree() -> None:
     assert report_fact_f1("Nothing.", []) == 1
     assert report_fact_f1("Liver.", []) == 0
@@ -115,7 +170,7 @@ def test_any_text_has_a_score(text: str) -> None:
 def test_a_long_text_takes_no_long_time() -> None:
     """Hostile repetition is read in linear time."""
     assert len(read_claims("no left " * 4000 + "kidney " * 4000)) <= 2
-    assert read_claims("no " * 9000 + "liver") == set()  # beyond what is read
+    assert read_claims("no " * 9000 + "liver") == []  # beyond what is read
 
 
 def test_every_embedded_caption_and_report_states_its_own_facts() -> None:

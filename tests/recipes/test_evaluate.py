@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medmo_core.boxes import Boxes
 from medmo_core.data.jsonl import load_jsonl
 from medmo_core.data.record import Sample
 from medmo_core.datasets.baselines import fit_baselines
@@ -130,7 +131,7 @@ def test_a_model_that_looks_falls_when_images_are_shuffled(
 
 def test_boxes_are_read_in_the_checkpoints_frame(kit: Kit) -> None:
     text = '[{"bbox_2d": [0, 250, 500, 1000], "label": "square"}]'
-    boxes = read_boxes(text, (64, 32), kit.profile).boxes
+    boxes = read_boxes(text, Boxes.empty((64, 32)), kit.profile).boxes
     assert (boxes.frame, boxes.xyxy.tolist()) == ("pixel", [[0.0, 8.0, 32.0, 32.0]])
 
 

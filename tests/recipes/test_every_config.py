@@ -59,9 +59,9 @@ def test_8b_carries_the_published_values_with_a_source_each() -> None:
     assert [c.data.max_pixels for c in (align, highres, instruct)] == [768**2, 1280**2, 768**2]
     boxes = highres.data.sources["data/boxes.jsonl"]
     assert boxes >= sum(highres.data.sources.values()) / 2  # heavy on grounding
-    rollout = reinforce.rollout
-    assert (rollout.epsilon_low, rollout.epsilon_high, rollout.num_generations, rollout.beta) == (0.15, 0.25, 4, 0.0)
-    assert rollout.mask_truncated and rollout.loss_type == "token" and rollout.max_new_tokens == 1024
+    rollout, grpo = reinforce.rollout, reinforce.grpo
+    assert (grpo.epsilon_low, grpo.epsilon_high, rollout.num_generations, grpo.beta) == (0.15, 0.25, 4, 0.0)
+    assert grpo.mask_truncated and grpo.loss == "dapo" and rollout.max_new_tokens == 1024
     source = inspect.getsource(importlib.import_module(CONFIGS["medmo_8b_align"].__module__))
     for setting in ("lr=", "docs_per_step", "num_generations=", "epsilon_low=", "epsilon_high=", "beta="):
         lines = [line for line in source.splitlines() if setting in line and "runs/" not in line]

@@ -11,13 +11,16 @@ from safetensors.torch import load_file
 from medmo_recipes.configs import CONFIGS
 
 DEBUG = [name for name in CONFIGS if name.startswith("debug_")]
-TIMING = ("tokens_per_s", "samples_per_s", "step_s", "wait_s", "rollout_s", "memory_gib", "mfu")
+TIMING = ("_s", "/s", "memory_gib", "mfu")
+"""How the names of what depends on the machine end."""
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [
-        {k: v for k, v in line.items() if k not in TIMING} for line in lines if "step" in line and "event" not in line
+        {k: v for k, v in line.items() if not k.endswith(TIMING)}
+        for line in lines
+        if "step" in line and "event" not in line
     ]
 
 

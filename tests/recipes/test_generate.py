@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmo_core.batch import Batch
+from medmo_core.image_boxes import by_image
 from medmo_core.models.generation import Generation
 from medmo_recipes import align, generate
 from medmo_recipes.configs import CONFIGS
@@ -62,7 +64,7 @@ def test_boxes_come_in_pixels_and_millimetres(kit: Kit, tmp_path: Path) -> None:
     assert said.boxes.labels == ("liver",)
     assert said.boxes.xyxy.tolist() == [[15.0, 20.0, 45.0, 40.0]]  # of 60 x 40 px
     corners = said.corners_mm()
-    assert corners is not None
+    assert corners[0] is not None
     # Half a pixel before the first centre, then 15 columns of 0.5 mm and 20 rows of 2 mm.
     assert corners[0][0] == pytest.approx([-10.0 - 0.25 + 7.5, -20.0 - 1.0 + 40.0, 30.0])
     assert corners[0][2] == pytest.approx([-10.0 - 0.25 + 22.5, -20.0 - 1.0 + 80.0, 30.0])
@@ -79,9 +81,9 @@ def test_every_kind_of_file(kit: Kit, tmp_path: Path, name: str) -> None:
     else:
         write_nifti(path)
     said = generate_one(kit, path, "Where is the liver?")
-    assert said.image.size == (32, 48)
+    assert said.images[0].size == (32, 48)
     assert said.boxes.xyxy.tolist() == [[8.0, 24.0, 24.0, 48.0]]
-    assert (said.corners_mm() is not None) == (name == "volume.nii.gz")
+    assert (said.corners_mm()[0] is not None) == (name == "volume.nii.gz")
 
 
 def test_command_writes_overlay_and_no_name(
@@ -102,6 +104,44 @@ def test_command_writes_overlay_and_no_name(
     for trace in ("Vandelay", "4711"):
         assert trace not in said + printed
         assert trace.encode() not in out.read_bytes()
+
+
+def test_several_images_at_once(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Each box comes in pixels of the image it names; a box without a name lies in the last one."""
+    (tmp_path / "prior").mkdir()
+    Image.fromarray(np.full((48, 32, 3), 90, dtype=np.uint8)).save(tmp_path / "prior" / "a.png")
+    write_nifti(tmp_path / "volume.nii.gz")
+    old, new = '"bbox_2d": [250, 500, 750, 1000], "label": "old"', '"bbox_2d": [0, 0, 500, 500], "label": "new"'
+    both = f'[{{"image": 1, {old}}}, {{{new}}}]'
+    prompts: list[str] = []
+
+    def say(batch: Batch, **_: object) -> list[list[Generation]]:
+        prompts.append(kit.tokenizer.decode(batch.input_ids.tolist(), skip_special=False))
+        return [[Generation(kit.tokenizer.encode(both), [], True)]]
+
+    monkeypatch.setattr(kit.model, "generate", say)
+    monkeypatch.setattr(generate, "load_for_inference", lambda *_, **__: kit)
+    images = [tmp_path / "prior" / "a.png", tmp_path / "volume.nii.gz"]
+    said = generate_one(kit, images, "What is new?", slice_index=None)
+    assert [part.xyxy.tolist() for part in by_image(said.boxes)] == [
+        [[8.0, 24.0, 24.0, 48.0]],
+        [[0.0, 0.0, 16.0, 24.0]],
+    ]
+    assert [corners is not None for corners in said.corners_mm()] == [False, True]
+    assert "Image 1: <|vision_start|>" in prompts[0] and "Image 2: <|vision_start|>" in prompts[0]
+    words = ["--checkpoint", "x", "--image", str(images[1]), "--image", str(images[1]), "--prompt", "New?"]
+    out = tmp_path / "overlay.png"
+    assert generate.main([*words, "--slice", "1", "--slice", "3", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "box old: [8, 24, 24, 48] px of image 1" in printed and "box new: [0, 0, 16, 24] px of image 2" in printed
+    assert Image.open(out).width >= 560
+    assert generate.main([*words, "--slice", "1", "--out", str(out), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [box["image"] for box in values["boxes"]] == [0, 1] and values["image_sizes"] == [[32, 48], [32, 48]]
+    with pytest.raises(ValueError, match="3 slices for 2"):
+        generate_one(kit, images, "What is new?", slice_index=[0, 1, 2])
 
 
 def test_a_real_checkpoint_answers(own_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

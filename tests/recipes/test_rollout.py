@@ -1,29 +1,38 @@
 """Rollouts: rewards become advantages, completions become documents, and neighbours change nothing."""
 
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 
 from medmo_core.data.jsonl import load_jsonl
 from medmo_core.data.packing import pack
+from medmo_core.data.process import Item
+from medmo_core.losses.grpo import Importance, Loss
+from medmo_core.models.generation import Generation
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training import rollout as rollout_module
+from medmo_recipes.training.advantages import Advantage
 from medmo_recipes.training.build import Kit, load_kit
-from medmo_recipes.training.config import ConfigError, Rollout
+from medmo_recipes.training.config import Grpo, Rollout
 from medmo_recipes.training.distributed import World
+from medmo_recipes.training.engine import InPlaceEngine
+from medmo_recipes.training.image_features import encode_images, keeps_features
+from medmo_recipes.training.reward_set import RewardSet
 from medmo_recipes.training.rollout import (
+    Answers,
     Completion,
-    combine_rewards,
     divide,
     draw_prompts,
-    group_advantages,
     join,
     pack_completions,
-    reward_components,
-    sample_groups,
+    question,
+    sample_answers,
     sampled_tokens,
+    score_answers,
+    to_completions,
 )
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -34,47 +43,88 @@ def kit() -> Kit:
     return load_kit(CONFIGS["debug_reinforce"]().change(model={"dtype": "float64"}), "cpu")
 
 
-@pytest.fixture
-def toy_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reward the share of letters e."""
-    monkeypatch.setitem(
-        rollout_module.REWARDS, "toy", lambda completions, **_: [t.count("e") / max(1, len(t)) for t in completions]
-    )
+def letters(completions: list[list[dict[str, str]]], **_: object) -> list[float]:
+    """The share of letters e."""
+    texts = [turns[-1]["content"] for turns in completions]
+    return [text.count("e") / max(1, len(text)) for text in texts]
 
 
-def test_advantages_compare_within_the_group() -> None:
-    rewards = torch.tensor([[0.0, 1.0, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3]], dtype=torch.float64)
-    centred = group_advantages(rewards, scale=False)
-    assert centred[0].tolist() == [-0.5, 0.5, 0.0, 0.0]
-    assert not centred[1].any()  # exactly, although the mean of four 0.3 may differ from 0.3
-    scaled = group_advantages(rewards, scale=True)
-    deviation = math.sqrt((0.25 + 0.25) / 3)
-    assert scaled[0, 1].item() == pytest.approx(0.5 / (deviation + 1e-4))
-    assert not scaled[1].any()
+def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
+    """Each group gets the scores of its own completions, under a reward that sees prompt, sample and text."""
+    samples = load_jsonl(own_data, own_data.parent)[:2]
+    seen: dict[str, Any] = {}
+
+    def length(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
+        seen.update(columns)
+        return [float(len(ids)) for ids in completion_ids]
+
+    def first_only(sample_id: list[str], **_: object) -> list[float | None]:
+        return [1.0 if name == samples[0].id else None for name in sample_id]
+
+    generations = [Generation([5] * n, [-1.0] * n) for n in (1, 2, 3, 4, 4, 4)]
+    answers = [
+        Answers(f"{s.id}#{i}", kit.processor.encode(s, for_generation=True), generations[3 * i : 3 * i + 3])
+        for i, s in enumerate(samples)
+    ]
+    rewards = RewardSet({"length": length, "first": first_only})
+    rollout, grpo = Rollout(num_generations=3, max_new_tokens=4), Grpo(advantage="centred", overlong_tokens=2)
+    weights = {"length": 1.0, "first": 3.0}
+    one, two = score_answers(answers, rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9)
+    assert one.components == {"length": [1.0, 2.0, 3.0], "first": [1.0] * 3, "overlong": [0.0, 0.0, -0.5]}
+    assert one.rewards.tolist() == [1.0, 1.25, 1.0] and two.rewards.tolist() == [3.0, 3.0, 3.0]
+    assert one.advantages.tolist() == pytest.approx([-1 / 12, 1 / 6, -1 / 12]) and two.is_flat
+    assert seen["trainer_state"].global_step == 3 and seen["trainer_state"].max_steps == 9
+    asked = [question(kit.processor, s) for s in samples for _ in range(3)]
+    assert [turns[-1]["content"] for turns in seen["prompts"]] == asked
+    apart = Grpo(advantage="centred", normalise_components=True)
+    one, _ = score_answers(answers, rewards, weights, kit.processor, rollout, apart, step=3, max_steps=9)
+    assert one.rewards.tolist() == [1.0, 1.25, 1.5]  # what is logged is not normalised
+    assert one.advantages.tolist() == pytest.approx([-0.25, 0.0, 0.25], rel=1e-3)  # deviations
+    assert score_answers([], rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9) == []
 
 
-def test_rewards_are_averaged_over_those_that_apply() -> None:
-    components = {"answer": [1.0, None, None], "box": [0.0, 0.6, None]}
-    assert combine_rewards(components, {"answer": 3.0, "box": 1.0}) == [0.75, 0.6, 0.0]
-    with pytest.raises(ConfigError, match="at least one weight above 0"):
-        combine_rewards(components, {"answer": 0.0, "box": 0.0})
+def test_settings_name_what_there_is() -> None:
+    """Written out in the config, so that reading one imports no model."""
+    hints = get_type_hints(Grpo)
+    assert hints["loss"] == Loss and hints["importance"] == Importance and hints["advantage"] == Advantage
 
 
-def test_unknown_reward_names_the_nearest(kit: Kit, own_data: Path) -> None:
-    sample = load_jsonl(own_data, own_data.parent)[0]
-    with pytest.raises(ConfigError, match="reward in rewards.weights 'anwser': did you mean 'answer'"):
-        reward_components(["anwser"], [sample], ["yes"], kit.profile)
+def test_denominators_count_what_is_learned(kit: Kit, own_data: Path) -> None:
+    """Cut completions by policy, tokens that the sampler could not tell always."""
+    samples = load_jsonl(own_data, own_data.parent)[:1]
+    generations = [
+        Generation([5, 6, 7], [-1.0, math.nan, -1.0]),
+        Generation([5], [-1.0, -2.0], finished=True, stop_token=3),
+        Generation([5, 6], [-math.inf, math.nan]),
+    ]
+    answers = [Answers("a", kit.processor.encode(samples[0], for_generation=True), generations)]
+    rollout = Rollout(num_generations=3, max_new_tokens=10)
+
+    def weights(**settings: Any) -> list[list[float]]:
+        grpo = Grpo(**settings)
+        rewards = RewardSet({"letters": letters})
+        groups = score_answers(answers, rewards, {"letters": 1.0}, kit.processor, rollout, grpo, step=0, max_steps=1)
+        completions = to_completions(groups, rollout, grpo, ALONE)
+        batch = pack_completions(completions)
+        assert batch.token_weights.shape == batch.sampled_logps.shape
+        lengths = [len(c.sampled_logps) for c in completions]
+        return [part.tolist() for part in batch.token_weights.split(lengths)]
+
+    assert weights(loss="dapo") == weights(loss="cispo") == [[0.25, 0.0, 0.25], [0.25, 0.25]]
+    assert weights(loss="grpo") == weights(loss="gspo") == [[0.25, 0.0, 0.25], [0.25, 0.25]]
+    assert weights(loss="dr_grpo") == [[0.05, 0.0, 0.05], [0.05, 0.05]]
+    assert weights(loss="dapo", mask_truncated=True) == weights(loss="grpo", mask_truncated=True) == [[0.5, 0.5]]
 
 
-def test_samples_of_one_prompt_do_not_depend_on_its_neighbours(kit: Kit, own_data: Path, toy_reward: None) -> None:
+def test_samples_of_one_prompt_do_not_depend_on_its_neighbours(kit: Kit, own_data: Path) -> None:
     samples = load_jsonl(own_data, own_data.parent)
     rollout = Rollout(num_generations=3, max_new_tokens=6, rows_per_pass=6)  # two prompts per pass
 
     def run(numbers: list[int], seed: int = 5) -> dict[str, list[list[int]]]:
         prompts, faults = draw_prompts(lambda n: samples[n % len(samples)], kit.processor, numbers)
         assert not faults
-        groups = sample_groups(kit.model, kit.processor, prompts, {"toy": 1.0}, rollout, seed=seed)
-        return {group.name: [generation.tokens for generation in group.generations] for group in groups}
+        answers = sample_answers(InPlaceEngine(kit.model), prompts, rollout, seed=seed)
+        return {a.name: [generation.tokens for generation in a.generations] for a in answers}
 
     together, apart = run([0, 1, 2, 16]), run([2])
     assert together["r0#2"] == apart["r0#2"]
@@ -92,14 +142,14 @@ def test_a_prompt_that_cannot_be_read_is_a_fault(kit: Kit, own_data: Path) -> No
     assert "red.png" in faults[0].reason
 
 
-def test_completion_log_probabilities_equal_the_samplers(kit: Kit, own_data: Path, toy_reward: None) -> None:
+def test_completion_log_probabilities_equal_the_samplers(kit: Kit, own_data: Path) -> None:
     """Prompt and completion run again as one document, packed with others: the same probabilities."""
     samples = load_jsonl(own_data, own_data.parent)
     prompts, _ = draw_prompts(lambda n: samples[n], kit.processor, range(3))
     rollout = Rollout(num_generations=2, max_new_tokens=5, temperature=0.7)
-    groups = sample_groups(kit.model, kit.processor, prompts, {"toy": 1.0}, rollout, seed=0)
+    answers = sample_answers(InPlaceEngine(kit.model), prompts, rollout, seed=0)
     completions = [
-        Completion(join(g.prompt, sampled_tokens(r)), 0.0, 1.0, r.logps) for g in groups for r in g.generations
+        Completion(join(a.prompt, sampled_tokens(r)), 0.0, 1.0, r.logps) for a in answers for r in a.generations
     ]
     batch = pack_completions(completions)
     again = kit.model.token_logprobs(batch.batch, temperature=0.7)
@@ -116,8 +166,9 @@ def test_equal_division_fills_up_without_weight(kit: Kit, own_data: Path) -> Non
 
     world = TwoWorlds(rank=0, size=2, device=torch.device("cpu"))
     document = Completion(join(kit.processor.encode(samples[0], for_generation=True), [3, 4]), 1.0, 0.5, [-1.0, -2.0])
-    assert divide([], [document], 4, ALONE, equal=False) == []
-    batches = divide([document], [document], 4, world, equal=True)
+    silent = dataclasses.replace(document, token_weight=0.0)
+    assert divide([], [silent], 4, ALONE, equal=False) == []
+    batches = divide([document], [silent], 4, world, equal=True)
     assert [b.token_weights.tolist() for b in batches] == [[0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
     assert all(b.batch.patches for b in batches)
     with pytest.raises(ValueError, match="no usable prompt"):
@@ -165,3 +216,38 @@ def test_a_shared_prompt_changes_no_log_probability(kit: Kit, own_data: Path) ->
     with torch.no_grad():
         logps, expected = (kit.model.token_logprobs(b.batch, 0.7) for b in (shared, apart))
     torch.testing.assert_close(logps, expected, rtol=0.0, atol=1e-12)
+
+
+def test_features_of_a_frozen_tower_stand_for_the_images(own_data: Path) -> None:
+    """Each prompt's images are encoded once; sampling and all passes, shared prompts and not, give what they gave."""
+    kit = load_kit(CONFIGS["debug_reinforce"]().change(model={"dtype": "float64"}), "cpu")
+    assert not keeps_features(kit.model)
+    kit.model.model.visual.requires_grad_(False)
+    assert keeps_features(kit.model)
+    samples = load_jsonl(own_data, own_data.parent)
+    prompts, _ = draw_prompts(lambda n: samples[n], kit.processor, range(8))
+    text = next(n for n, s in enumerate(samples) if not s.images) if any(not s.images for s in samples) else None
+    rollout = Rollout(num_generations=2, max_new_tokens=4)
+    encoded: list[int] = []
+    kit.model.model.visual.register_forward_hook(lambda _, given, __: encoded.append(len(given[1]["qwen3_vl"])))
+
+    def run(given: dict[int, Item]) -> list[torch.Tensor]:
+        answers = sample_answers(InPlaceEngine(kit.model), given, rollout, seed=0)
+        pairs = [(a.prompt, g) for a in answers for g in a.generations]
+        rows = [Completion(join(prompt, sampled_tokens(g)), 0.0, 1.0, g.logps) for prompt, g in pairs]
+        batches = [pack_completions(rows, share_prefixes=share).batch for share in (True, False)]
+        with torch.no_grad():
+            return [kit.model.token_logprobs(batch) for batch in batches]
+
+    with_features = encode_images(kit.model, prompts, per_pass=3)
+    num_images = sum(len(item.sample.images) for item in prompts.values())
+    assert sum(encoded) == num_images
+    assert text is None or with_features[text].features is None
+    known = run(with_features)
+    assert sum(encoded) == num_images  # the tower did not run again
+    torch.testing.assert_close(known, run(prompts), rtol=0.0, atol=1e-10)
+    assert sum(encoded) > num_images
+    wrong = {n: i if i.features is None else dataclasses.replace(i, features=i.features.flip(1)) for n, i in
+             with_features.items()}  # fmt: skip
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(run(wrong), known, rtol=0.0, atol=1e-10)
