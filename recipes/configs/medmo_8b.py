@@ -154,6 +154,7 @@ def medmo_8b_reinforce() -> RunConfig:
             beta=0.0,  # [C] no flag, TRL's default; [P] has a KL term of unpublished weight
             mask_truncated=True,  # [C]
         ),
-        # [P] names label accuracy and box reward, weights unpublished; [C] weighs its terms equally.
-        rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "format": 1.0}),
+        # Ours. [P] names label accuracy and box reward, weights unpublished, and [C] weighs its terms equally:
+        # rewards.weights=label=1,medmo_box=1,format=1 is as near as the published text comes.
+        rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "presence": 2.0, "format": 0.2}),
     )

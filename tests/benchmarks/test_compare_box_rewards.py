@@ -1,4 +1,4 @@
-"""The comparison of box rewards: it runs, it goes on where it stopped, and the committed page is that of its figures."""
+"""The comparison of box rewards: it runs, goes on where it stopped, and its committed page is that of its figures."""
 
 import json
 from pathlib import Path
