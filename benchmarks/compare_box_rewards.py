@@ -29,9 +29,15 @@ from medmo_core.datasets.sample import absent_samples, eval_samples
 from medmo_core.metrics import bootstrap_ci, paired_bootstrap
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.training.advantages import combine, group_advantages
+from medmo_recipes.training.build import Kit
 from medmo_recipes.training.command_line import apply_overrides
-from medmo_recipes.training.config import RunConfig
+from medmo_recipes.training.config import Rewards, RunConfig
+from medmo_recipes.training.engine import InPlaceEngine
 from medmo_recipes.training.inference import load_for_inference
+from medmo_recipes.training.reward_set import RewardSet
+from medmo_recipes.training.rollout import sample_answers
+from medmo_recipes.training.rollout import score_answers as reward_answers
 from medmo_recipes.training.scoring import answer, answer_limit, image_key, score_answers
 from medmo_recipes.training.sharpening import TEMPERATURES, sampled_box_reward
 
@@ -134,19 +140,21 @@ def run_one(plan: Plan, arm: str, seed: int | None, init: Path, out: Path) -> di
         config = plan.run_config(arm, seed, init, folder / "run").change(train={"resume": True})
         reinforce.run(config)
         checkpoint = folder / "run/final"
-    result = measure(checkpoint, plan.questions, TEMPERATURES if seed is None else (1.0,))
+    kit = load_for_inference(str(checkpoint), device="cpu")
+    result = measure(kit, plan.questions, TEMPERATURES if seed is None else (1.0,))
+    if seed is None:
+        result["agreement"] = agreement(plan, kit)
     stored.write_text(json.dumps(result), encoding="utf-8")
     return result
 
 
-def measure(checkpoint: Path, questions: Mapping[str, int], temperatures: Sequence[float]) -> dict[str, Any]:
-    """Ask a checkpoint the held-out questions, greedily, and sample it.
+def measure(kit: Kit, questions: Mapping[str, int], temperatures: Sequence[float]) -> dict[str, Any]:
+    """Ask a model the held-out questions, greedily, and sample it.
 
     Returns:
         Metric -> one number per question; "NAME images" -> the image of each, numbered; "sampled" -> temperature ->
         mean overlap reward of samples.
     """
-    kit = load_for_inference(str(checkpoint), device="cpu")
 
     def ask(samples: Sequence[Sample]) -> list[Any]:
         texts = answer(kit.model, kit.processor, samples, max_new_tokens=answer_limit(kit.processor, samples))
@@ -167,6 +175,31 @@ def measure(checkpoint: Path, questions: Mapping[str, int], temperatures: Sequen
         values[f"{name} images"] = [numbers.setdefault(image_key(s, crop=False), len(numbers)) for s in samples]
     sampled = sampled_box_reward(kit, num_prompts=questions["sampled"], temperatures=temperatures)
     return values | {"sampled": {f"{t:g}": value for t, value in sampled.items()}}
+
+
+def agreement(plan: Plan, kit: Kit) -> dict[str, float]:
+    """Say how alike the first arm and each other one judge the same completions of training questions.
+
+    Returns:
+        Arm -> correlation of the advantages (1: the two teach the same).
+    """
+    config = plan.run_config(next(iter(plan.arms)), 0, Path(), Path())
+    samples = eval_samples("grounding", "train", n=2 * plan.questions["sampled"])
+    prompts = {number: kit.processor.encode(sample, for_generation=True) for number, sample in enumerate(samples)}
+    answers = sample_answers(InPlaceEngine(kit.model), prompts, config.rollout, seed=0)
+    every = {name: 1.0 for weights in plan.arms.values() for name in weights}
+    rewards = RewardSet.from_config(Rewards(weights=every))
+    groups = reward_answers(
+        answers, rewards, every, kit.processor, config.rollout, config.grpo, step=plan.steps, max_steps=plan.steps
+    )
+
+    def advantages(weights: Mapping[str, float]) -> torch.Tensor:
+        rewards_PG = torch.stack([combine(g.components, weights, normalise=False) for g in groups])
+        return group_advantages(rewards_PG, config.grpo.advantage).flatten()
+
+    own, *others = (advantages(weights) for weights in plan.arms.values())
+    pairs = zip(list(plan.arms)[1:], others, strict=True)
+    return {arm: float(own @ other / (own.norm() * other.norm()).clamp(min=1e-12)) for arm, other in pairs}
 
 
 def summarise(plan: Plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,7 +235,8 @@ def summarise(plan: Plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str
             against[other][key] = {"difference": difference, "low": low, "high": high}
     counts = {key: {"questions": len(start[key]), "images": len(set(images[key]))} for key in METRICS}
     where = {"machine": platform.machine(), "torch": torch.__version__, "device": "cpu"}
-    return {"plan": vars(plan), "where": where, "counts": counts, "arms": arms, "against": against}
+    alike = start["agreement"]
+    return {"plan": vars(plan), "where": where, "counts": counts, "arms": arms, "against": against, "agreement": alike}
 
 
 def page(figures: Mapping[str, Any]) -> str:
@@ -215,8 +249,10 @@ def page(figures: Mapping[str, Any]) -> str:
         "Generated by `python -m benchmarks.compare_box_rewards`; do not edit. Research use only.",
         "",
         f"`{plan['config']}`, {plan['steps']} steps from one instruct checkpoint, seeds "
-        f"{', '.join(map(str, plan['seeds']))}; settings: {', '.join(plan['settings']) or 'none besides'}. The plan "
-        "(`benchmarks/compare_box_rewards.json`) was committed before the runs. Greedy answers to "
+        f"{', '.join(map(str, plan['seeds']))}; settings: {', '.join(plan['settings']) or 'none besides'}; rewards and "
+        f"weights in `benchmarks/compare_box_rewards.json`. {plan['about']}",
+        "",
+        "Greedy answers to "
         + ", ".join(f"{counts[k]['questions']} questions about {counts[k]['images']} images ({METRICS[k]})"
                     for k in ("f1", "false_positive", "vqa"))
         + ", all of held-out scans under fixed random crops. Brackets: 95 % bootstrap intervals, over images, of the "
@@ -247,6 +283,12 @@ def page(figures: Mapping[str, Any]) -> str:
         + "; after, at temperature 1: "
         + ", ".join(f"{arm} {figures['arms'][arm]['sampled']['1']:.3f}" for arm in plan["arms"])
         + ".",
+        "",
+        "How alike the rewards judge the same completions of the checkpoint they all start from (correlation of the "
+        f"advantages with those of `{ours}`): "
+        + ", ".join(f"{arm} {value:.2f}" for arm, value in figures["agreement"].items())
+        + ". After division by a group's deviation, two rewards that order its completions alike teach alike, however "
+        "differently they are scaled.",
         "",
         f"torch {figures['where']['torch']}, {figures['where']['device']}, one thread a run.",
     ]

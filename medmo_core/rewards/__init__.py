@@ -15,7 +15,6 @@ from .format import format_reward
 from .label import label_reward
 from .medmo_box import medmo_box_reward
 from .plain import plain_row, reads_plain
-from .pointing import pointing_reward
 from .presence import presence_reward
 
 Reward = Callable[..., list[float | None]]
@@ -29,7 +28,6 @@ REWARDS: dict[str, Reward] = {
         "format": format_reward,
         "label": label_reward,
         "medmo_box": medmo_box_reward,
-        "pointing": pointing_reward,
         "presence": presence_reward,
     }.items()
 }
@@ -44,6 +42,5 @@ __all__ = [
     "label_reward",
     "medmo_box_reward",
     "plain_row",
-    "pointing_reward",
     "presence_reward",
 ]

@@ -56,8 +56,8 @@ def tiny_instruct() -> RunConfig:
 def tiny_reinforce() -> RunConfig:
     """Reward boxes, answers and facts; all weights train, since with a frozen tower greedy boxes did not move.
 
-    Pointing weighs most: a group scales its rewards by their deviation, so half of it counts only where some of the
-    group's completions see something and others do not. docs/box_reward_comparison.md compares box rewards in this run.
+    Presence weighs most: a group scales its rewards by their deviation, so it counts only where some of the group's
+    completions see something and others do not. docs/box_reward_comparison.md compares box rewards in this run.
     """
     return tiny_align().change(
         stage="reinforce",
@@ -72,5 +72,5 @@ def tiny_reinforce() -> RunConfig:
             "out_dir": "runs/tiny_reinforce",
         },
         rollout=Rollout(num_generations=8, max_new_tokens=48),
-        rewards=Rewards(weights={"box": 1.0, "pointing": 2.0, "answer": 1.0, "factuality": 1.0, "format": 0.2}),
+        rewards=Rewards(weights={"box": 1.0, "presence": 2.0, "answer": 1.0, "factuality": 1.0, "format": 0.2}),
     )

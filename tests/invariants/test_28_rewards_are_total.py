@@ -46,16 +46,14 @@ def pay(l1: float, giou: float) -> float:
     return (5 * (1 - l1 / DIAGONAL) + giou + 1) / 7
 
 
-def near(giou: float) -> float:
-    """What `pointing` pays for one box of that GIoU with its nearest target."""
-    return 1 / 2 + (1 + giou) / 4
-
-
 GOOD = said(("liver", LIVER), ("spleen", SPLEEN))
 ONE_HIT = (1 / 2 + 2 / 3) / 2
 """The default reward of one hit where two are true: overlap over max(1, 2), and F1."""
 
-# what -> completion, then the stated value of: box, medmo_box, presence, pointing, format
+HALF = 2 / 3
+"""The F1 of labels where one of two is named."""
+
+# what -> completion, then the stated value of: box, medmo_box, presence, label, format
 TWO_ARE_TRUE: dict[str, tuple[Any, float, float, float, float, float]] = {
     "the true boxes": (GOOD, 1, 1, 1, 1, 1),
     "no text": (None, 0, 0, 0, 0, 0),
@@ -65,7 +63,8 @@ TWO_ARE_TRUE: dict[str, tuple[Any, float, float, float, float, float]] = {
     "words": ("liver liver", 0, 0, 0, 0, 0),
     "an empty list": ("[]", 0, 0, 0, 0, 1),
     "a denial": ("No organ is seen.", 0, 0, 0, 0, 1),
-    "JSON cut off after the first box": (said(("liver", LIVER))[:-1] + ', {"bbox_2d": [6', ONE_HIT, 0.5, 1, 1, 0.5),
+    "JSON cut off after the first box": (said(("liver", LIVER))[:-1] + ', {"bbox_2d": [6',
+                                         ONE_HIT, 0.5, 1, HALF, 0.5),
     "JSON cut off within the first box": (GOOD[:20], 0, 0, 0, 0, 0),
     "JSON without brackets": (GOOD.replace("[", "").replace("]", ""), 0, 0, 0, 0, 0),
     "another object": ('[{"colour": "red"}]', 0, 0, 0, 0, 0),
@@ -75,16 +74,17 @@ TWO_ARE_TRUE: dict[str, tuple[Any, float, float, float, float, float]] = {
     "infinity": (said(("liver", [100, 100, math.inf, 500])), 0, 0, 0, 0, 0),
     "a huge number": (said(("liver", [100, 100, 10**400, 500])), 0, 0, 0, 0, 0),
     "reversed corners": (said(("liver", [300, 500, 100, 100])), 0, 0, 0, 0, 0),
-    "reversed corners beside a hit": (said(("liver", LIVER), ("spleen", SPLEEN[::-1])), ONE_HIT, 0.5, 1, 1, 0.5),
-    "no area": (said(("liver", [100, 100, 100, 500])), 0, pay(40, 0) / 2, 1, near(0), 1),
+    "reversed corners beside a hit": (said(("liver", LIVER), ("spleen", SPLEEN[::-1])), ONE_HIT, 0.5, 1, HALF, 0.5),
+    "no area": (said(("liver", [100, 100, 100, 500])), 0, pay(40, 0) / 2, 1, HALF, 1),
     "wholly outside": (said(("liver", [1100, 100, 1300, 500])), 0, 0, 0, 0, 0),
-    "partly outside: clipped": (said(("liver", [-100, 100, 300, 500])), 0.5, pay(20, 2 / 3) / 2, 1, near(2 / 3), 0.5),
-    "a duplicate": (said(("liver", LIVER), ("liver", LIVER)), 0.5, (1 + pay(200, -3 / 7)) / 2, 1, 1, 0.5),
-    "another label": (said(("kidney", LIVER)), 0, 0.5, 1, near(-1), 1),
-    "labels exchanged": (said(("spleen", LIVER), ("liver", SPLEEN)), 0, 1, 1, near(-3 / 7), 1),
-    "one of two": (said(("liver", LIVER)), ONE_HIT, 0.5, 1, 1, 1),
+    "partly outside: clipped": (said(("liver", [-100, 100, 300, 500])),
+                                0.5, pay(20, 2 / 3) / 2, 1, HALF, 0.5),
+    "a duplicate": (said(("liver", LIVER), ("liver", LIVER)), 0.5, (1 + pay(200, -3 / 7)) / 2, 1, HALF, 0.5),
+    "another label": (said(("kidney", LIVER)), 0, 0.5, 1, 0, 1),
+    "labels exchanged": (said(("spleen", LIVER), ("liver", SPLEEN)), 0, 1, 1, 1, 1),
+    "one of two": (said(("liver", LIVER)), ONE_HIT, 0.5, 1, HALF, 1),
     "three for two": (said(("liver", LIVER), ("spleen", SPLEEN), ("liver", [0, 800, 50, 900])),
-                      (2 / 3 + 4 / 5) / 2, 1, 1, (1 + 1 + near(-3100 / 4800)) / 3, 1),
+                      (2 / 3 + 4 / 5) / 2, 1, 1, 1, 1),
     "pixels for thousandths": (said(("liver", [2000, 1000, 6000, 5000])), 0, 0, 0, 0, 0),
 }  # fmt: skip
 NOTHING_IS_TRUE: dict[str, tuple[Any, float, float, float, float, float]] = {
@@ -112,7 +112,7 @@ REPORTS: dict[Any, tuple[float, float]] = {
 
 def rows_of(name: str) -> list[tuple[str, Any, dict[str, Any], float | None]]:
     """Return what, completion, columns and stated value of every case of a reward; the last one does not apply."""
-    box_rewards = ("box", "medmo_box", "presence", "pointing", "format")
+    box_rewards = ("box", "medmo_box", "presence", "label", "format")
     answer, report = SimpleNamespace(type="yesno", value="yes", choices=()), SimpleNamespace(type="report", value="")
     facts = (SimpleNamespace(finding="liver", status="present", side=None, site=None),)
     shared = {"answer": answer, "boxes": TWO, "facts": (), "image_size": SIZE, "profile": QWEN3_VL}
