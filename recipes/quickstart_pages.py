@@ -168,7 +168,7 @@ def sampling_table(outcome: "Outcome") -> Table:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Read the metric lines of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "step" in line and ("loss" in line or "reward" in line)]
+    return [line for line in lines if "event" not in line and ("loss" in line or "reward" in line)]
 
 
 def held_out_pictures(result: Evaluation) -> list[Picture]:
