@@ -1,9 +1,8 @@
 """What the quickstart shows: tables on the terminal, verdicts, pictures, and the report's page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from .evaluate import Evaluation, format_table, paired_gain
 from .report import Cell, Picture, Report, Table, Verdict
 from .training.config import RunConfig
 from .training.scoring import Prediction, Score
+from .training.summary import read_metrics
 
 if TYPE_CHECKING:
     from .quickstart import Outcome
@@ -122,7 +122,7 @@ def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed:
             score_table(outcome, "_shuffled", "Control: every question with another image"),
             sampling_table(outcome),
         ],
-        curves={stage: read_metrics(out / stage) for stage in configs},
+        curves={stage: read_metrics(out / stage / "metrics.jsonl")[0] for stage in configs},
         gallery=pictures,
         gallery_note="Solid green: true box. Dashed orange: predicted box, after reinforce, greedy decoding.",
         provenance=[
@@ -163,12 +163,6 @@ def sampling_table(outcome: "Outcome") -> Table:
         "judge reinforce by greedy decoding."
     )
     return Table("Sampled reward", note, header, [row])
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the metric lines of a run."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "event" not in line and ("loss" in line or "reward" in line)]
 
 
 def held_out_pictures(result: Evaluation) -> list[Picture]:
