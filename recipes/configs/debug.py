@@ -47,5 +47,5 @@ def debug_reinforce() -> RunConfig:
         data={"sources": {"sample:grounding": 1.0, "sample:vqa": 1.0}, "crops": True},
         train={"docs_per_step": 2, "micro_batch": 4, "out_dir": "runs/debug_reinforce"},
         rollout=Rollout(num_generations=4, max_new_tokens=12),
-        rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "presence": 2.0, "factuality": 1.0, "format": 0.5}),
+        rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "presence": 0.5, "factuality": 1.0, "format": 0.5}),
     )

@@ -156,5 +156,5 @@ def medmo_8b_reinforce() -> RunConfig:
         ),
         # Ours. [P] names label accuracy and box reward, weights unpublished, and [C] weighs its terms equally:
         # rewards.weights=label=1,medmo_box=1,format=1 is as near as the published text comes.
-        rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "presence": 2.0, "format": 0.2}),
+        rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "presence": 0.5, "format": 0.2}),
     )

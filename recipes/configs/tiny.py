@@ -7,7 +7,7 @@
 Own data, from random weights: `medmo train instruct --data my.jsonl`.
 """
 
-from ..training.config import Data, Model, Optim, Rewards, Rollout, RunConfig, Train
+from ..training.config import Data, Grpo, Model, Optim, Rewards, Rollout, RunConfig, Train
 
 PIXELS = 192 * 192  # 36 visual tokens
 
@@ -56,21 +56,22 @@ def tiny_instruct() -> RunConfig:
 def tiny_reinforce() -> RunConfig:
     """Reward boxes, answers and facts; all weights train, since with a frozen tower greedy boxes did not move.
 
-    Presence weighs most: a group scales its rewards by their deviation, so it counts only where some of the group's
-    completions see something and others do not. docs/box_reward_comparison.md compares box rewards in this run.
+    Each reward is scaled within its group before they are weighed: where a group disagrees on whether something is
+    there, presence would otherwise drown the boxes. docs/box_reward_comparison.md compares box rewards.
     """
     return tiny_align().change(
         stage="reinforce",
         name="tiny_reinforce",
         data={"sources": {"sample:grounding": 8.0, "sample:vqa": 1.0, "sample:report": 1.0}},
-        optim={"lr": 5e-5, "weight_decay": 0.0, "schedule": "constant"},
+        optim={"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant"},
         train={
-            "steps": 160,
+            "steps": 120,
             "docs_per_step": 8,
             "micro_batch": 64,
-            "save_every": 160,
+            "save_every": 120,
             "out_dir": "runs/tiny_reinforce",
         },
         rollout=Rollout(num_generations=8, max_new_tokens=48),
-        rewards=Rewards(weights={"box": 1.0, "presence": 2.0, "answer": 1.0, "factuality": 1.0, "format": 0.2}),
+        grpo=Grpo(normalise_components=True),
+        rewards=Rewards(weights={"box": 1.0, "presence": 0.5, "answer": 1.0, "factuality": 1.0, "format": 0.2}),
     )
