@@ -57,7 +57,6 @@ from .training.rollout import (
 )
 from .training.rollout_page import template, write_page
 from .training.run import Run, open_run
-from .training.sharding import whole_weights
 from .training.watch import BadStep, not_finite
 
 
@@ -193,11 +192,10 @@ def sample_groups(stage: Stage, count: int, step: int, phases: Phases) -> list[G
         run.skipped.record(len(numbers), faults)
     with phases("rollout_s"):
         try:
-            with whole_weights(kit.model):
-                if keeps_features(kit.model):
-                    per_pass = max(1, config.rollout.rows_per_pass // config.rollout.num_generations)
-                    prompts = encode_images(kit.model, prompts, per_pass=per_pass)
-                answers = sample_answers(stage.engine, prompts, config.rollout, seed=config.train.seed)
+            if keeps_features(kit.model):  # a frozen tower is whole on every process
+                per_pass = max(1, config.rollout.rows_per_pass // config.rollout.num_generations)
+                prompts = encode_images(kit.model, prompts, per_pass=per_pass)
+            answers = sample_answers(stage.engine, prompts, config.rollout, seed=config.train.seed)
             problem = None
         except FloatingPointError as error:
             answers, problem = [], str(error)

@@ -1,10 +1,10 @@
 """The box reward page says what the rewards pay, and repeats the published formula's figures."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
+import box_reward_page as page
 import pytest
 import torch
 
@@ -12,24 +12,10 @@ from medmo_core.boxes import Boxes
 from medmo_core.profile import CheckpointProfile
 from medmo_core.rewards import box_reward, medmo_box_reward
 
-PATH = Path(__file__).resolve().parents[2] / "tools/box_reward_page.py"
 PIXELS = CheckpointProfile(frame="pixel")
 
 
-def load_page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("box_reward_page", PATH)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def page() -> ModuleType:
-    return load_page()
-
-
-def test_the_page_is_up_to_date(page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.main(["--check"]) == 0
     stale = tmp_path / "box_reward.md"
     stale.write_text(page.PAGE.read_text(encoding="utf-8").replace("0.896", "0.986"), encoding="utf-8")
@@ -38,7 +24,7 @@ def test_the_page_is_up_to_date(page: ModuleType, tmp_path: Path, monkeypatch: p
     assert page.PLOT.stat().st_size > 10_000
 
 
-def test_published_figures(page: ModuleType) -> None:
+def test_published_figures() -> None:
     """The table derived from the paper's formula, for squares of 200, 50 and 10 px in an image of 1024 px."""
     expected = {
         "IoU 0.5": (0.896, 0.920, 0.927),
@@ -70,7 +56,7 @@ REWARDS: list[tuple[int, Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("row", "reward", "options"), REWARDS)
-def test_rows_are_what_the_rewards_pay(page: ModuleType, row: int, reward: Any, options: dict[str, Any]) -> None:
+def test_rows_are_what_the_rewards_pay(row: int, reward: Any, options: dict[str, Any]) -> None:
     """For every case inside the image, from text to score."""
     size = (int(page.IMAGE), int(page.IMAGE))
     cases = [make(side) for side in page.SIZES for make in page.GEOMETRY.values()] + list(page.COUNTS.values())
@@ -93,12 +79,12 @@ def test_rows_are_what_the_rewards_pay(page: ModuleType, row: int, reward: Any, 
     assert paid == pytest.approx([list(page.VARIANTS.values())[row](found) for found in cases], abs=1e-9)
 
 
-def test_every_row_of_ours_is_compared(page: ModuleType) -> None:
+def test_every_row_of_ours_is_compared() -> None:
     others = [row for row, name in enumerate(page.VARIANTS) if "box" not in name]
     assert sorted({row for row, _, _ in REWARDS} | set(others)) == list(range(len(page.VARIANTS)))
 
 
-def test_others_formulas_on_hand_computed_cases(page: ModuleType) -> None:
+def test_others_formulas_on_hand_computed_cases() -> None:
     two_on_one = page.case([(0, 0, 10, 10), (0, 0, 10, 5)], [(0, 0, 10, 10)])
     assert page.mean_iou(two_on_one) == pytest.approx(0.75)
     assert page.best_iou_f1(two_on_one) == pytest.approx(2 * 0.75 * 1 / 1.75)
@@ -107,7 +93,7 @@ def test_others_formulas_on_hand_computed_cases(page: ModuleType) -> None:
     assert page.three_tests(near) == pytest.approx(1 / 3)
 
 
-def test_the_plot_is_drawn(page: ModuleType, tmp_path: Path) -> None:
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page.draw(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

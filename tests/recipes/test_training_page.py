@@ -1,13 +1,12 @@
 """docs/training.md and docs/two_nodes.md say what is: launch lines, settings, the table, the columns of the log."""
 
-import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import recipe_table
 
 from medmo_recipes import instruct
 from medmo_recipes.configs import CONFIGS
@@ -26,21 +25,11 @@ def commands() -> list[str]:
     return list(dict.fromkeys(line for text in texts for line in COMMAND.findall(text)))
 
 
-def recipe_table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipe_table", ROOT / "tools/recipe_table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    __import__("sys").modules["recipe_table"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_there_are_launch_lines_for_every_recipe_and_number_of_gpus() -> None:
-    table = recipe_table()
     assert {name for name in CONFIGS if re.fullmatch(r"medmo_[48]b_(align|instruct|instruct_highres)", name)} == set(
-        table.RECIPES
+        recipe_table.RECIPES
     )
-    for name in table.RECIPES:
+    for name in recipe_table.RECIPES:
         found = [line for line in commands() if f"--config {name} " in f"{line} "]
         shapes = {re.sub(r" -m .*", "", line) for line in found}
         assert any("--nproc-per-node 1" in shape for shape in shapes)
@@ -82,17 +71,15 @@ def test_every_setting_named_exists_and_takes_the_value() -> None:
 
 
 def test_the_table_is_what_the_estimates_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = recipe_table()
-    assert table.main([]) == 0
-    monkeypatch.setattr(table, "MFU", 0.5)
-    assert table.main([]) == 1
+    assert recipe_table.main([]) == 0
+    monkeypatch.setattr(recipe_table, "MFU", 0.5)
+    assert recipe_table.main([]) == 1
 
 
 def test_8b_fits_one_gpu_of_141_gb_and_4b_one_of_80() -> None:
-    table = recipe_table()
-    for name in table.RECIPES:
+    for name in recipe_table.RECIPES:
         limit = 80 if "_4b_" in name else 141
-        assert table.estimate_variant(table.Variant(name, 1)).gigabytes < 0.9 * limit
+        assert recipe_table.estimate_variant(recipe_table.Variant(name, 1)).gigabytes < 0.9 * limit
 
 
 def test_every_column_of_the_log_is_explained(tmp_path: Path) -> None:
