@@ -17,17 +17,17 @@ class Timing:
     """Durations of one way, in microseconds.
 
     Attributes:
-        median_us: middle of all repeats.
+        samples_us: each of them, in the order taken.
+        median_us: middle of them.
         p20_us: a fifth of them were faster.
         p80_us: a fifth of them were slower.
-        repeats: how many.
         peak_bytes: most memory allocated on the GPU beyond what stood there before; 0 on the CPU.
     """
 
+    samples_us: tuple[float, ...]
     median_us: float
     p20_us: float
     p80_us: float
-    repeats: int
     peak_bytes: int
 
 
@@ -93,18 +93,4 @@ def _peak(way: Callable[[], object], device: torch.device) -> int:
 def _summary(values: list[float], peak_bytes: int) -> Timing:
     ordered = sorted(values)
     fifth = max(0, round(0.2 * (len(ordered) - 1)))
-    return Timing(statistics.median(ordered), ordered[fifth], ordered[-1 - fifth], len(ordered), peak_bytes)
-
-
-def ceilings(device: torch.device) -> dict[str, float]:
-    """Measure the best rates here: bytes copied (read plus written) and operations of matrix products, per second."""
-    size = 2**30 if device.type == "cuda" else 2**26
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    edge, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
-    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
-    times = time_ways({"copy": lambda: target.copy_(source), "matmul": lambda: a @ b}, device, repeats=20, budget_s=3)
-    return {
-        "copy_bytes_per_s": 2 * size / (times["copy"].p20_us * 1e-6),
-        "matmul_flops_per_s": 2 * edge**3 / (times["matmul"].p20_us * 1e-6),
-    }
+    return Timing(tuple(values), statistics.median(ordered), ordered[fifth], ordered[-1 - fifth], peak_bytes)

@@ -1,0 +1,140 @@
+"""pytest-benchmark as the collector of the suite: each way of each comparison is one of its entries.
+
+    python -m benchmarks                       # the whole suite on this machine, results under benchmarks/results
+    python -m pytest benchmarks/bench_kernels.py -k patch_embed      # a part of it, the same files
+
+A comparison is measured when the first of its entries is asked for, all ways interleaved by `timing.time_ways`; the
+entries then hand those durations to pytest-benchmark, whose table and comparison therefore work as ever. The result
+file is written after each comparison, so that a stopped run loses nothing.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import schema
+from .machine import ceilings, default_device, describe, folder_name
+from .schema import Result, Row
+from .suite import Comparison, measure
+
+RESULTS = Path(__file__).with_name("results")
+SHORT_SECONDS = 0.02
+"""Of timing per comparison in the short form: three rounds, whatever they take."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the suite's options."""
+    group = parser.getgroup("medmo benchmarks")
+    group.addoption("--out", type=Path, help="result file; default benchmarks/results/DEVICE/DATE-COMMIT.json")
+    group.addoption("--short", action="store_true", help="smallest cases, few repeats: shows that it runs, no more")
+    group.addoption("--budget-s", type=float, default=float("inf"), help="no comparison is begun after so many seconds")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Ask a benchmark file for its comparisons; one entry for each way and direction."""
+    if "row" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    module: Any = metafunc.module
+    found: list[Comparison] = module.comparisons(default_device(), short=config.getoption("--short"))
+    entries = [
+        pytest.param((comparison, way.name, direction), id=f"{comparison.name}-{direction}-{way.name}")
+        for comparison in found
+        for direction in comparison.directions
+        for way in comparison.ways
+    ]
+    metafunc.parametrize("row", entries, indirect=True)
+
+
+@dataclass
+class Run:
+    """The run so far, and its file."""
+
+    path: Path
+    result: Result
+    device: torch.device
+    budget_s: float
+    began: float = field(default_factory=time.perf_counter)
+    measured: dict[str, list[Row]] = field(default_factory=dict)
+
+    def rows_of(self, comparison: Comparison) -> list[Row]:
+        """Measure a comparison unless it was, and store its rows in place of older ones of its kind."""
+        key = f"{comparison.level} {comparison.name} {comparison.dtype}"
+        if key not in self.measured:
+            if time.perf_counter() - self.began > self.budget_s:
+                left_out = (*self.result.left_out, comparison.name)
+                self.result = replace(self.result, left_out=tuple(dict.fromkeys(left_out)))
+                self.measured[key] = []
+            else:
+                self.measured[key] = measure(comparison, self.device)
+                places = {row.place for row in self.measured[key]}
+                kept = (row for row in self.result.rows if row.place not in places)
+                self.result = replace(self.result, rows=(*kept, *self.measured[key]))
+            schema.write(self.result, self.path)
+        return self.measured[key]
+
+
+@pytest.fixture(scope="session")
+def run(pytestconfig: pytest.Config) -> Run:
+    """Open the result file: a new one, or that of an earlier part of the same run."""
+    device, short = default_device(), pytestconfig.getoption("--short")
+    machine, best = describe(device), ceilings(device)
+    named = f"{machine.date[:10]}-{machine.commit}{'-changed' if machine.changed else ''}{'-short' if short else ''}"
+    path = pytestconfig.getoption("--out") or RESULTS / folder_name(machine) / f"{named}.json"
+    result = Result(machine, short, best)
+    if path.exists():
+        before = schema.read(path)
+        if replace(before.machine, date=machine.date) != machine or before.short != short:
+            raise pytest.UsageError(f"{path} is of another machine, commit or form: name another file with --out")
+        highest = {name: max(rate, before.ceilings.get(name, 0.0)) for name, rate in best.items()}
+        result = replace(before, ceilings=highest)
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in result.ceilings.items())
+    print(f"\n{machine.device}, commit {machine.commit}, {rates}\nresults: {path}", flush=True)
+    return Run(path, result, device, float(pytestconfig.getoption("--budget-s")))
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest, run: Run) -> Iterator[Row]:
+    """Return the row of one entry; skips where the way cannot run here, fails where it is wrong."""
+    comparison, way, direction = request.param
+    if run.result.short:
+        comparison = replace(comparison, seconds=SHORT_SECONDS, repeats=3)
+    rows = run.rows_of(comparison)
+    if not rows:
+        pytest.skip("no time left")
+    found = next((row for row in rows if (row.way, row.direction) == (way, direction)), None)
+    if found is None:
+        pytest.skip(f"{way} has no {direction}")
+    if found.status == "absent":
+        pytest.skip(found.reason)
+    if found.status == "wrong":
+        pytest.fail(f"{way}: {found.reason}", pytrace=False)
+    request.node.add_marker(pytest.mark.benchmark(timer=Replay(found.samples_us), group=" / ".join(found.place)))
+    yield found
+
+
+class Replay:
+    """A clock that says again the durations taken by our own timer, which interleaves the ways."""
+
+    def __init__(self, samples_us: tuple[float, ...]) -> None:
+        self.readings = iter([t for sample in samples_us for t in (0.0, 1e-6 * sample)])
+
+    def __call__(self) -> float:
+        """Return the next reading, in seconds: a start, its end, the next start."""
+        return next(self.readings)
+
+
+@pytest.fixture
+def collect(row: Row, request: pytest.FixtureRequest) -> Row:
+    """Hand the row to pytest-benchmark, percentiles and what was counted as extra information."""
+    benchmark = request.getfixturevalue("benchmark")  # only now: its clock is the row's
+    benchmark.pedantic(lambda: None, rounds=len(row.samples_us))
+    counted = ("p20_us", "p80_us", "peak_bytes", "bytes", "flops", "items", "unit", "role")
+    benchmark.extra_info.update({name: getattr(row, name) for name in counted})
+    benchmark.extra_info["error"] = row.checked.error if row.checked else None
+    return row
