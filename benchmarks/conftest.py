@@ -74,7 +74,8 @@ class Run:
                 self.measured[key] = measure(comparison, self.device)
                 places = {row.place for row in self.measured[key]}
                 kept = (row for row in self.result.rows if row.place not in places)
-                self.result = replace(self.result, rows=(*kept, *self.measured[key]))
+                left_out = tuple(name for name in self.result.left_out if name != comparison.name)
+                self.result = replace(self.result, rows=(*kept, *self.measured[key]), left_out=left_out)
             schema.write(self.result, self.path)
         return self.measured[key]
 

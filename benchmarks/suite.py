@@ -79,7 +79,7 @@ class Comparison:
         directions: what each way can be asked for; a way may lack some.
         ways: ours among them.
         work: direction -> what a call must do.
-        seconds: to spend on timing.
+        seconds: to spend on timing each way, all directions together.
         repeats: rounds at the most.
         apart: the ways do not fit beside one another: each is built, timed and dropped before the next, ours first and
             once more at the end: its two figures show what the machine did meanwhile.
@@ -125,34 +125,43 @@ def measure(comparison: Comparison, device: torch.device) -> list[Row]:
     if comparison.apart:
         groups = [[way] for way in present]
         groups += [[_again(way)] for way in present if way.role == OURS]
+    seconds = comparison.seconds / len(groups)
     for ways in groups:
-        ready: dict[str, Ready] = {}
-        for way in ways:
-            try:
-                made = way.build()
-            except (NotImplementedError, torch.OutOfMemoryError) as error:
-                rows += _without_figure(comparison, way, "absent", f"cannot: {_first_line(error)}")
-                continue
-            except Exception as error:
-                traceback.print_exc()
-                rows += _without_figure(comparison, way, "wrong", f"{type(error).__name__}: {_first_line(error)}")
-                continue
-            if not made.checked.passed:
-                off = f"off by {made.checked.error:.3g} from {made.checked.against}, allowed {made.checked.bound:.3g}"
-                rows += _without_figure(comparison, way, "wrong", off)
-                continue
-            ready[way.name] = made
-        for direction in comparison.directions:
-            calls = {name: made.calls[direction] for name, made in ready.items() if direction in made.calls}
-            seconds = comparison.seconds / len(groups) / len(comparison.directions) * max(1, len(calls))
-            times = time_ways(calls, device, repeats=comparison.repeats, budget_s=seconds)
-            for way in ways:
-                if way.name in times:
-                    rows.append(_timed(comparison, way, direction, ready[way.name].checked, times[way.name]))
-        ready.clear()
+        rows += _measure_together(comparison, ways, device, seconds)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    return rows
+
+
+def _measure_together(
+    comparison: Comparison, ways: Sequence[Way], device: torch.device, seconds: float
+) -> list[Row]:
+    """Build, check and time ways side by side; nothing of them is left afterwards."""
+    rows: list[Row] = []
+    ready: dict[str, Ready] = {}
+    for way in ways:
+        try:
+            made = way.build()
+        except (NotImplementedError, torch.OutOfMemoryError) as error:
+            rows += _without_figure(comparison, way, "absent", f"cannot: {_first_line(error)}")
+            continue
+        except Exception as error:
+            traceback.print_exc()
+            rows += _without_figure(comparison, way, "wrong", f"{type(error).__name__}: {_first_line(error)}")
+            continue
+        if made.checked.passed:
+            ready[way.name] = made
+            continue
+        off = f"off by {made.checked.error:.3g} from {made.checked.against}, allowed {made.checked.bound:.3g}"
+        rows += _without_figure(comparison, way, "wrong", off)
+    for direction in comparison.directions:
+        calls = {name: made.calls[direction] for name, made in ready.items() if direction in made.calls}
+        budget_s = seconds / len(comparison.directions) * len(calls)
+        times = time_ways(calls, device, repeats=comparison.repeats, budget_s=budget_s)
+        for way in ways:
+            if way.name in times:
+                rows.append(_timed(comparison, way, direction, ready[way.name].checked, times[way.name]))
     return rows
 
 
