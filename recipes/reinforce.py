@@ -42,6 +42,7 @@ from .training.launch import launch
 from .training.meter import Meter, Tally
 from .training.phases import Phases
 from .training.policy_figures import Update, step_figures
+from .training.profiling import profiled
 from .training.reference import Reference, make_reference
 from .training.reward_log import answer_figures, figures, log_histograms
 from .training.reward_set import RewardSet
@@ -113,10 +114,11 @@ class Stage:
 
 def fit_policy(stage: Stage) -> bool:
     """Sample and update from the run's first step to train.steps; returns False when asked to stop, after saving."""
-    run = stage.run
+    run, train = stage.run, stage.run.config.train
     try:
-        for step in range(run.start_step, run.config.train.steps):
-            take_step(stage, step)
+        for step in range(run.start_step, train.steps):
+            with profiled(Path(train.out_dir) / "profile", run.world, wanted=step + 1 == train.profile_step):
+                take_step(stage, step)
             if run.close_step(step, shared=stage.state()):
                 summarise(run, stage.meter)
                 return False

@@ -173,13 +173,15 @@ class Train(Section):
     pack_buffer: int = 512
     """Documents waiting to be packed, where tokens_per_batch is set."""
     z_loss: float = 0.0
-    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)."""
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting (1e-4 is usual). In
+    align and instruct."""
     log_every: int = 1
     """Steps between metric lines."""
     save_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     eval_every: int = 0
-    """Steps between measurements of the loss on `eval_split`, a new best of which is saved; 0 = never."""
+    """Steps between measurements of the loss on `eval_split`, a new best of which is saved; 0 = never. In align and
+    instruct."""
     eval_docs: int = 32
     """Documents in such a measurement, the same ones every time."""
     eval_split: str = "val"
@@ -216,6 +218,7 @@ class Train(Section):
         for name in ("eval_every", "keep_checkpoints", "keep_every", "export_every",
                      "profile_step", "num_threads", "seed", "z_loss", "spike_ratio"):  # fmt: skip
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        require(self.profile_step <= self.steps, "train.profile_step", self.profile_step, f"one of {self.steps} steps")
         budget = self.tokens_per_batch
         require(budget is None or budget > 0, "train.tokens_per_batch", budget, "1 or more, or none")
 
@@ -304,6 +307,9 @@ class RunConfig(Section):
             for name, off in (("top_p", 1.0), ("top_k", 0)):
                 value = getattr(self.rollout, name)
                 require(value == off, f"rollout.{name}", value, f"{off}: training knows no truncated distribution")
+            for name in ("eval_every", "z_loss", "spike_ratio"):
+                value = getattr(self.train, name)
+                require(value == 0, f"train.{name}", value, "0: align and instruct alone have it")
             overlong, longest = self.grpo.overlong_tokens, self.rollout.max_new_tokens
             require(overlong < longest, "grpo.overlong_tokens", overlong, f"less than rollout.max_new_tokens={longest}")
 

@@ -17,7 +17,6 @@ from medmo_core.batch import Batch
 from medmo_core.data.record import Sample
 from medmo_core.losses import TokenLosses
 
-from .config import ConfigError
 from .data import Loader
 from .distributed import reshard, sum_gradients
 from .flops import UsefulFlops, Work
@@ -156,11 +155,8 @@ def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None
 
     Raises:
         BadStep: a loss that is no number, or a spike; no weight has changed.
-        ConfigError: train.profile_step is past the end.
     """
     train = run.config.train
-    if train.profile_step > train.steps:
-        raise ConfigError(f"train.profile_step={train.profile_step}: expected one of the run's {train.steps} steps")
     fixed = None
     if held_out is not None:
         with run.world.together("making the held-out batches"):

@@ -19,7 +19,7 @@ from medmo_core.rewards import REWARDS
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.build import load_kit
-from medmo_recipes.training.config import RunConfig
+from medmo_recipes.training.config import ConfigError, RunConfig
 from medmo_recipes.training.distributed import ProcessFailed
 from medmo_recipes.training.optim import Optimizer
 from medmo_recipes.training.reward_call import RewardError
@@ -186,6 +186,18 @@ def test_several_updates_leave_the_sampler_behind_and_resume(own_data: Path) -> 
     assert reinforce.run(parts.change(train={"steps": 2, "resume": True}))
     resumed = final(parts)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in final(whole).items())
+
+
+def test_one_step_is_profiled_on_request(own_data: Path) -> None:
+    run = config(own_data, "run", train={"steps": 1, "profile_step": 1})
+    assert reinforce.run(run)
+    assert "aten::mm" in (Path(run.train.out_dir) / "profile/top_ops.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["eval_every", "z_loss", "spike_ratio"])
+def test_what_this_stage_lacks_is_refused(own_data: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"train.{name} = 1.*align and instruct alone"):
+        config(own_data, "run", train={name: 1})
 
 
 def test_nothing_to_compare_changes_nothing(own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
