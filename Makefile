@@ -1,6 +1,8 @@
 # Two commands start from a machine that has only Python 3.11+ and make:
 #   make quickstart    three stages, evaluation and a report on embedded real images
 #   make test          the whole test suite
+# Speed:
+#   make bench         time all that this machine can run beside its peers, then write benchmarks/RESULTS.md; minutes
 # For those who change kernels (no GPU needed):
 #   make kernels         compile every shipped kernel for sm_80, sm_90 and sm_100, rewrite the tables in kernels/README.md
 #   make kernels-oldest  the same compilation under the oldest supported Triton
@@ -9,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install quickstart test native kernels kernels-oldest lint clean
+.PHONY: install quickstart test bench native kernels kernels-oldest lint clean
 
 install: $(STAMP)
 
@@ -30,6 +32,11 @@ quickstart: $(STAMP)
 # Two workers of one thread each: two threads in each would wait for one another.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Wants a quiet machine. A way that is wrong, a peer's too, fails the first command; what was measured is stored.
+# The page is written where a way was wrong too: it says so.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks; status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
 native: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cmake ninja

@@ -1,234 +1,224 @@
-"""Time every op against its reference and its peers on this machine, in one process, and write JSON and Markdown.
+"""Every op of every room beside its definition and its peers: real sizes in bf16 on a GPU, small ones in fp32 on a CPU.
 
-    python -m benchmarks.bench_kernels --out results      # on a GPU real shapes in bf16, on a CPU small ones in fp32
-    python -m benchmarks.bench_kernels --out results --rooms giou --budget-s 60
-
-Every room's `cases.py` supplies the shapes. A way is timed only after its values were compared with the float64
-reference in the same run; one that is wrong is reported as wrong and has no time. Peers that are not installed are
-listed with the reason. Results are written after every op, so that stopping early loses nothing.
+The rooms' `cases.py` supply ops and sizes. Forward is timed without a graph, backward over a graph that is kept, both
+with one that is made anew. Work is what the op must do, whoever does it: bytes and operations counted by the room.
 """
 
-import argparse
-import datetime
 import importlib
-import json
-import platform
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import medmo_kernels
-from medmo_core.doctor import version_of
 from medmo_kernels import verify
 from medmo_kernels.spec import Arguments, OpSpec
 
-from .peers import PEERS, Peer
-from .timing import Timing, ceilings, time_ways
+from .peers import EXACT, PEERS, Peer
+from .peers.peer import compiled
+from .schema import Check, Role, Row
+from .shared import Shared
+from .suite import OURS, Comparison, Ready, Way, Work
+from .tables import back_end_ways
 
-PACKAGES = ("torch", "triton", "liger-kernel", "xformers", "transformers", "torchao", "scipy", "numpy")
-PEER_FACTOR = 16.0
+ORDER = ("patch_embed", "attention", "box_reward", "qk_norm_rope", "decode_attention", "box_match", "projector")
+"""Ops whose first cases come first, the most telling of them before the others: a run may be stopped early."""
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
+PEER_BOUND = 16.0
 """A peer may round more often than we do: its error may be so many times the bound that ours must keep to."""
+SECONDS = {"cuda": 0.8, "cpu": 0.4}
+"""Of timing for each way of a case, all directions together."""
 
 
-def specs(rooms: Sequence[str]) -> Iterator[OpSpec]:
-    """Yield the specs of the named rooms; none named: of all."""
-    for path in sorted(Path(medmo_kernels.__path__[0]).glob("*/cases.py")):
-        if not rooms or path.parent.name in rooms:
-            yield from importlib.import_module(f"medmo_kernels.{path.parent.name}.cases").SPECS
+def specs() -> list[OpSpec]:
+    """Return the ops of every room, those of `ORDER` first."""
+    rooms = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob("*/cases.py"))
+    found = [spec for room in rooms for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS]
+    return sorted(found, key=lambda spec: ORDER.index(spec.name) if spec.name in ORDER else len(ORDER))
 
 
-def shapes(spec: OpSpec, device: torch.device) -> dict[str, tuple[Any, torch.dtype]]:
-    """Return the sizes worth timing here, with their dtype."""
+def comparisons(device: torch.device, *, short: bool) -> list[Comparison]:
+    """Return the comparisons for this machine: the first case of every op, then the second of every op, and so on."""
+    by_op = [comparisons_of(spec, device) for spec in specs()]
+    if short:
+        by_op = [cases[:1] for cases in by_op]
+    rounds = itertools.zip_longest(*by_op)
+    return [comparison for cases in rounds for comparison in cases if comparison is not None]
+
+
+def comparisons_of(spec: OpSpec, device: torch.device) -> list[Comparison]:
+    """Return the comparisons of one op."""
     if device.type == "cuda":
         dtype = torch.bfloat16 if torch.bfloat16 in spec.tolerance else torch.float32
-        return {name: (size, dtype) for name, size in spec.benchmark_sizes.items()}
-    dtype = next(dtype for dtype in (torch.float32, torch.float64) if dtype in spec.tolerance)
-    return {name: (size, dtype) for name, size in (spec.kernel_sizes or spec.sizes).items()}
+        return [comparison_of(spec, case, size, dtype, device) for case, size in spec.benchmark_sizes.items()]
+    return [comparison_of(spec, case, size, torch.float32, device) for case, size in spec.cpu_sizes.items()]
 
 
-def ways_of(spec: OpSpec, device: torch.device) -> tuple[dict[str, Peer], dict[str, str]]:
-    """Return the ways to time, ours first, and why others are absent."""
-    found = {"ours": Peer(spec.function)}
-    absent: dict[str, str] = {}
-    if not spec.slow_reference:
-        found["reference"] = Peer(spec.reference)
-        if device.type == "cuda":
-            found["compiled reference"] = Peer(torch.compile(spec.reference, dynamic=False))
-    for name, peer in PEERS.get(spec.name, {}).items():
-        refusal = peer.refusal(device)
-        if refusal:
-            absent[name] = refusal
-        else:
-            found[name] = peer
-    return found, absent
+def comparison_of(spec: OpSpec, case: str, size: Any, dtype: torch.dtype, device: torch.device) -> Comparison:
+    """Return all ways of one op at one size."""
+    work: dict[str, Work] = {}
 
+    def make() -> Inputs:
+        made = Inputs.of(spec, size, dtype, device)
+        work.update(work_of(spec, made.timed))  # counted late: a listing makes no tensors
+        return made
 
-def tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of an op's result."""
-    if isinstance(result, Tensor):
-        return [result]
-    return [part for part in result if isinstance(part, Tensor)]
+    inputs = Shared(make)
 
+    def way(name: str, peer: Peer, role: Role = "peer", absent: str = "") -> Way:
+        bound = PEER_BOUND if role == "peer" else 1.0
+        return Way(name, lambda: ready(spec, peer, inputs(), bound), role, absent or peer.refusal(device))
 
-def forward_of(way: Peer, arguments: Arguments) -> Callable[[], object]:
-    """Return a call that runs forward, what the way needs prepared beforehand."""
-    prepared = way.prepare(arguments)
-
-    def call() -> object:
-        with torch.no_grad():
-            return way.function(**prepared)
-
-    return call
-
-
-def backward_of(spec: OpSpec, way: Peer, arguments: Arguments) -> Callable[[], object]:
-    """Return a call that runs forward and backward."""
-    leaves = dict(arguments)
-    for name in spec.differentiable:
-        if isinstance(leaves.get(name), Tensor):
-            leaves[name] = leaves[name].detach().requires_grad_()
-    learned = [leaves[name] for name in spec.differentiable if isinstance(leaves.get(name), Tensor)]
-    prepared = way.prepare(leaves)
-
-    def call() -> object:
-        outputs = [out for out in tensors(way.function(**prepared)) if out.requires_grad]
-        return torch.autograd.grad(outputs, learned, [torch.ones_like(out) for out in outputs], allow_unused=True)
-
-    return call
-
-
-def compared_with_truth(
-    spec: OpSpec, arguments: Arguments, function: Callable[..., Any], dtype: torch.dtype, device: torch.device
-) -> list[verify.Comparison]:
-    """Compare a way with the float64 reference here, or at the test sizes where that would take minutes."""
-    if not spec.slow_reference:
-        return verify.compare(spec, arguments, function)
-    cases = [verify.arguments_of(spec, size, dtype, device) for size in spec.sizes.values()]
-    return [comparison for case in cases for comparison in verify.compare(spec, case, function)]
-
-
-def bench_size(
-    spec: OpSpec, size: str, what: Any, dtype: torch.dtype, device: torch.device, budget_s: float
-) -> list[dict[str, Any]]:
-    """Compare and time every way of one op at one size."""
-    arguments = verify.arguments_of(spec, what, dtype, device)
-    found, absent = ways_of(spec, device)
-    base = {"op": spec.name, "size": size, "dtype": str(dtype).removeprefix("torch.")}
-    rows = [{**base, "provider": name, "direction": "", "absent": reason} for name, reason in absent.items()]
-    forward: dict[str, Callable[[], object]] = {}
-    both: dict[str, Callable[[], object]] = {}
-    for name, way in found.items():
-
-        def function(way: Peer = way, **given: Any) -> Any:
-            return way.function(**way.prepare(given))
-
-        try:
-            compared = compared_with_truth(spec, arguments, function, dtype, device)
-            factor = 1.0 if name == "ours" else PEER_FACTOR
-            wrong = [str(c) for c in compared if not c.error <= factor * c.bound]
-        except Exception as error:  # a peer that cannot run a shape is reported, ours too
-            wrong = [f"{type(error).__name__}: {error}".splitlines()[0]]
-        if wrong:
-            rows.append({**base, "provider": name, "direction": "", "wrong": "; ".join(wrong)})
-            continue
-        forward[name] = forward_of(way, arguments)
-        if spec.differentiable:
-            both[name] = backward_of(spec, way, arguments)
-    counted = {"bytes": spec.num_bytes(arguments), "flops": spec.num_flops(arguments)}
-    for direction, ways in (("forward", forward), ("forward and backward", both)):
-        for call in ways.values():
-            call()
-        for name, timing in time_ways(ways, device, budget_s=budget_s).items():
-            rows.append({**base, "provider": name, "direction": direction, **counted, **_numbers(timing)})
-    return rows
-
-
-def _numbers(timing: Timing) -> dict[str, Any]:
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in vars(timing).items()}
-
-
-def header(device: torch.device) -> dict[str, Any]:
-    """Say where and with what the figures were taken."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "device": name,
-        "cuda": device.type == "cuda",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
-        "versions": {package: version_of(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "cuda_version": torch.version.cuda,
-        "ceilings": ceilings(device),
-    }
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Return the results as a page: per op and size, microseconds and the ratio of ours to each other way."""
-    top = result["ceilings"]
-    versions = ", ".join(f"{name} {version or 'absent'}" for name, version in result["versions"].items())
-    lines = [
-        f"# Kernels on {result['device']}",
-        "",
-        f"{result['date']}, commit {result['commit']}. {versions}.",
-        f"Ceilings in this run: copy {top['copy_bytes_per_s'] / 1e12:.3f} TB/s, products "
-        f"{top['matmul_flops_per_s'] / 1e12:.2f} TFLOP/s. Ratio: the other's median over ours, above 1 we are faster.",
-        "",
-        "| op | size | direction | provider | median us | 20 % | 80 % | ratio | GB/s | TFLOP/s | peak MB |",
-        "|---" * 11 + "|",
+    untimed = ""
+    if spec.slow_reference:
+        untimed = "a loop in Python: compared with, not timed"
+    elif spec.checked_size(size) != size:
+        untimed = "does not fit at this size: compared with at a smaller one, not timed"
+    ours = way(OURS, Peer(spec.function), "ours")
+    ways = [
+        ours,
+        way("reference", Peer(spec.reference), "reference", untimed),
+        way("reference, compiled", Peer(compiled(spec.reference), cuda=True), "peer", untimed),
+        *(way(name, peer) for name, peer in PEERS.get(spec.name, {}).items()),
+        *back_end_ways(spec, ours, device),
     ]
-    ours = {(r["op"], r["size"], r["direction"]): r["median_us"] for r in result["timings"]
-            if r["provider"] == "ours" and "median_us" in r}  # fmt: skip
-    for row in result["timings"]:
-        place = f"| `{row['op']}` | {row['size']} | {row['direction']} | {row['provider']} | "
-        if "median_us" not in row:
-            verdict = f"absent: {row['absent']}" if "absent" in row else f"WRONG: {row['wrong']}"
-            lines.append(f"{place}{verdict} |" + " |" * 6)
-            continue
-        seconds = row["median_us"] * 1e-6
-        own = ours.get((row["op"], row["size"], row["direction"]))
-        ratio = f"{row['median_us'] / own:.2f}" if own and row["provider"] != "ours" else ""
-        rates = f"{row['bytes'] / seconds / 1e9:.1f} | {row['flops'] / seconds / 1e12:.3f}"
-        if row["direction"] != "forward":
-            rates = " | "  # bytes and operations are counted for the forward pass
-        lines.append(f"{place}{row['median_us']:.1f} | {row['p20_us']:.1f} | {row['p80_us']:.1f} | {ratio} | {rates} | "
-                     f"{row['peak_bytes'] / 1e6:.1f} |")  # fmt: skip
-    return "\n".join([*lines, "", "research use only", ""])
+    directions = (FORWARD, BACKWARD, BOTH) if spec.differentiable else (FORWARD,)
+    name = str(dtype).removeprefix("torch.")
+    return Comparison("kernels", spec.name, case, name, directions, ways, work, SECONDS[device.type])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns 1 where our own result was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for kernels.json and kernels.md")
-    parser.add_argument("--rooms", nargs="*", default=[])
-    parser.add_argument("--budget-s", type=float, default=300.0, help="no new size is begun after so many seconds")
-    parser.add_argument("--seconds-per-size", type=float, default=1.5)
-    arguments = parser.parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    began = time.perf_counter()
-    result = {**header(device), "timings": [], "left_out": []}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    tasks = [(spec, name, *what) for spec in specs(arguments.rooms) for name, what in shapes(spec, device).items()]
-    for number, (spec, name, what, dtype) in enumerate(tasks, 1):
-        spent = time.perf_counter() - began
-        if spent > arguments.budget_s:
-            result["left_out"].append(f"{spec.name}, {name}: no time left")
-            continue
-        print(f"[{number}/{len(tasks)}, {spent:.0f} s] {spec.name}, {name}", flush=True)
-        result["timings"] += bench_size(spec, name, what, dtype, device, arguments.seconds_per_size)
-        (arguments.out / "kernels.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (arguments.out / "kernels.md").write_text(markdown(result), encoding="utf-8")
-    wrong = [row for row in result["timings"] if row["provider"] == "ours" and "wrong" in row]
-    for row in wrong:
-        print(f"WRONG: {row['op']}, {row['size']}: {row['wrong']}")
-    print(f"{len(result['timings'])} rows in {arguments.out}/kernels.md; {len(wrong)} wrong; "
-          f"{len(result['left_out'])} sizes left out")  # fmt: skip
-    return 1 if wrong else 0
+def work_of(spec: OpSpec, arguments: Arguments) -> dict[str, Work]:
+    """Count what each direction must do; both together only where backward alone is counted."""
+    forward = Work(spec.num_bytes(arguments), spec.num_flops(arguments))
+    backward = Work(spec.num_backward_bytes(arguments), spec.num_backward_flops(arguments))
+    both = Work(
+        forward.bytes + backward.bytes if backward.bytes else 0.0,
+        forward.flops + backward.flops if backward.flops else 0.0,
+    )
+    return {FORWARD: forward, BACKWARD: backward, BOTH: both}
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+# --- the truth -------------------------------------------------------------------------------------------------------
+
+
+def judge_of(spec: OpSpec) -> OpSpec | None:
+    """Return the spec whose reference judges at sizes worth timing; None: a loop in Python without a stand-in here."""
+    if not spec.slow_reference:
+        return spec
+    exact = EXACT.get(spec.name)
+    return None if exact is None or exact.refusal(torch.device("cpu")) else replace(spec, reference=exact)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the ways of a comparison share.
+
+    Attributes:
+        timed: arguments that are timed.
+        compared: arguments at which results are compared; the same, or those of a smaller case of the same kind.
+        truth: what the judge says there; None: there is no judge.
+    """
+
+    timed: Arguments
+    compared: Arguments
+    truth: verify.Truth | None
+
+    @classmethod
+    def of(cls, spec: OpSpec, size: Any, dtype: torch.dtype, device: torch.device) -> "Inputs":
+        """Make them; what was compiled for other comparisons is forgotten: past a few shapes torch compiles no more."""
+        if device.type == "cuda":
+            torch.compiler.reset()
+        timed = verify.arguments_of(spec, size, dtype, device)
+        smaller, judge = spec.checked_size(size), judge_of(spec)
+        compared = timed if smaller == size else verify.arguments_of(spec, smaller, dtype, device)
+        return cls(timed, compared, judge and verify.truth_of(judge, compared))
+
+
+def check(spec: OpSpec, peer: Peer, inputs: Inputs, bound: float) -> Check:
+    """Compare values and gradients of a way with the truth; the error is the largest, in units of its own bound."""
+    judge = judge_of(spec)
+    if judge is None or peer is EXACT.get(spec.name):
+        dtype = verify.floating_dtype(inputs.timed)
+        device = next(value.device for value in inputs.timed.values() if isinstance(value, Tensor))
+        cases = [verify.arguments_of(spec, size, dtype, device) for size in spec.sizes.values()]
+        found = [one for arguments in cases for one in verify.compare(spec, arguments, peer)]
+        against = "float64 reference at the sizes of the tests"
+    else:
+        found = verify.compare(judge, inputs.compared, peer, inputs.truth)
+        against = "float64 reference" if judge is spec else "SciPy in float64"
+        if inputs.compared is not inputs.timed:
+            against += ", case cut down to fit"
+    errors = [one.error / one.bound if one.error else 0.0 for one in found]
+    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=0.0)
+    return Check(f"{against}, error over bound", worst, bound)
+
+
+# --- the calls -------------------------------------------------------------------------------------------------------
+
+
+def ready(spec: OpSpec, peer: Peer, inputs: Inputs, bound: float) -> Ready:
+    """Compare a way with the truth, and prepare what is timed."""
+    checked = check(spec, peer, inputs, bound)
+    if not checked.passed:
+        return Ready({}, checked)
+    calls = calls_of(spec, peer, inputs)
+    for call in calls.values():
+        call()
+    return Ready(calls, checked)
+
+
+def calls_of(spec: OpSpec, peer: Peer, inputs: Inputs) -> dict[str, Callable[[], object]]:
+    """Return what is timed, by direction; they hold the inputs, so that the next way finds them made."""
+    function = spec.timed if spec.timed and peer.function is spec.function else peer.function
+    prepared = {**peer.prepare(spec.timed_arguments(inputs.timed))}
+    learned: list[Tensor] = []
+    for name in spec.differentiable:
+        prepared[name] = _leaves(prepared[name], learned)
+
+    def forward(inputs: Inputs = inputs) -> object:
+        with torch.no_grad():
+            return function(**prepared)
+
+    if not spec.differentiable:
+        return {FORWARD: forward}
+    kept = _learning(function(**prepared))
+    slopes = [torch.randn_like(output) for output in kept]
+
+    def backward() -> object:
+        return torch.autograd.grad(kept, learned, slopes, retain_graph=True)
+
+    def both() -> object:
+        return torch.autograd.grad(_learning(function(**prepared)), learned, slopes)
+
+    return {FORWARD: forward, BACKWARD: backward, BOTH: both}
+
+
+def _leaves(value: Any, found: list[Tensor]) -> Any:
+    """Return an argument whose tensors want gradients; adds them to those found."""
+    if isinstance(value, Tensor):
+        found.append(value.detach().requires_grad_())
+        return found[-1]
+    return [_leaves(part, found) for part in value] if isinstance(value, list) else value
+
+
+def _learning(result: Any) -> list[Tensor]:
+    """Return the tensors of a result through which gradients flow."""
+    parts = [result] if isinstance(result, Tensor) else result
+    return [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_are_kept() -> Iterator[None]:
+    """Let code compiled by torch run backward more than once: else it writes over what its backward has read."""
+    with torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
+        yield
+
+
+def test_kernel(collect: Row) -> None:
+    """Time one way of one op."""

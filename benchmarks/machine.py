@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,7 @@ PACKAGES = (
     "pytest-benchmark",
 )  # fmt: skip
 CPU_NAMES = Path("/proc/cpuinfo")
+COMMIT_OF_COPY, DIRTY = "MEDMO_COMMIT", "-dirty"
 
 
 def default_device() -> torch.device:
@@ -81,13 +83,22 @@ def _cpu_name() -> str:
 
 
 def _commit() -> tuple[str, bool]:
-    """Return the short commit ("unknown" outside a checkout), and whether files differ from it."""
+    """Return the short commit, and whether files differ from it.
+
+    Outside a checkout the environment variable MEDMO_COMMIT says it, as `git describe --always --dirty` does where
+    the files were copied from; else it is "unknown".
+    """
 
     def git(*words: str) -> str:
+        if shutil.which("git") is None:
+            return ""
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short=9", "HEAD")
+    if not commit:
+        told = os.environ.get(COMMIT_OF_COPY, "") or "unknown"
+        return told.removesuffix(DIRTY), told.endswith(DIRTY)
     others = (":!benchmarks/results", ":!benchmarks/RESULTS.md")  # written by runs themselves
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *others)
-    return commit or "unknown", bool(changed)
+    return commit, bool(changed)

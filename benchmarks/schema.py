@@ -94,7 +94,8 @@ class Row(Section):
         checked: the check of a timed row.
         samples_us: every duration in microseconds, in the order taken.
         median_us: middle of them; p20_us, p80_us: a fifth of them were faster, slower.
-        peak_bytes: most GPU memory allocated during the call beyond what stood before; on the CPU 0: not measured.
+        peak_bytes: most memory torch allocated on the device during the call beyond what stood before; 0: not counted,
+            as on the CPU for all but kernels.
         bytes: that must move, counted; 0: not counted.
         flops: that must be done, counted; 0: not counted.
         items: how many `unit`s are processed ("tokens", "images"); 0: not counted.

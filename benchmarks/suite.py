@@ -79,7 +79,7 @@ class Comparison:
         directions: what each way can be asked for; a way may lack some.
         ways: ours among them.
         work: direction -> what a call must do.
-        seconds: to spend on timing each way, all directions together.
+        seconds: to spend on timing each way, all directions together; apart: on all of them.
         repeats: rounds at the most.
         apart: the ways do not fit beside one another: each is built, timed and dropped before the next, ours first and
             once more at the end: its two figures show what the machine did meanwhile.
@@ -158,11 +158,19 @@ def _measure_together(
     for direction in comparison.directions:
         calls = {name: made.calls[direction] for name, made in ready.items() if direction in made.calls}
         budget_s = seconds / len(comparison.directions) * len(calls)
-        times = time_ways(calls, device, repeats=comparison.repeats, budget_s=budget_s)
+        few_operations = comparison.level == "kernels"
+        times = time_ways(
+            calls, device, repeats=comparison.repeats, budget_s=budget_s, counts_cpu_memory=few_operations
+        )
         for way in ways:
             if way.name in times:
                 rows.append(_timed(comparison, way, direction, ready[way.name].checked, times[way.name]))
     return rows
+
+
+def weakest(*checks: Check) -> Check:
+    """Return the check that is nearest to its bound, or furthest beyond it."""
+    return max(checks, key=lambda check: check.error / check.bound if check.error == check.error else float("inf"))
 
 
 def walk(package: str, names: Sequence[str], device: torch.device, short: bool) -> list[Comparison]:

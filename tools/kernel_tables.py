@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from page_section import settle
-from torch.overrides import TorchFunctionMode
 
 import medmo_kernels
-from medmo_kernels.spec import OpSpec
+from medmo_kernels.spec import OpSpec, ShapesAlone
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "kernels/README.md"
@@ -33,15 +32,6 @@ def specs() -> Iterator[tuple[str, OpSpec]]:
         for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS:
             if spec.compile_sizes:
                 yield room, spec
-
-
-class ShapesAlone(TorchFunctionMode):
-    """Draw random numbers without values: gigabytes of them are counted here, never read. Lengths and offsets stay."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.rand, torch.randn, torch.randint):
-            kwargs = {**(kwargs or {}), "generator": None, "device": "meta"}
-        return func(*args, **(kwargs or {}))
 
 
 def floors() -> list[str]:
@@ -65,11 +55,12 @@ def floors() -> list[str]:
 def chip_figures() -> dict[tuple[str, str], str]:
     """Return the newest measured forward time of each (op, size) among the committed results, with its device."""
     found: dict[tuple[str, str], str] = {}
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.rglob("kernels.json")]
-    for result in sorted((r for r in results if r["cuda"]), key=lambda r: r["date"]):
-        for row in result["timings"]:
-            if row["provider"] == "ours" and row["direction"] == "forward":
-                found[row["op"], row["size"]] = f"{row['median_us']:.1f} ({result['device']}, {result['date']})"
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("cuda-*/*.json")]
+    for result in sorted(results, key=lambda r: r["machine"]["date"]):
+        place = f"({result['machine']['device']}, {result['machine']['date'][:10]})"
+        for row in result["rows"]:
+            if (row["level"], row["way"], row["direction"], row["status"]) == ("kernels", "ours", "forward", "timed"):
+                found[row["subject"], row["case"]] = f"{row['median_us']:.1f} {place}"
     return found
 
 

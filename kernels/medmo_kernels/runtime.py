@@ -10,7 +10,8 @@ import importlib.metadata
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,8 +104,11 @@ def interpreter_is_set() -> bool:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Say whether an op runs its Triton kernels for this tensor; warns once where a GPU has to do without."""
-    chosen = mode()
+    """Say whether Triton kernels can and may serve this tensor; warns once where a GPU has to do without."""
+    return _may_run(mode(), tensor)
+
+
+def _may_run(chosen: str, tensor: Tensor) -> bool:
     if chosen == "reference" or (chosen == "auto" and tensor.device.type != "cuda"):
         return False
     refusal = triton_refusal(tensor.device, tensor.dtype)
@@ -127,7 +131,7 @@ def triton_choice(device: torch.device, dtype: torch.dtype, plain: str = "refere
 
 @lru_cache(maxsize=32)
 def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 # --- shipped tables --------------------------------------------------------------------------------------------------
@@ -155,6 +159,103 @@ def table_row(room: str, device_capability: int, **key: Any) -> Mapping[str, Any
     rows.sort(key=lambda row: row["capability"])
     fitting = [row for row in rows if row["capability"] <= device_capability]
     return MappingProxyType((fitting or rows[:1])[-1])
+
+
+# --- which back end a table names ------------------------------------------------------------------------------------
+# Rows with `op` and `shape` name the back end that serves an op on CUDA for a class of shapes, and what was `measured`.
+
+
+_forced: dict[str, str] = {}
+"""Op -> the only back end that may serve it: see `served_by`."""
+
+
+@contextmanager
+def served_by(op: str, backend: str) -> Iterator[None]:
+    """Let one back end alone serve an op, whatever its table names: to measure what a table is made from.
+
+    For the whole process. Where that back end cannot serve a call on CUDA, the op raises NotImplementedError.
+    """
+    _forced[op] = backend
+    try:
+        yield
+    finally:
+        del _forced[op]
+
+
+def forced_backend(op: str) -> str | None:
+    """Return the back end that `served_by` asks for, or None."""
+    return _forced.get(op)
+
+
+def shapes(room: str, op: str) -> tuple[str, ...]:
+    """Return the classes of shapes for which a room's table names an op's back end."""
+    return tuple(dict.fromkeys(row["shape"] for row in table(room)["rows"] if row.get("op") == op))
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """Say why a table's row names its back end: what was measured, or that nothing was."""
+    found = row.get("measured")
+    if found is None:
+        return f"not measured yet: {row['reason']}" if "reason" in row else "not measured yet"
+    place = f"{found['device']}, commit {found['commit']}, {found['date']}"
+    return f"measured: {found['ratio']:.2f}x as fast as {found['over']}, {place}"
+
+
+def table_choice(
+    room: str, op: str, shape: str, device: torch.device, dtype: torch.dtype, plain: str = "reference"
+) -> Choice:
+    """Choose between Triton kernels and a plain form: on CUDA, where both can run, as the room's table says.
+
+    Args:
+        room: folder of the table.
+        op: name of the op in its rows.
+        shape: class of shapes in its rows.
+        device: of the tensors.
+        dtype: of the tensors.
+        plain: what serves other devices.
+    """
+    return _table_choice(mode(), forced_backend(op), room, op, shape, device, dtype, plain)
+
+
+@lru_cache(maxsize=512)
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the reading of a file
+def _table_choice(
+    chosen: str,
+    forced: str | None,
+    room: str,
+    op: str,
+    shape: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    plain: str,
+) -> Choice:
+    general = triton_choice(device, dtype, plain)
+    if forced is not None:
+        if forced == "triton" and general.backend != "triton":
+            raise NotImplementedError(f"{op} by triton: {dict(general.refused).get('triton', general.reason)}")
+        return Choice(forced, "nothing else may serve it now")
+    if general.backend != "triton" or chosen == "triton":
+        return general
+    row = table_row(room, capability(device), op=op, shape=shape)
+    if row["backend"] == "triton":
+        return Choice("triton", f"{general.reason}; {named(row)}")
+    return Choice(row["backend"], named(row), (("triton", f"the table names {row['backend']}"),))
+
+
+def runs_triton(room: str, op: str, shape: str, tensor: Tensor) -> bool:
+    """Say whether an op runs its Triton kernels for this tensor: they can, and the table names nothing faster."""
+    chosen, forced = mode(), _forced.get(op)
+    if forced is None and not _may_run(chosen, tensor):
+        return False
+    choice = _table_choice(chosen, forced, room, op, shape, tensor.device, tensor.dtype, "reference")
+    return choice.backend == "triton"
+
+
+def table_choices(
+    room: str, op: str, device: torch.device, dtype: torch.dtype, plain: str = "reference"
+) -> dict[str, Choice]:
+    """Say what serves each class of shapes that a room's table knows for an op."""
+    return {shape: table_choice(room, op, shape, device, dtype, plain) for shape in shapes(room, op)}
 
 
 # --- the native library ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .runtime import Choice
 
@@ -47,13 +48,22 @@ def no_gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
 
 
 def uncounted(arguments: Arguments) -> float:
-    """Return 0 FLOPs: for ops whose work nobody counts."""
+    """Return 0: for ops whose work nobody counts."""
     return 0.0
 
 
 def tensor_bytes(arguments: Arguments) -> float:
     """Return the bytes of all input tensors, each read once."""
     return float(sum(a.numel() * a.element_size() for a in arguments.values() if isinstance(a, Tensor)))
+
+
+class ShapesAlone(TorchFunctionMode):
+    """Draw random numbers without values: gigabytes of them are counted here, never read. Lengths and offsets stay."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.rand, torch.randn, torch.randint):
+            kwargs = {**(kwargs or {}), "generator": None, "device": "meta"}
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,8 @@ class OpSpec:
         reference: the definition, of the same signature.
         make: (size, generator, dtype) -> arguments, on the CPU.
         sizes: test sizes by name, chosen to hurt.
-        benchmark_sizes: sizes worth timing.
+        benchmark_sizes: sizes of real models, worth timing on a GPU; the most telling first.
+        cpu_sizes: sizes that two cores time in a second, the quickest first.
         tolerance: by dtype.
         differentiable: names of the arguments that receive gradients.
         exact: indices of outputs that must equal the reference's exactly (counts, choices).
@@ -78,9 +89,17 @@ class OpSpec:
         compile_sizes: by name, (size, dtype) of real models: what is compiled ahead of time, backward included.
         gate: (kernel's name, its compile-time constants) -> what the compiled kernel must keep to.
         choices: (device) -> which back end serves which class of shapes, for the doctor.
-        slow_reference: the reference is a loop in Python: the benchmark does not time it and compares at `sizes` only.
+        back_ends: what the room's table may name for this op; empty: there is only one that can serve it on CUDA.
+        shape_class: (arguments) -> the class of shapes that the table's rows go by.
+        slow_reference: the reference is a loop in Python: the benchmark neither times it nor compares with it at sizes
+            worth timing.
+        checked_size: turns a size worth timing into one of its kind where the float64 reference fits into memory.
+        timed: what the benchmark times, where `function` does more for the walkers' sake; None: `function`.
+        timed_arguments: turns the arguments into those that a caller holds, outside the clock.
         num_bytes: bytes that must move for these arguments, forward.
         num_flops: floating-point operations for these arguments, forward.
+        num_backward_bytes: bytes that must move backward: what it reads besides, and the gradients.
+        num_backward_flops: floating-point operations backward; what a kernel computes a second time is not counted.
     """
 
     name: str
@@ -98,10 +117,18 @@ class OpSpec:
     outputs: Callable[[Arguments, Any], Sequence[Tensor]] = field(
         default=lambda arguments, result: [result] if isinstance(result, Tensor) else list(result)
     )
+    cpu_sizes: dict[str, Any] = field(default_factory=dict)
     kernel_sizes: dict[str, Any] = field(default_factory=dict)
     compile_sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
     gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
     choices: Callable[[torch.device], Mapping[str, Choice]] | None = None
+    back_ends: Sequence[str] = ()
+    shape_class: Callable[[Arguments], str] | None = None
     slow_reference: bool = False
+    checked_size: Callable[[Any], Any] = field(default=lambda size: size)
+    timed: Callable[..., Any] | None = None
+    timed_arguments: Callable[[Arguments], Arguments] = field(default=lambda arguments: arguments)
     num_bytes: Callable[[Arguments], float] = tensor_bytes
     num_flops: Callable[[Arguments], float] = uncounted
+    num_backward_bytes: Callable[[Arguments], float] = uncounted
+    num_backward_flops: Callable[[Arguments], float] = uncounted

@@ -44,6 +44,23 @@ class Comparison:
         return f"{self.what}: off by {self.error:.3g}, at most {self.bound:.3g}: {self.reason}"
 
 
+Outcome = tuple[list[Tensor], list[Tensor]]
+"""Outputs, and the gradients of their weighted sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the reference says at some arguments.
+
+    Attributes:
+        plain: in the input's own precision.
+        exact: in float64.
+    """
+
+    plain: Outcome
+    exact: Outcome
+
+
 def arguments_of(
     spec: OpSpec, size: Any, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
 ) -> Arguments:
@@ -99,7 +116,7 @@ def poisoned() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def run(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> tuple[list[Tensor], list[Tensor]]:
+def run(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> Outcome:
     """Return a function's outputs, and the gradients of their sum under fixed random weights."""
     leaves = dict(arguments)
     for name, value in arguments.items():
@@ -110,22 +127,31 @@ def run(spec: OpSpec, function: Callable[..., Any], arguments: Arguments) -> tup
     learned = [name for name in spec.differentiable if isinstance(leaves.get(name), Tensor)]
     if not learned:
         return outputs, []
-    generator = torch.Generator().manual_seed(1)
-    total = torch.zeros((), dtype=torch.float64, device=outputs[0].device)
+    device = outputs[0].device
+    generator = torch.Generator(device).manual_seed(1)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for output in outputs:
-        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device)
+        weights = torch.randn(output.shape, generator=generator, dtype=torch.float64, device=device)
         total = total + (output.double() * weights).sum()
     gradients = torch.autograd.grad(total, [leaves[name] for name in learned])
     return [output.detach() for output in outputs], list(gradients)
 
 
-def compare(spec: OpSpec, arguments: Arguments, function: Callable[..., Any] | None = None) -> list[Comparison]:
+def truth_of(spec: OpSpec, arguments: Arguments) -> Truth:
+    """Ask the reference: to compare several functions at the same arguments, it need be asked only once."""
+    return Truth(run(spec, spec.reference, arguments), run(spec, spec.reference, widened(arguments)))
+
+
+def compare(
+    spec: OpSpec, arguments: Arguments, function: Callable[..., Any] | None = None, truth: Truth | None = None
+) -> list[Comparison]:
     """Compare an op, or a stand-in for it, with its reference in float64 and in the input's own precision.
 
     Args:
         spec: of the op.
         arguments: made by `arguments_of`.
         function: what to test; default: the op.
+        truth: of the same arguments; default: the reference is asked.
 
     Returns:
         One comparison per output and per gradient, in the op's order.
@@ -137,18 +163,18 @@ def compare(spec: OpSpec, arguments: Arguments, function: Callable[..., Any] | N
     inside = {name: surrounded(value) for name, value in arguments.items()}
     tolerance = spec.tolerance[floating_dtype(arguments)]
     outputs, gradients = run(spec, function or spec.function, inside)
-    plain_outputs, plain_gradients = run(spec, spec.reference, arguments)
-    true_outputs, true_gradients = run(spec, spec.reference, widened(arguments))
+    truth = truth or truth_of(spec, arguments)
+    (plain_outputs, plain_gradients), (true_outputs, true_gradients) = truth.plain, truth.exact
     found = []
-    for index, (got, plain, truth) in enumerate(zip(outputs, plain_outputs, true_outputs, strict=True)):
+    for index, (got, plain, true) in enumerate(zip(outputs, plain_outputs, true_outputs, strict=True)):
         if index in spec.exact:
-            assert torch.equal(got, truth), f"output {index} must equal the reference's exactly"
+            assert torch.equal(got, true), f"output {index} must equal the reference's exactly"
         else:
-            found.append(distance(got, plain, truth, tolerance, f"output {index}"))
+            found.append(distance(got, plain, true, tolerance, f"output {index}"))
     learned = [name for name in spec.differentiable if isinstance(arguments.get(name), Tensor)]
-    for name, got, plain, truth in zip(learned, gradients, plain_gradients, true_gradients, strict=True):
+    for name, got, plain, true in zip(learned, gradients, plain_gradients, true_gradients, strict=True):
         assert got.dtype == arguments[name].dtype, f"gradient of {name} is {got.dtype}"
-        found.append(distance(got, plain, truth, tolerance, f"gradient of {name}"))
+        found.append(distance(got, plain, true, tolerance, f"gradient of {name}"))
     return found
 
 

@@ -1,47 +1,115 @@
 """The one command for a machine with a GPU runs here in its CPU form, and leaves results that can be read."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from benchmarks import machine, profile_kernels, schema
+from benchmarks.schema import Check, Machine, Result, Row
 from medmo_kernels import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks/on_gpu.sh"
 
 
-def test_first_contact_runs_and_leaves_results(tmp_path: Path) -> None:
+def run(*words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHON": sys.executable, runtime.SWITCH: "auto", "OMP_NUM_THREADS": "1"}
-    command = [str(ROOT / "benchmarks/on_gpu.sh"), str(tmp_path), "giou"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    command = [str(SCRIPT), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+
+
+def test_a_room_runs_and_leaves_results(tmp_path: Path) -> None:
+    done = run(str(tmp_path), "giou")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[1] for line in (tmp_path / "summary.txt").read_text().splitlines()] == ["passed"] * 3
+    lines = [line.split() for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    assert [words[:2] for words in lines] == [[f"{name}:", "passed"] for name in ("tests", "doctor", "kernels")]
     doctor = json.loads((tmp_path / "doctor.json").read_text())
     assert doctor["verdicts"] and all(row["passed"] for row in doctor["verdicts"])
-    result = json.loads((tmp_path / "kernels.json").read_text())
-    assert result["cuda"] == torch.cuda.is_available() and result["versions"]["torch"] == torch.__version__
-    ours = [row for row in result["timings"] if row["provider"] == "ours"]
-    assert ours and all(row["median_us"] > 0 for row in ours)
-    assert "| `giou` |" in (tmp_path / "kernels.md").read_text()
+    result = schema.read(tmp_path / "result.json")
+    ours = {row.subject for row in result.rows if row.way == "ours" and row.status == "timed"}
+    assert ours == {"giou", "box_terms", "pairwise_giou", "pairwise_box_terms"}
+    assert result.machine.kind == ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = f"benchmarks/results/{machine.folder_name(result.machine)}/"
+    assert f"cp {tmp_path}/result.json {folder}" in done.stdout
+    # Another call goes on with what is there; without a GPU there is nothing to profile, which is said.
+    again = run(str(tmp_path), "profiles")
+    assert again.returncode == 0 and (tmp_path / "summary.txt").read_text().count("passed") == 4
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in (tmp_path / "profiles.txt").read_text()
+    assert schema.read(tmp_path / "result.json") == result
 
 
-def test_a_wrong_kernel_has_no_time(tmp_path: Path) -> None:
-    """A figure of an op that computes something else must not be published."""
-    code = (
-        "import dataclasses, sys, torch\n"
-        "from benchmarks import bench_kernels as b\n"
-        "spec = next(s for s in b.specs(['giou']) if s.name == 'giou')\n"
-        "wrong = dataclasses.replace(spec, function=lambda **a: spec.function(**a) + 0.1, kernel_sizes={'odd': 7})\n"
-        "b.specs = lambda rooms: [wrong]\n"
-        f"sys.exit(b.main(['--out', {str(tmp_path)!r}]))\n"
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    done = run(str(tmp_path), "kernel")
+    assert done.returncode == 2 and "neither a stage nor a room" in done.stderr
+    assert not (tmp_path / "summary.txt").exists()
+
+
+def test_all_stages_fit_into_28_minutes_and_calls_into_ten() -> None:
+    text = SCRIPT.read_text(encoding="utf-8")
+    listed = [line.split() for line in text.splitlines() if line.startswith("# ") and line.split()[3:4] == ["s"]]
+    limits = {words[1]: int(words[2]) for words in listed}
+    assert sum(limits.values()) == 28 * 60
+    for name, seconds in limits.items():
+        assert f"stage {name} {seconds} " in text or f"bench {name} {seconds} " in text or f"timeout {seconds} " in text
+    for call in ("tests doctor", "kernels decode", "train_step grpo_step", "modules recipes profiles"):
+        assert f'"{call}"' in text and sum(limits.pop(name) for name in call.split()) <= 600
+    assert limits == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("", ("unknown", False)), ("0123abcde", ("0123abcde", False)), ("0123abcde-dirty", ("0123abcde", True))],
+)
+def test_a_copy_without_git_is_told_its_commit(
+    told: str, expected: tuple[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(machine.COMMIT_OF_COPY, told)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)  # no checkout
+    assert machine._commit() == expected
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git at all
+    assert machine._commit() == expected
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+MACHINE = Machine("Test 200", "cuda", 90, "1", "13", 1, 1, 1, {}, "abc1234", False, "2026-01-02T03:04:05+00:00")
+TIMED = Row("kernels", "giou", "big", "bfloat16", "forward", "ours", "ours", "timed", checked=Check("truth", 0, 1),
+            samples_us=(10.0,), median_us=10.0, p20_us=10.0, p80_us=10.0, bytes=4e6)  # fmt: skip
+
+
+def changed(subject: str, case: str, median_us: float, **fields: object) -> Row:
+    times = {name: median_us for name in ("median_us", "p20_us", "p80_us")}
+    return dataclasses.replace(TIMED, subject=subject, case=case, samples_us=(median_us,), **(times | fields))
+
+
+def test_the_slowest_are_those_furthest_above_their_floor() -> None:
+    rows = (
+        changed("near", "a", 1010.0, bytes=4e9),
+        changed("far", "a", 300.0),
+        changed("far", "b", 400.0),
+        changed("far", "c", 90.0, direction="backward"),
+        changed("products", "a", 150.0, flops=1e11),
+        changed("peer's", "a", 9999.0, way="theirs", role="peer"),
+        changed("both", "a", 9999.0, direction="forward and backward"),
+        changed("uncounted", "a", 9999.0, bytes=0.0),
     )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "kernels.json").read_text())["timings"]
-    (ours,) = [row for row in rows if row["provider"] == "ours"]
-    assert "off by 0.1" in ours["wrong"] and "median_us" not in ours
-    assert "WRONG" in (tmp_path / "kernels.md").read_text()
+    ceilings = {"copy_bytes_per_s": 4e12, "matmul_bfloat16_flops_per_s": 1e15}
+    found = profile_kernels.slowest(Result(MACHINE, False, ceilings, rows))
+    assert [(row.subject, row.case) for row in found] == [("far", "b"), ("far", "c"), ("products", "a")]
+    assert profile_kernels.floor_us(rows[4], Result(MACHINE, False, ceilings, rows)) == pytest.approx(100.0)
+
+
+def test_without_ncu_torch_lists_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_kernels.shutil, "which", lambda name: None)
+    monkeypatch.setattr(profile_kernels, "call_of", lambda *_: lambda: torch.ones(8) @ torch.ones(8))
+    monkeypatch.setattr(profile_kernels, "default_device", lambda: torch.device("cpu"))
+    text = profile_kernels.report(TIMED, Result(MACHINE, False, {"copy_bytes_per_s": 4e12}))
+    assert text.startswith("giou, big, forward: median 10.0 us, floor 1.0 us\nncu is not installed; torch.profiler")
+    assert "aten::dot" in text

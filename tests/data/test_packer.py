@@ -1,12 +1,12 @@
 """The packer: every document once, no pack over the budget, nobody waits for ever, and a state that goes on exactly."""
 
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.bench_data import mixed_lengths
 from medmo_core.data.packer import Packer
 
 LENGTHS = st.lists(st.integers(1, 100), max_size=120)
@@ -22,6 +22,17 @@ def run(packer: Packer, lengths: list[int], start: int = 0) -> list[list[int]]:
     while packer.state()["waiting"]:
         packs.append(packer.take())
     return packs
+
+
+def mixed_lengths(count: int, seed: int) -> list[int]:
+    """Lengths of documents: log-normal texts, most with one to three images of 64 to 1,600 tokens each."""
+    rng = random.Random(seed)
+    lengths = []
+    for _ in range(count):
+        images = rng.choice((0, 0, 1, 1, 1, 3)) if rng.random() < 0.75 else 0
+        shown = sum(rng.choice((64, 144, 256, 576, 1024, 1600)) for _ in range(images))
+        lengths.append(shown + max(8, min(2048, int(rng.lognormvariate(5.0, 0.9)))))
+    return lengths
 
 
 def check(packs: list[list[int]], lengths: list[int], budget: int) -> None:

@@ -15,7 +15,7 @@ from medmo_kernels.projector import ProjectorWeights, op, projector, projector_r
 from medmo_kernels.projector.cases import SPECS, TOWER, listed
 
 SPEC = SPECS[0]
-FC1_ROWS = [row for row in runtime.table("projector")["rows"] if row["kernel"] == "fc1"]
+FC1_ROWS = [row for row in runtime.table("projector")["rows"] if row.get("kernel") == "fc1"]
 
 
 def draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Gate, OpSpec, Tolerance, tensor_bytes
-from .op import _attention, attention, choices
+from .op import BACK_ENDS, _attention, attention, choices, shape_class
 from .reference import attention_reference, dense_attention, turned, visible_pairs
 
 MAX_STACK_KEY_GRADIENT = 128
@@ -85,6 +86,22 @@ def _flops(arguments: Arguments) -> float:
     return 4.0 * pairs.item() * num_heads * head_dim
 
 
+def _backward_flops(arguments: Arguments) -> float:
+    """Count four products, twice the forward's; the scores that a kernel computes again are not counted."""
+    return 2.0 * _flops(arguments)
+
+
+def _checked(size: Size) -> Size:
+    """Shorten every segment alike where the reference's pairs of all tokens would not fit."""
+    share = MOST_CHECKED / max(sum(size.lengths), 1)
+    return size if share >= 1 else size._replace(lengths=[math.ceil(length * share) for length in size.lengths])
+
+
+def _shape_class(arguments: Arguments) -> str:
+    head_dim, prefix, rotary = arguments["query"].shape[2], arguments["prompt_of"] is not None, arguments["rope"]
+    return shape_class(head_dim, arguments["causal"], prefix, rotary is not None)
+
+
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     if kernel == "_rotate" or constants["BLOCK_M"] < 64 and constants["BLOCK_N"] < 64:
         return Gate()  # no products, or those of fp32, which have no such instructions
@@ -129,8 +146,23 @@ FAULTS = {
     "prompt learns from itself only": _prompt_learns_from_itself_only,
 }
 
+MOST_CHECKED = 2048
+"""Tokens, about: with 32 heads the reference holds a gigabyte of float64 scores several times."""
 TEXT = (32, 8, 128, True)
 SHARED = Size([1600, *[200] * 8], *TEXT, [-1, *[0] * 8])
+GROUPS = Size([1600, *[200] * 8] * 8, *TEXT, [p for j in range(8) for p in (-1, *[9 * j] * 8)])
+VISION = {"8B": (16, 16, 72, False), "4B": (16, 16, 64, False)}
+PATCHES = {1280: 6400, 512: 1024, 768: 2304}
+"""Of a square image, by its side in pixels."""
+_IMAGES = {
+    f"vision {model}, {side} px, {count} image{'s' * (count > 1)}": Size(
+        [PATCHES[side]] * count, *VISION[model], rotary=True
+    )
+    for side in PATCHES
+    for count in (8, 1)
+    for model in VISION
+}
+_FIRST = "vision 8B, 1280 px, 8 images"
 
 SPECS = (
     OpSpec(
@@ -149,12 +181,22 @@ SPECS = (
             "prompts, rotary": Size([5, 3, 3], 2, 2, 72, True, [-1, 0, 0], True),
         },
         benchmark_sizes={
-            "vision 4B, 1280 x 1280": Size([6400], 16, 16, 64, False, rotary=True),
-            "vision 8B, 1280 x 1280": Size([6400], 16, 16, 72, False, rotary=True),
-            "vision 8B, 8 images": Size([1024, 256, 1600, 400] * 2, 16, 16, 72, False, rotary=True),
-            "head_dim 80, 4 x 1600": Size([1600] * 4, 16, 16, 80, False),
-            "text, 2 x 2048": Size([2048] * 2, *TEXT),
+            _FIRST: _IMAGES[_FIRST],
+            "text, 8 prompts, 8 answers each": GROUPS,
+            **_IMAGES,
+            "vision 8B, ragged, 8 images": Size(
+                [6400, 1024, 256, 2304, 1600, 400, 4096, 576], *VISION["8B"], rotary=True
+            ),
             "text, 1 prompt, 8 answers": SHARED,
+            "text, 2 x 2048": Size([2048] * 2, *TEXT),
+            "text, ragged, 8 samples": Size([1800, 456, 264, 776, 600, 300, 1224, 344], *TEXT),
+            "head_dim 80, 4 x 1600": Size([1600] * 4, 16, 16, 80, False),
+        },
+        cpu_sizes={
+            "4 vision heads of 64, 256 tokens": Size([256], 4, 4, 64, False, rotary=True),
+            "4 vision heads of 64, 1,024 tokens": Size([1024], 4, 4, 64, False, rotary=True),
+            "4 vision heads of 72, ragged": Size([256, 64, 144, 100], 4, 4, 72, False, rotary=True),
+            "text, 1 prompt of 256, 8 answers of 32": Size([256, *[32] * 8], 8, 2, 128, True, [-1, *[0] * 8]),
         },
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
@@ -184,7 +226,11 @@ SPECS = (
         },
         gate=_gate,
         choices=choices,
+        back_ends=BACK_ENDS,
+        shape_class=_shape_class,
         num_bytes=_bytes,
         num_flops=_flops,
+        num_backward_flops=_backward_flops,
+        checked_size=_checked,
     ),
 )

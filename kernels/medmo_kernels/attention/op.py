@@ -20,6 +20,8 @@ from .reference import attention_reference, dense_attention, dense_attention_bac
 from .sdpa import rotated, sdpa_attention
 
 ROOM = "attention"
+BACK_ENDS = ("triton", "varlen", "xformers", "sdpa")
+"""What the table may name."""
 HEAD_DIMS = (64, 72, 80, 128)
 """Head widths that have kernels."""
 
@@ -75,8 +77,9 @@ def attention(
         raise ValueError(f"attention: scale {factor} must be positive")
     _check_segments(query, cu_seqlens, causal, prompt_of)
     choice = _choice(
-        runtime.mode(), query.device, query.dtype, query.shape[-1], causal, prompt_of is not None, rope is not None
-    )
+        runtime.mode(), runtime.forced_backend(ROOM), query.device, query.dtype, query.shape[-1], causal,
+        prompt_of is not None, rope is not None,
+    )  # fmt: skip
     if choice.backend == "reference":
         return attention_reference(query, key, value, cu_seqlens, causal, factor, prompt_of=prompt_of, rope=rope)
     if choice.backend == "sdpa":
@@ -97,43 +100,65 @@ def attention(
 
 def choices(device: torch.device) -> dict[str, runtime.Choice]:
     """Say which back end serves which class of tensors on this device."""
+    state = runtime.mode(), runtime.forced_backend(ROOM), device
     found = {}
     classes = ((False, False, False), (False, False, True), (True, False, False), (True, True, False))
     for causal, prefix, rotary in classes:
-        mask = "shared prompts" if prefix else "causal" if causal else "bidirectional"
         for head_dim in HEAD_DIMS:
-            name = f"{mask}, head_dim {head_dim}{', rotary' * rotary}"
-            found[name] = _choice(runtime.mode(), device, torch.bfloat16, head_dim, causal, prefix, rotary)
-    found["causal, head_dim 96"] = _choice(runtime.mode(), device, torch.bfloat16, 96, True, False, False)
-    found["causal, float64"] = _choice(runtime.mode(), device, torch.float64, 64, True, False, False)
+            name = shape_class(head_dim, causal, prefix, rotary)
+            found[name] = _choice(*state, torch.bfloat16, head_dim, causal, prefix, rotary)
+    found["causal, head_dim 96"] = _choice(*state, torch.bfloat16, 96, True, False, False)
+    found["causal, float64"] = _choice(*state, torch.float64, 64, True, False, False)
     return found
 
 
+def shape_class(head_dim: int, causal: bool, prefix: bool, rotary: bool) -> str:
+    """Return the name that the table has for a class of shapes."""
+    mask = "shared prompts" if prefix else "causal" if causal else "bidirectional"
+    return f"{mask}, head_dim {head_dim}{', rotary' * rotary}"
+
+
 @lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the reading of a file
 def _choice(
-    mode: str, device: torch.device, dtype: torch.dtype, head_dim: int, causal: bool, prefix: bool, rotary: bool
+    mode: str,
+    forced: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    causal: bool,
+    prefix: bool,
+    rotary: bool,
 ) -> runtime.Choice:
     """Choose the back end of one class of tensors: the table's, else the first that can run."""
+    if forced is not None:
+        on_host = forced == "triton" and mode == "auto" and device.type != "cuda"
+        if why := "no CUDA device" if on_host else _refusal(forced, device, dtype, head_dim, prefix):
+            raise NotImplementedError(f"attention by {forced}: {why}")
+        return runtime.Choice(forced, "nothing else may serve it now")
     if mode == "reference":
         return runtime.Choice("reference", f"{runtime.SWITCH}=reference")
     if mode == "auto" and device.type != "cuda":
         return runtime.Choice("sdpa", f"on the {device.type.upper()}", (("triton", "no CUDA device"),))
-    wanted = "triton"
+    wanted, reason = "triton", "it has kernels for these tensors"
     if mode == "auto" and head_dim in HEAD_DIMS:
-        key = {"head_dim": head_dim, "causal": causal, "prefix": prefix, "rotary": rotary}
-        wanted = runtime.table_row(ROOM, runtime.capability(device), **key)["backend"]
-    refused = []
+        shape = shape_class(head_dim, causal, prefix, rotary)
+        row = runtime.table_row(ROOM, runtime.capability(device), op=ROOM, shape=shape)
+        wanted, reason = row["backend"], runtime.named(row)
+    refused = [] if wanted == "triton" else [("triton", f"the table names {wanted}")]
     for backend in dict.fromkeys((wanted, "triton", "varlen")):
         why = _refusal(backend, device, dtype, head_dim, prefix)
         if not why:
-            reason = "the shipped table names it" if backend == wanted else "the first that can run"
-            return runtime.Choice(backend, reason, tuple(refused))
+            instead = reason if backend == wanted else "the first that can run"
+            return runtime.Choice(backend, instead, tuple(pair for pair in refused if pair[0] != backend))
         refused.append((backend, why))
     return runtime.Choice("sdpa", "nothing faster can run", tuple(refused))
 
 
 def _refusal(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, prefix: bool) -> str:
     """Say why a back end cannot serve such tensors, or return an empty text."""
+    if backend == "sdpa":
+        return ""
     if backend != "triton":
         return peers.refusal(backend, device, dtype, head_dim, prefix)
     if head_dim not in HEAD_DIMS:

@@ -91,7 +91,12 @@ SPECS = (
             "medmo, plain price": (_RAGGED, "medmo", _PLAIN_PRICE),
         },
         benchmark_sizes={
+            "512 of 64 x 64": ([(64, 64)] * 512, "overlap", {}),
             "512 of 16 x 16": ([(16, 16)] * 512, "overlap", {}),
+            "512 of 16 x 16, IoU": ([(16, 16)] * 512, "iou", {}),
+        },
+        cpu_sizes={
+            "512 of 16 x 16, IoU": ([(16, 16)] * 512, "iou", {}),
             "512 of 64 x 64": ([(64, 64)] * 512, "overlap", {}),
         },
         tolerance=_TOLERANCE,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Gate, OpSpec, Tolerance
-from .op import choices, decode_attention
+from .op import BACK_ENDS, choices, decode_attention, shape_class
 from .reference import decode_attention_reference
 
 
@@ -107,6 +107,11 @@ def _flops(arguments: Arguments) -> float:
     return 4.0 * (own_tokens(arguments) + prompt_tokens(arguments, per_row=True)) * num_heads * head_dim
 
 
+def _shape_class(arguments: Arguments) -> str:
+    is_full = arguments.get("lengths") is None and arguments.get("left_pad") is None
+    return shape_class(arguments["query"].shape[0], is_full, arguments.get("prompt_key") is not None)
+
+
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     """Warp-group products need 64 rows; smaller tiles use the older instructions and are bound by bytes anyway."""
     return Gate(hgmma=kernel == "decode_parts_kernel" and constants["HAS_PROMPT"] and constants["PROMPT_M"] >= 64)
@@ -172,9 +177,19 @@ SPECS = (
             "prompts shuffled": Size([(0, 2), (0, 3), (0, 0), (1, 3)], 3, (3, 1, 72), [2, 8, 1], [2, 0, 2, 1]),
         },
         benchmark_sizes={
-            "64 rows x 4096, plain": Size([(0, 4096)] * 64, 4096, GQA_8B, bounded=False),
-            "8 prompts x 8 rows, 4096 + 128": _group(64, 8, 128, GQA_8B, length=4096),
-            "1 row x 4096": Size([(0, 4096)], 4096, GQA_8B, bounded=False),
+            "64 rows x 4,096, plain": Size([(0, 4096)] * 64, 4096, GQA_8B, bounded=False),
+            "8 prompts x 8 rows, 4,096 + 128": _group(64, 8, 128, GQA_8B, length=4096),
+            "1 row x 4,096, plain": Size([(0, 4096)], 4096, GQA_8B, bounded=False),
+            "8 rows x 4,096, plain": Size([(0, 4096)] * 8, 4096, GQA_8B, bounded=False),
+            "1 prompt x 8 rows, 1,600 + 200": _group(8, 1, 200, GQA_8B, length=1600),
+            "64 rows, 512 to 4,096, padded": Size(
+                [(64 * (row % 4), 512 + 56 * row) for row in range(64)], 4096, GQA_8B
+            ),
+        },
+        cpu_sizes={
+            "1 row x 512, plain": Size([(0, 512)], 512, GQA_8B, bounded=False),
+            "8 rows x 512, plain": Size([(0, 512)] * 8, 512, GQA_8B, bounded=False),
+            "1 prompt x 8 rows, 512 + 64": _group(8, 1, 64, GQA_8B, length=512),
         },
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
@@ -217,6 +232,8 @@ SPECS = (
         },
         gate=_gate,
         choices=choices,
+        back_ends=BACK_ENDS,
+        shape_class=_shape_class,
         num_bytes=_bytes,
         num_flops=_flops,
     ),

@@ -16,6 +16,11 @@ from torch import Tensor
 from .. import runtime
 from .reference import decode_attention_reference
 
+ROOM = "decode_attention"
+BACK_ENDS = ("triton", "sdpa")
+"""What the table may name; `sdpa` takes full caches without prompts only."""
+FEW_ROWS = 8
+"""Up to so many rows a GPU is filled by cutting their caches into parts."""
 MAX_SPLITS = 32
 """Most parts of a row's prompt, and of its own tokens."""
 MAX_HEAD_DIM = 128
@@ -89,10 +94,16 @@ def decode_attention(
 def choices(device: torch.device) -> dict[str, runtime.Choice]:
     """Say what serves decode_attention on a device."""
     limit = f"head_dim <= {MAX_HEAD_DIM}, at most {MAX_GROUP} query heads per key/value head"
-    found = {limit: runtime.triton_choice(device, torch.bfloat16, plain="torch")}
-    if found[limit].backend == "triton":
-        found["otherwise"] = runtime.Choice("reference", "no kernel", (("triton", f"serves {limit}"),))
+    found = runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="torch")
+    if runtime.triton_choice(device, torch.bfloat16).backend == "triton":
+        found["other heads"] = runtime.Choice("reference", "no kernel", (("triton", f"serves {limit}"),))
     return found
+
+
+def shape_class(rows: int, is_full: bool, has_prompts: bool) -> str:
+    """Return the name that the table has for a class of shapes."""
+    cache = "prompts" if has_prompts else "full cache" if is_full else "ragged cache"
+    return f"{cache}, {'at most' if rows <= FEW_ROWS else 'more than'} {FEW_ROWS} rows"
 
 
 def _check(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Tensor | None) -> None:
@@ -164,10 +175,17 @@ def _decode_attention(
         masked = left_pad is not None or lengths is not None or prompt_lengths is not None
         if not (masked or key_cache.shape[2] == 0) or not isnan(out.sum().item()):
             return out
-    elif _fits_kernel(query, key_cache) and runtime.uses_triton(query):
-        from .triton_kernel import decode_attention_triton
+    elif _fits_kernel(query, key_cache):
+        is_full = lengths is None and left_pad is None and key_cache.shape[2] > 0
+        shape = shape_class(query.shape[0], is_full, prompt_key is not None)
+        if runtime.runs_triton(ROOM, ROOM, shape, query):
+            from .triton_kernel import decode_attention_triton
 
-        return decode_attention_triton(*own, *prompts, scale, num_splits)
+            return decode_attention_triton(*own, *prompts, scale, num_splits)
+        if runtime.table_choice(ROOM, ROOM, shape, query.device, query.dtype).backend == "sdpa":
+            if not is_full or prompt_key is not None:
+                raise NotImplementedError("decode_attention by sdpa: it takes full caches without prompts")
+            return _to_own(query, key_cache, value_cache, None, None, scale)
     return decode_attention_reference(
         *own[:4], left_pad=left_pad, prompt_key=prompt_key, prompt_value=prompt_value, prompt_lengths=prompt_lengths,
         prompt_of=prompt_of, scale=scale,

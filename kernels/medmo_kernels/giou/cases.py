@@ -1,13 +1,24 @@
 """What the walker and the benchmark know of the four ops of giou."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spec import Arguments, OpSpec, Tolerance, tensor_bytes
-from .op import _giou, _pairwise_giou, box_terms, choices, giou, pairwise_box_terms, pairwise_giou
+from .op import (
+    BACK_ENDS,
+    SHAPE,
+    _giou,
+    _pairwise_giou,
+    box_terms,
+    choices,
+    giou,
+    pairwise_box_terms,
+    pairwise_giou,
+)
 from .reference import (
     box_terms_reference,
     giou_reference,
@@ -121,6 +132,7 @@ SPECS = (
         make=_aligned,
         sizes={"none": 0, "one": 1, "odd": 127, "many": 1003},
         benchmark_sizes={"1M pairs": 1 << 20},
+        cpu_sizes={"64K pairs": 1 << 16},
         tolerance=_TOLERANCE,
         differentiable=_LEARNED,
         faults={"union taken as the sum": _summed_union(giou_reference), "hull term dropped": _no_hull},
@@ -128,7 +140,9 @@ SPECS = (
         op_arguments=lambda arguments: {**arguments, "giou_only": True},
         kernel_sizes={"none": 0, "odd": 259},
         compile_sizes={"4096 pairs": (4096, torch.bfloat16), "4096 pairs, fp32": (4096, torch.float32)},
-        choices=choices,
+        choices=partial(choices, op="giou"),
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: SHAPE,
         num_bytes=lambda arguments: _bytes(arguments, arguments["pred"].shape[0]),
         num_flops=lambda arguments: FLOPS_PER_PAIR * arguments["pred"].shape[0],
     ),
@@ -139,6 +153,7 @@ SPECS = (
         make=_aligned,
         sizes={"none": 0, "one": 1, "odd": 127},
         benchmark_sizes={"1M pairs": 1 << 20},
+        cpu_sizes={"64K pairs": 1 << 16},
         tolerance=_TOLERANCE,
         differentiable=_LEARNED,
         faults={"L1 of one axis": _l1_of_one_axis},
@@ -146,6 +161,9 @@ SPECS = (
         op_arguments=lambda arguments: {**arguments, "giou_only": False},
         kernel_sizes={"odd": 259},
         compile_sizes={"4096 pairs, fp32": (4096, torch.float32)},
+        choices=partial(choices, op="box_terms"),
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: SHAPE,
         num_bytes=lambda arguments: _bytes(arguments, 3 * arguments["pred"].shape[0]),
         num_flops=lambda arguments: FLOPS_PER_PAIR * arguments["pred"].shape[0],
     ),
@@ -156,6 +174,7 @@ SPECS = (
         make=_pairwise,
         sizes={"none": (0, 3), "one": (1, 1), "odd": (7, 13), "batch": (2, 3, 5, 4), "no batch": (0, 2, 2)},
         benchmark_sizes={"512 x 64 x 64": (512, 64, 64)},
+        cpu_sizes={"16 x 64 x 64": (16, 64, 64)},
         tolerance=_TOLERANCE,
         differentiable=_LEARNED,
         faults={"union taken as the sum": _summed_union(pairwise_giou_reference)},
@@ -164,6 +183,9 @@ SPECS = (
                                 "giou_only": True},
         kernel_sizes={"no target": (3, 0), "batch": (2, 3, 5, 4), "wide": (9, 37)},
         compile_sizes={"64 x 64 x 64": ((64, 64, 64), torch.bfloat16), "fp32": ((64, 64, 64), torch.float32)},
+        choices=partial(choices, op="pairwise_giou"),
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: SHAPE,
         num_bytes=lambda a: _bytes(a, a["pred"].shape[:-1].numel() * a["target"].shape[-2]),
         num_flops=lambda a: FLOPS_PER_PAIR * a["pred"].shape[:-1].numel() * a["target"].shape[-2],
     ),
@@ -174,6 +196,7 @@ SPECS = (
         make=_ragged,
         sizes={"no problem": [], "one": [(1, 1)], "ragged": _RAGGED, "no target": [(3, 0)]},
         benchmark_sizes={"512 x 64 x 64": [(64, 64)] * 512},
+        cpu_sizes={"16 x 64 x 64": [(64, 64)] * 16},
         tolerance=_TOLERANCE,
         differentiable=_LEARNED,
         faults={"targets of the neighbour": _neighbours_targets, "columns past the last target filled": _unfilled},
@@ -181,6 +204,9 @@ SPECS = (
         op_arguments=_ragged_arguments,
         kernel_sizes={"no problem": [], "ragged": _RAGGED, "wide": [(2, 37), (9, 1)]},
         compile_sizes={"64 of 64 x 64, fp32": ([(64, 64)] * 64, torch.float32)},
+        choices=partial(choices, op="pairwise_box_terms"),
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: SHAPE,
         num_bytes=lambda a: _bytes(a, 3 * a["pred"].shape[0] * a["max_target"]),
         num_flops=lambda a: FLOPS_PER_PAIR * a["pred"].shape[0] * a["max_target"],
     ),

@@ -17,6 +17,12 @@ from .reference import (
     score_dtype,
 )
 
+ROOM = "giou"
+BACK_ENDS = ("triton", "reference")
+"""What the table may name."""
+SHAPE = "fp32, fp16, bf16"
+"""The one class of shapes in the table: every op is one launch, whatever the number of boxes."""
+
 
 def giou(pred: Tensor, target: Tensor) -> Tensor:
     """Score N box pairs by generalised IoU.
@@ -131,12 +137,10 @@ def pairwise_box_terms(
     return _pairwise_giou(pred, target, pred_offsets, target_offsets, max_target, False)
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
-    """Say which back end serves boxes of each precision on a device."""
-    return {
-        "fp32, fp16, bf16": runtime.triton_choice(device, torch.float32),
-        "float64": runtime.Choice("reference", "kernels compute in fp32"),
-    }
+def choices(device: torch.device, op: str = ROOM) -> dict[str, runtime.Choice]:
+    """Say which back end serves boxes of each precision on a device, for one of the room's ops."""
+    by_table = runtime.table_choices(ROOM, op, device, torch.float32)
+    return by_table | {"float64": runtime.Choice("reference", "kernels compute in fp32")}
 
 
 def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
@@ -144,8 +148,8 @@ def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
         raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)}, expected (N, 4) twice")
 
 
-def _uses_triton(pred: Tensor, target: Tensor) -> bool:
-    return runtime.uses_triton(pred) and runtime.uses_triton(target)
+def _runs_triton(op: str, pred: Tensor, target: Tensor) -> bool:
+    return runtime.runs_triton(ROOM, op, SHAPE, pred) and runtime.runs_triton(ROOM, op, SHAPE, target)
 
 
 # --- pair by pair: (N,) GIoU, or (N, 3) terms ------------------------------------------------------------------------
@@ -153,7 +157,7 @@ def _uses_triton(pred: Tensor, target: Tensor) -> bool:
 
 @torch.library.custom_op("medmo_kernels::giou", mutates_args=())
 def _giou(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
-    if _uses_triton(pred, target):
+    if _runs_triton("giou" if giou_only else "box_terms", pred, target):
         from .triton_kernel import aligned_forward
 
         return aligned_forward(pred, target, giou_only)
@@ -168,7 +172,7 @@ def _(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
 
 @torch.library.custom_op("medmo_kernels::giou_backward", mutates_args=())
 def _giou_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
-    if _uses_triton(pred, target):
+    if _runs_triton("giou" if giou_only else "box_terms", pred, target):
         from .triton_kernel import aligned_backward
 
         return aligned_backward(pred, target, grad, giou_only)
@@ -201,7 +205,7 @@ def _pairwise_giou(
     pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, width: int,
     giou_only: bool,
 ) -> Tensor:  # fmt: skip
-    if _uses_triton(pred, target):
+    if _runs_triton("pairwise_giou" if giou_only else "pairwise_box_terms", pred, target):
         from .triton_kernel import pairwise_forward
 
         return pairwise_forward(pred, target, pred_offsets, target_offsets, width, giou_only)
@@ -224,7 +228,7 @@ def _pairwise_giou_backward(
     pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, grad: Tensor,
     giou_only: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if _uses_triton(pred, target):
+    if _runs_triton("pairwise_giou" if giou_only else "pairwise_box_terms", pred, target):
         from .triton_kernel import pairwise_backward
 
         return pairwise_backward(pred, target, pred_offsets, target_offsets, grad, giou_only)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Gate, OpSpec, Tolerance
-from .op import _patch_embed, choices, patch_embed
+from .op import BACK_ENDS, _patch_embed, choices, patch_embed, shape_class
 from .reference import patch_embed_reference
 
 HALF = (0.5, 0.5, 0.5)
@@ -95,6 +95,11 @@ def _bytes(arguments: Arguments) -> float:
     return float(given + arguments["patches"].shape[0] * weight.shape[0] * weight.element_size())
 
 
+def _backward_flops(arguments: Arguments) -> float:
+    """Count the product of the weight's gradient; pixels have none, the table's is added up."""
+    return _flops(arguments)
+
+
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     if kernel != "forward_kernel":
         return Gate()
@@ -108,6 +113,18 @@ _TOLERANCE = {
     torch.float32: Tolerance(4e-6, "at most 1,536 products in another order, folded constants"),
     torch.float16: Tolerance(1e-3, "summed weights are rounded to fp16 before the product"),
     torch.bfloat16: Tolerance(8e-3, "summed weights are rounded to bf16 before the product"),
+}
+
+WIDTHS = {"8B": 1152, "4B": 1024}
+PATCHES = {1280: 6400, 512: 1024, 768: 2304}
+"""Of a square image, by its side in pixels."""
+RAGGED = (6400, 1024, 256, 2304, 1600, 400, 4096, 576)
+"""Patches of eight images of a mixed batch."""
+_IMAGES = {
+    f"{model}, {side} px, {count} image{'s' * (count > 1)}": Size(count * PATCHES[side], WIDTHS[model], side=48)
+    for side in PATCHES
+    for count in (8, 1)
+    for model in WIDTHS
 }
 
 SPECS = (
@@ -127,10 +144,13 @@ SPECS = (
             "odd patches": Size(7, 9, 3, side=3),
         },
         benchmark_sizes={
-            "8B, 1 image": Size(6400, 1152, side=48),
-            "8B, 8 images": Size(51200, 1152, side=48),
-            "4B, 8 images": Size(51200, 1024, side=48),
-            "8B, video": Size(25600, 1152, frames=2, side=48),
+            **_IMAGES,
+            "8B, ragged, 8 images": Size(sum(RAGGED), 1152, side=48),
+            "8B, video of 4 frame pairs, 1280 px": Size(4 * 6400, 1152, frames=2, side=48),
+        },
+        cpu_sizes={
+            "4B, 128 px, 1 image": Size(64, 1024, side=48),
+            "8B, 256 px, 1 image": Size(256, 1152, side=48),
         },
         tolerance=_TOLERANCE,
         differentiable=("weight", "bias", "position_table"),
@@ -160,8 +180,11 @@ SPECS = (
         },
         gate=_gate,
         choices=choices,
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: shape_class(arguments["patches"]),
         num_bytes=_bytes,
         num_flops=_flops,
+        num_backward_flops=_backward_flops,
     ),
     OpSpec(
         name="patch_embed_floats",

@@ -18,6 +18,11 @@ from torch import Tensor
 from .. import runtime
 from .reference import MAX_PIXEL, bilinear_taps, patch_embed_reference
 
+ROOM = "patch_embed"
+BACK_ENDS = ("triton", "linear")
+"""What the table may name, for uint8 pixels."""
+FEW_PATCHES = 8192
+"""About one large image: up to here launches and the fold of the weights weigh."""
 PIXEL_CENTRE = 127.5
 """Pixels are centred here: u - 127.5 has 8 significant bits, exact in bf16, and is 0 for a mean of 0.5."""
 
@@ -77,8 +82,8 @@ def choices(device: torch.device) -> dict[str, runtime.Choice]:
     if kernels.backend == "reference":
         return {"all": kernels}
     product = "a product of converted pixels"
-    return {
-        "uint8 pixels": kernels,
+    pixels = runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="linear")
+    return {f"uint8 pixels, {shape}": choice for shape, choice in pixels.items()} | {
         "uint8 pixels, gradient of weight and bias": runtime.Choice(
             "matmul", product, (("triton", "would convert bytes on the way to shared memory"),)
         ),
@@ -87,6 +92,11 @@ def choices(device: torch.device) -> dict[str, runtime.Choice]:
         ),
         "floats": runtime.Choice("linear", "plain torch ops", (("triton", "nothing to fold: rows are normalised"),)),
     }
+
+
+def shape_class(patches: Tensor) -> str:
+    """Return the name that the table has for a class of shapes."""
+    return f"{'at most' if patches.shape[0] <= FEW_PATCHES else 'more than'} {FEW_PATCHES} patches"
 
 
 @torch.library.custom_op("medmo_kernels::patch_embed", mutates_args=())
@@ -99,7 +109,7 @@ def _patch_embed(
     image_mean: Sequence[float],
     image_std: Sequence[float],
 ) -> Tensor:
-    if runtime.uses_triton(weight) and patches.shape[1] % 4 == 0:
+    if patches.shape[1] % 4 == 0 and runtime.runs_triton(ROOM, ROOM, shape_class(patches), weight):
         from .triton_kernel import forward
 
         taps = weight if weight.dim() == 5 else weight.unsqueeze(2)
@@ -177,11 +187,14 @@ _patch_embed.register_autograd(_backward, setup_context=_save)
 def _product(grad: Tensor, patches: Tensor, weight: Tensor) -> Tensor:
     """Return grad.T @ (patches - 127.5), (D, K), in fp32 (float64 for float64)."""
     if grad.device.type == "cuda" and grad.element_size() == 2:
-        pixels = torch.empty(patches.shape, dtype=grad.dtype, device=grad.device)
-        torch.sub(patches, PIXEL_CENTRE, out=pixels)  # exact in 16 bits
-        return torch.mm(grad.T, pixels, out_dtype=torch.float32)
+        return torch.mm(grad.T, _centred(patches, grad.dtype), out_dtype=torch.float32)
     wide = torch.promote_types(weight.dtype, torch.float32)
     return grad.to(wide).T @ patches.to(wide).sub_(PIXEL_CENTRE)
+
+
+def _centred(patches: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return pixels about their centre in 16 bits, which hold them exactly."""
+    return torch.sub(patches, PIXEL_CENTRE, out=torch.empty(patches.shape, dtype=dtype, device=patches.device))
 
 
 def _plain(
@@ -195,17 +208,17 @@ def _plain(
 ) -> Tensor:
     """Compute the op by `F.linear` and `F.embedding_bag`; differentiable.
 
-    In fp32 (float64 for float64). On CUDA the product of float rows runs in the weights' dtype: there 16 bits are ten
-    times as fast, on the CPU they are slower.
+    In fp32 (float64 for float64). On CUDA products run in the weights' dtype, those of pixels with an fp32 result:
+    there 16 bits are ten times as fast, on the CPU they are slower.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     taps = (weight if weight.dim() == 5 else weight.unsqueeze(2)).to(dtype)
     is_still = patches.shape[1] == taps[0, :, 0].numel()
     kernel = taps.sum(2, keepdim=True) if is_still and taps.shape[2] > 1 else taps
     offset = None if bias is None else bias.to(dtype)
-    rows = patches.to(dtype)
+    in_16_bits = patches.is_cuda and weight.element_size() == 2
     if patches.dtype == torch.uint8:
-        rows.sub_(PIXEL_CENTRE)
+        rows = _centred(patches, weight.dtype) if in_16_bits else patches.to(dtype).sub_(PIXEL_CENTRE)
         std = kernel.new_tensor(image_std)
         if any(mean != 0.5 for mean in image_mean):
             shift = kernel.sum((2, 3, 4)) @ ((0.5 - kernel.new_tensor(image_mean)) / std)
@@ -214,7 +227,13 @@ def _plain(
     elif patches.is_cuda:
         rows, kernel = patches.to(weight.dtype), kernel.to(weight.dtype)
         offset = None if offset is None else offset.to(weight.dtype)
-    out = F.linear(rows, kernel.flatten(1), offset)
+    else:
+        rows = patches.to(dtype)
+    if patches.dtype == torch.uint8 and in_16_bits:
+        out = torch.mm(rows, kernel.flatten(1).to(weight.dtype).T, out_dtype=torch.float32)
+        out = out if offset is None else out.add_(offset)
+    else:
+        out = F.linear(rows, kernel.flatten(1), offset)
     if position_table is not None and coordinates is not None:
         entries, weights = bilinear_taps(coordinates, math.isqrt(position_table.shape[0]))
         table = position_table.to(dtype)

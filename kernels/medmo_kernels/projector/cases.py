@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Gate, OpSpec, Tolerance
-from .op import choices, projector
+from .op import BACK_ENDS, choices, projector, shape_class
 from .reference import ProjectorWeights, projector_reference
 
 MERGE_SIZE = 2
@@ -43,15 +43,20 @@ def _case(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Argumen
 
 
 def listed(arguments: Arguments) -> tuple[list[Tensor], list[ProjectorWeights]]:
-    """Return features and weights, merger by merger, of stacked arguments."""
+    """Return features and weights, merger by merger, of stacked or unstacked arguments."""
     stacks = [arguments[name] for name in ("features", *ProjectorWeights._fields)]
-    features, *parameters = (stack.unbind(0) for stack in stacks)
-    width = stacks[0].shape[2]
+    features, *parameters = (stack.unbind(0) if isinstance(stack, Tensor) else stack for stack in stacks)
+    width = features[0].shape[1]
     weights = []
     for after, norm_weight, norm_bias, *linears in zip(arguments["after_merge"], *parameters, strict=True):
         norm = (norm_weight, norm_bias) if after else (norm_weight[:width], norm_bias[:width])
         weights.append(ProjectorWeights(*norm, *linears))
     return list(features), weights
+
+
+def _unstacked(arguments: Arguments) -> Arguments:
+    """Give each merger its own tensors, as a model does: else gradients would be stacked inside the clock."""
+    return {**arguments, **{name: list(arguments[name].unbind(0)) for name in _NAMES}}
 
 
 def _on_stacks(function: Callable[..., list[Tensor]], **fault: Any) -> Callable[..., list[Tensor]]:
@@ -103,6 +108,11 @@ def _tanh_gelu(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], 
     return out
 
 
+def _shape_class(arguments: Arguments) -> str:
+    num_mergers, num_patches, _ = arguments["features"].shape
+    return shape_class(arguments["features"].dtype, num_patches // MERGE_SIZE**2, num_mergers)
+
+
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     return Gate(hgmma=kernel == "_fc1_gelu_kernel" and constants["INPUT_PRECISION"] != "ieee")
 
@@ -110,6 +120,11 @@ def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
 def _flops(arguments: Arguments) -> float:
     tokens = arguments["features"].shape[0] * arguments["features"].shape[1] / MERGE_SIZE**2
     return 2.0 * tokens * sum(arguments[name][0].numel() for name in ("fc1_weight", "fc2_weight"))
+
+
+def _backward_flops(arguments: Arguments) -> float:
+    """Count two products for each of the forward's: the gradients of its input and of its weight."""
+    return 2.0 * _flops(arguments)
 
 
 def _bytes(arguments: Arguments) -> float:
@@ -124,6 +139,16 @@ def _bytes(arguments: Arguments) -> float:
 _NAMES = ("features", *ProjectorWeights._fields)
 _16_BIT = "normalised vectors, activation and gradients are rounded to 16 bits between products as in eager: 3 units"
 
+WIDTHS = {"8B": (1152, 4608, 4096), "4B": (1024, 4096, 2560)}
+TOKENS = {1280: 1600, 512: 256, 768: 576}
+"""Of a square image after merging, by its side in pixels."""
+_TOWERS = {
+    f"{model} tower, {side} px, {count} image{'s' * (count > 1)}": (count * TOKENS[side], *WIDTHS[model], TOWER)
+    for side in TOKENS
+    for count in (8, 1)
+    for model in WIDTHS
+}
+
 SPECS = (
     OpSpec(
         name="projector",
@@ -137,14 +162,18 @@ SPECS = (
             "odd widths": (5, 6, 11, 7, (TAP, MAIN)),
         },
         benchmark_sizes={
-            "8B main, 64 tokens": (64, 1152, 4608, 4096, (MAIN,)),
-            "8B main, 256 tokens": (256, 1152, 4608, 4096, (MAIN,)),
-            "8B main, 1600 tokens": (1600, 1152, 4608, 4096, (MAIN,)),
-            "8B tap, 1600 tokens": (1600, 1152, 4608, 4096, (TAP,)),
-            "4B tower, 1600 tokens": (1600, 1024, 4096, 2560, TOWER),
-            "8B tower, 256 tokens": (256, 1152, 4608, 4096, TOWER),
-            "8B tower, 1600 tokens": (1600, 1152, 4608, 4096, TOWER),
+            **_TOWERS,
+            "8B main, 1280 px, 8 images": (8 * 1600, *WIDTHS["8B"], (MAIN,)),
+            "8B main, 1280 px, 1 image": (1600, *WIDTHS["8B"], (MAIN,)),
+            "8B main, 512 px, 1 image": (256, *WIDTHS["8B"], (MAIN,)),
+            "8B main, 256 px, 1 image": (64, *WIDTHS["8B"], (MAIN,)),
+            "8B tap, 1280 px, 1 image": (1600, *WIDTHS["8B"], (TAP,)),
         },
+        cpu_sizes={
+            "a quarter of 4B's widths, main, 64 tokens": (64, 256, 1024, 640, (MAIN,)),
+            "a quarter of 4B's widths, tower, 64 tokens": (64, 256, 1024, 640, TOWER),
+        },
+        timed_arguments=_unstacked,
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
             torch.float32: Tolerance(2e-6, "another order of summation over at most 128 products, twice"),
@@ -181,7 +210,10 @@ SPECS = (
         },
         gate=_gate,
         choices=choices,
+        back_ends=BACK_ENDS,
+        shape_class=_shape_class,
         num_bytes=_bytes,
         num_flops=_flops,
+        num_backward_flops=_backward_flops,
     ),
 )

@@ -13,6 +13,12 @@ from torch import Tensor
 from .. import runtime
 from .reference import ProjectorWeights, projector_reference
 
+ROOM = "projector"
+BACK_ENDS = ("triton", "eager")
+"""What the table may name."""
+FEW_TOKENS = 256
+"""Up to so many tokens a product waits for weights and launches rather than for multipliers."""
+
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
@@ -55,17 +61,22 @@ def projector(
 
 def choices(device: torch.device) -> dict[str, runtime.Choice]:
     """Return what serves 16-bit tensors on a device, by the number of tokens and of mergers."""
-    few = runtime.table("projector")["few_tokens"]
-    return {
-        f"{words} of {count} tokens": _by_table(device, torch.bfloat16, tokens, mergers)
-        for words, mergers in (("one merger", 1), ("a tower's mergers", 4))
-        for count, tokens in ((f"at most {few}", few), (f"more than {few}", few + 1))
-    }
+    by_count = runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="eager")
+    return by_count | {"fp32": runtime.table_choice(ROOM, ROOM, "fp32", device, torch.float32, plain="eager")}
+
+
+def shape_class(dtype: torch.dtype, num_tokens: int, num_mergers: int) -> str:
+    """Return the name that the table has for a class of shapes."""
+    if dtype == torch.float32:
+        return "fp32"
+    mergers = "one merger" if num_mergers == 1 else "a tower's mergers"
+    return f"{mergers} of {'at most' if num_tokens <= FEW_TOKENS else 'more than'} {FEW_TOKENS} tokens"
 
 
 def _choice(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> runtime.Choice:
     x = features[0]
-    if runtime.mode() == "reference" or not runtime.uses_triton(x):
+    forced = runtime.forced_backend(ROOM)
+    if forced is None and (runtime.mode() == "reference" or not runtime.uses_triton(x)):
         return runtime.triton_choice(x.device, x.dtype, plain="eager")
     from .triton_kernel import refusal
 
@@ -74,21 +85,12 @@ def _choice(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], mer
         reason = "kernels take plain tensors, not sharded or quantised ones"
     elif torch.is_autocast_enabled(x.device.type):
         reason = "autocast knows only torch's own layers"
+    if reason and forced == "triton":
+        raise NotImplementedError(f"projector by triton: {reason}")
     if reason:
         return runtime.Choice("eager", "nothing faster can run", (("triton", reason),))
-    return _by_table(x.device, x.dtype, x.shape[0] // merge_size**2, len(features))
-
-
-def _by_table(device: torch.device, dtype: torch.dtype, num_tokens: int, num_mergers: int) -> runtime.Choice:
-    general = runtime.triton_choice(device, dtype, plain="eager")
-    if general.backend != "triton" or runtime.mode() == "triton":
-        return general
-    from .triton_kernel import fc1_row
-
-    row = fc1_row(runtime.capability(device), dtype, num_tokens, num_mergers)
-    if row["backend"] == "triton":
-        return runtime.Choice("triton", f"{row['reason']}; {general.reason}")
-    return runtime.Choice("eager", "cuBLAS and torch's norm and GELU", (("triton", row["reason"]),))
+    shape = shape_class(x.dtype, x.shape[0] // merge_size**2, len(features))
+    return runtime.table_choice(ROOM, ROOM, shape, x.device, x.dtype, plain="eager")
 
 
 def _check(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> None:

@@ -39,6 +39,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import runtime
+from .op import FEW_TOKENS
 from .reference import ProjectorWeights
 
 MAX_GROUP = 4
@@ -331,7 +332,7 @@ def fc1_row(capability: int, dtype: torch.dtype, num_tokens: int, num_mergers: i
     """Return the table's row for the first product of so many mergers of so many tokens each."""
     if dtype == torch.float32:
         return runtime.table_row("projector", capability, kernel="fc1", bits=32)
-    few = num_tokens <= runtime.table("projector")["few_tokens"]
+    few = num_tokens <= FEW_TOKENS
     return runtime.table_row(
         "projector",
         capability,

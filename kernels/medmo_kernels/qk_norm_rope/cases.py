@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, OpSpec, Tolerance
-from .op import _qk_norm_rope, _qk_norm_rope_, choices, qk_norm_rope, qk_norm_rope_
+from .op import (
+    BACK_ENDS,
+    _qk_norm_rope,
+    _qk_norm_rope_,
+    choices,
+    choices_in_place,
+    qk_norm_rope,
+    qk_norm_rope_,
+    shape_class,
+)
 from .reference import qk_norm_rope_reference
 
 Size = tuple[int, int, int, int, float]  # tokens, query heads, key heads, head width, scale of the inputs
@@ -47,6 +56,12 @@ def _num_bytes(arguments: Arguments) -> float:
 def _num_flops(arguments: Arguments) -> float:
     """Count square and sum, two scalings, and three operations of the rotation per element."""
     return 7.0 * (arguments["query"].numel() + arguments["key"].numel())
+
+
+def _num_backward_bytes(arguments: Arguments) -> float:
+    """Count one read of the heads and of their outputs' gradients, one write of their own, and one read of the rest."""
+    heads = sum(arguments[name].numel() * arguments[name].element_size() for name in ("query", "key"))
+    return _num_bytes(arguments) + heads
 
 
 _TOLERANCE = {
@@ -103,10 +118,12 @@ SPECS = (
             "small numbers": (9, 4, 2, 64, SMALL),
         },
         benchmark_sizes={
-            "text, 1800 tokens": (1800, 32, 8, 128, 1.0),
-            "text, 14400 tokens": (14400, 32, 8, 128, 1.0),
+            "text, 14,400 tokens": (14400, 32, 8, 128, 1.0),
+            "text, 1,800 tokens": (1800, 32, 8, 128, 1.0),
+            "decode, 64 sequences": (64, 32, 8, 128, 1.0),
             "decode, 8 sequences": (8, 32, 8, 128, 1.0),
         },
+        cpu_sizes={"text, 64 tokens": (64, 32, 8, 128, 1.0), "text, 512 tokens": (512, 32, 8, 128, 1.0)},
         tolerance=_TOLERANCE,
         differentiable=("query", "key", "query_weight", "key_weight"),
         faults=_FAULTS,
@@ -129,8 +146,11 @@ SPECS = (
             "text, fp32": ((1800, 32, 8, 128, 1.0), torch.float32),
         },
         choices=choices,
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: shape_class(arguments["query"]),
         num_bytes=_num_bytes,
         num_flops=_num_flops,
+        num_backward_bytes=_num_backward_bytes,
     ),
     OpSpec(
         name="qk_norm_rope_",
@@ -142,13 +162,22 @@ SPECS = (
             "text heads": (5, 8, 2, 128, 1.0),
             "width 72, odd heads": (7, 5, 3, 72, 1.0),
         },
-        benchmark_sizes={"decode, 8 sequences": (8, 32, 8, 128, 1.0)},
+        benchmark_sizes={
+            "decode, 64 sequences": (64, 32, 8, 128, 1.0),
+            "decode, 8 sequences": (8, 32, 8, 128, 1.0),
+            "decode, 1 sequence": (1, 32, 8, 128, 1.0),
+        },
+        cpu_sizes={"decode, 8 sequences": (8, 32, 8, 128, 1.0)},
+        timed=qk_norm_rope_,
+        timed_arguments=lambda a: {**a, "query": a["query"].clone(), "key": a["key"].clone()},
         tolerance=_TOLERANCE,
         op=_qk_norm_rope_,
         op_arguments=lambda arguments: {**arguments, "eps": 1e-6},
         kernel_sizes={"text heads": (2, 8, 2, 128, 1.0), "width 72": (3, 5, 3, 72, 1.0)},
         compile_sizes={"text": ((1800, 32, 8, 128, 1.0), torch.bfloat16)},
-        choices=choices,
+        choices=choices_in_place,
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: shape_class(arguments["query"]),
         num_bytes=_num_bytes,
         num_flops=_num_flops,
     ),

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from .. import runtime
 
+ROOM = "qk_norm_rope"
+BACK_ENDS = ("triton", "torch")
+"""What the table may name."""
 MAX_HEAD_DIM = 256
+FEW_TOKENS = 64
+"""Decoding has at most so many: there a launch costs more than the bytes."""
+FEW, MANY = f"at most {FEW_TOKENS} tokens", f"more than {FEW_TOKENS} tokens"
 
 
 def qk_norm_rope(
@@ -87,7 +93,17 @@ def qk_norm_rope_(
 
 def choices(device: torch.device) -> Mapping[str, runtime.Choice]:
     """Say what serves the op on a device."""
-    return {"heads up to 256 wide": runtime.triton_choice(device, torch.bfloat16, plain="torch")}
+    return runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="torch")
+
+
+def choices_in_place(device: torch.device) -> Mapping[str, runtime.Choice]:
+    """Say what serves the form in place on a device."""
+    return runtime.table_choices(ROOM, "qk_norm_rope_", device, torch.bfloat16, plain="torch")
+
+
+def shape_class(query: Tensor) -> str:
+    """Return the name that the table has for a class of shapes."""
+    return FEW if query.shape[0] <= FEW_TOKENS else MANY
 
 
 def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -119,7 +135,7 @@ def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor,
 def _qk_norm_rope(
     query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    if not runtime.uses_triton(query):
+    if not runtime.runs_triton(ROOM, ROOM, shape_class(query), query):
         return _plain(query, query_weight, cos, sin, eps), _plain(key, key_weight, cos, sin, eps)
     from . import triton_kernel
 
@@ -148,7 +164,7 @@ _library.define(
 def _in_place(
     query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> None:
-    if runtime.uses_triton(query):
+    if runtime.runs_triton(ROOM, "qk_norm_rope_", shape_class(query), query):
         from . import triton_kernel
 
         tensors = _dense(query, key, query_weight, key_weight, cos, sin)
@@ -183,7 +199,7 @@ def _qk_norm_rope_backward(
     weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and both weights; without `weights` the last two are empty."""
-    if runtime.uses_triton(query):
+    if runtime.runs_triton(ROOM, ROOM, shape_class(query), query):
         from . import triton_kernel
 
         tensors = _dense(query_grad, key_grad, query, key, query_weight, key_weight, cos, sin)
@@ -263,7 +279,8 @@ def _plain_backward(
     """Return the gradients of one tensor and of its weight.
 
     With n = x * rstd and dy the gradient rotated back: dw = sum of dy * n over tokens and heads, and
-    dx = rstd * (dy * w - n * mean(dy * w * n)). Both sums are matrix-vector products with the one tensor dy * x.
+    dx = rstd * (dy * w - n * mean(dy * w * n)). Both sums are products with the one tensor dy * x; that over tokens and
+    heads goes token by token first, because one running fp32 sum of all rows loses two digits.
     """
     x_THD, g_THD, w_D, cos_TC, sin_TC = _wide(x, grad, weight, cos, sin)
     (g1, g2), (cos_T1C, sin_T1C) = g_THD.chunk(2, dim=-1), (cos_TC.unsqueeze(1), sin_TC.unsqueeze(1))
@@ -272,7 +289,7 @@ def _plain_backward(
     torch.mul(g1, cos_T1C, out=dy1).addcmul_(g2, sin_T1C)
     torch.mul(g2, cos_T1C, out=dy2).addcmul_(g1, sin_T1C, value=-1.0)
     rstd = _rstd(x_THD, eps)
-    products = (dy_THD * x_THD).flatten(0, 1)  # (T H, D)
-    dw_D = rstd.flatten() @ products if weights else w_D.new_empty(0)
-    slope = (products @ w_D).view_as(rstd).mul_(rstd.pow(3)).div_(-x.shape[-1])
+    products_THD = dy_THD * x_THD
+    dw_D = (rstd.transpose(1, 2) @ products_THD).sum((0, 1)) if weights else w_D.new_empty(0)
+    slope = (products_THD @ w_D).view_as(rstd).mul_(rstd.pow(3)).div_(-x.shape[-1])
     return dy_THD.mul_(w_D).mul_(rstd).addcmul_(x_THD, slope).to(x.dtype), dw_D

@@ -1,0 +1,96 @@
+"""The loss of a ragged pack of documents by a whole model, without gradients.
+
+Transformers' model takes them as rows filled up to the longest, or packed where flash attention is installed. Its loss
+must be ours before it is timed; our loss must be that of float64.
+"""
+
+from functools import cached_property, partial
+
+import torch
+
+from medmo_core.batch import Batch
+from medmo_core.models.medmo import MedMO
+
+from .. import transformers_model
+from ..shared import Shared
+from ..suite import OURS, Comparison, Ready, Way, Work
+from ..transformers_model import Flavour
+from .documents import Documents, for_transformers, make_batch
+from .judged import loss_check, widened
+
+
+class Forward:
+    """What all ways share.
+
+    Args:
+        documents: whose loss is asked for.
+        device: where.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, documents: Documents, device: torch.device, dtype: torch.dtype) -> None:
+        self.documents, self.device, self.dtype = documents, device, dtype
+
+    @cached_property
+    def model(self) -> MedMO:
+        """Our model, with random weights."""
+        torch.manual_seed(0)
+        model = MedMO.from_config(self.documents.preset, device=self.device, dtype=self.dtype)
+        return model.requires_grad_(False).eval()
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The documents."""
+        return make_batch(self.documents).to(self.device)
+
+    @cached_property
+    def loss(self) -> float:
+        """Ours."""
+        return float(self.model.loss(self.batch))
+
+
+@torch.no_grad()
+def ours(shared: Shared[Forward]) -> Ready:
+    """Build ours, after a comparison with float64."""
+    setup = shared()
+    small = make_batch(setup.documents.first).to(setup.device)
+    truth = float(widened(setup.model).loss(small))
+    check = loss_check("float64 on one document", float(setup.model.loss(small)), truth, setup.dtype)
+    call = torch.no_grad()(lambda: setup.model.loss(setup.batch))
+    call()
+    return Ready({"forward": call}, check)
+
+
+@torch.no_grad()
+def theirs(shared: Shared[Forward], flavour: Flavour) -> Ready:
+    """Build a flavour of transformers' model."""
+    setup = shared()
+    model = transformers_model.build(setup.model, flavour, dtype=setup.dtype, train=False)
+    packed = flavour.attention.startswith("flash")
+    inputs = for_transformers(setup.batch, setup.documents.config, setup.dtype, packed=packed)
+    call = torch.no_grad()(lambda: model(**inputs, use_cache=False).loss)
+    return Ready({"forward": call}, loss_check("our loss", float(call()), setup.loss, setup.dtype))
+
+
+def comparisons(device: torch.device, *, short: bool) -> list[Comparison]:
+    """Return the comparisons for this machine."""
+    if device.type == "cuda":
+        documents = Documents("medmo-4b", (2000, 1200, 900, 700, 500, 300, 200, 100), 48, 60)
+        dtype, what = torch.bfloat16, "4B"
+    else:
+        documents = Documents("debug", (24, 16), 4, 6) if short else Documents("tiny", (200, 120, 60, 40), 16, 20)
+        dtype, what = torch.float32, documents.preset
+    shared = Shared(partial(Forward, documents, device, dtype))
+    peers = [
+        Way(flavour.name, partial(theirs, shared, flavour), absent=absent)
+        for flavour, absent in transformers_model.flavours(device)
+    ]
+    tokens = sum(documents.lengths)
+    work = Work(flops=documents.flops(trains=False), items=tokens, unit="tokens")
+    return [
+        Comparison(
+            "modules", "forward", f"{what}, {len(documents.texts)} ragged documents, {tokens:,} tokens",
+            str(dtype).removeprefix("torch."), ("forward",), [Way(OURS, partial(ours, shared), "ours"), *peers],
+            {"forward": work}, seconds=5.0 if device.type == "cuda" else 1.0,
+        )
+    ]  # fmt: skip
