@@ -4,7 +4,8 @@
     python -m benchmarks.compare_box_rewards           # trains every arm with every seed, measures, writes the page
     python -m benchmarks.compare_box_rewards --page    # writes the page again from the stored figures
 
-Rewards, seeds, steps and questions stand in compare_box_rewards.json, which is committed before the runs. Answers are
+Rewards, seeds, steps and questions of each round stand in a file of compare_box_rewards/, which is committed before its
+runs; the last round is run unless --plan names another. Every round stays on the page, whatever it showed. Answers are
 greedy: sampling colder raises a sampled reward without any learning, so sampled figures stand beside, with those of the
 untrained checkpoint at lower temperatures. Images are held-out scans under fixed random crops. Finished arms are kept
 under --out; a stopped comparison goes on where it was. Research use only.
@@ -42,8 +43,8 @@ from medmo_recipes.training.scoring import answer, answer_limit, image_key, scor
 from medmo_recipes.training.sharpening import TEMPERATURES, sampled_box_reward
 
 HERE = Path(__file__).resolve().parent
-PLAN = HERE / "compare_box_rewards.json"
-FIGURES = HERE / "results/cpu/compare_box_rewards.json"
+PLANS = HERE / "compare_box_rewards"
+FIGURES = HERE / "results/cpu/compare_box_rewards"
 PAGE = HERE.parent / "docs/box_reward_comparison.md"
 START = "instruct"
 METRICS = {"f1": "F1 at 0.5", "iou": "mean IoU", "false_positive": "boxes where there are none", "vqa": "VQA accuracy"}
@@ -52,10 +53,10 @@ METRICS = {"f1": "F1 at 0.5", "iou": "mean IoU", "false_positive": "boxes where 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run; the fields of compare_box_rewards.json.
+    """What is run in a round; the fields of its file.
 
     Attributes:
-        about: what is compared, and how.
+        about: what is special about it.
         config: name of the reinforce recipe.
         settings: `section.field=value`, on top of it.
         arms: name -> reward weights; the first is the one that must win.
@@ -93,22 +94,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--init", type=Path, default=Path("runs/quickstart/instruct/final"), help="starting checkpoint")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_box_rewards"), help="folder of the runs")
-    parser.add_argument("--plan", type=Path, default=PLAN, help="what is run")
+    parser.add_argument("--plan", type=Path, default=max(PLANS.glob("*.json")), help="what is run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="JSON to write, or to read with --page")
-    parser.add_argument("--page", action="store_true", help="only write the page, from --figures")
+    parser.add_argument("--figures", type=Path, help="JSON to write; default: of the plan's name, among the page's")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args(argv)
     plan = Plan(**json.loads(arguments.plan.read_text(encoding="utf-8")))
+    path = arguments.figures or FIGURES / arguments.plan.name
     if not arguments.page:
         measured = run_all(plan, arguments.init, arguments.out, arguments.jobs)
-        arguments.figures.parent.mkdir(parents=True, exist_ok=True)
-        arguments.figures.write_text(json.dumps(summarise(plan, measured), indent=1) + "\n", encoding="utf-8")
-    figures = json.loads(arguments.figures.read_text(encoding="utf-8"))
-    text = page(figures)
-    if arguments.figures == FIGURES:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summarise(plan, measured), indent=1) + "\n", encoding="utf-8")
+    rounds = stored_rounds(path.parent)
+    text = page(rounds)
+    if path.parent == FIGURES:
         PAGE.write_text(text, encoding="utf-8")
     print(text)
-    return 0 if all(row["f1"]["difference"] > 0 for row in figures["against"].values()) else 1
+    return 0 if all(row["f1"]["difference"] > 0 for row in rounds[path.stem]["against"].values()) else 1
+
+
+def stored_rounds(folder: Path) -> dict[str, Any]:
+    """Read the figures of every round: name -> figures."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def run_all(plan: Plan, init: Path, out: Path, jobs: int) -> dict[str, dict[str, Any]]:
@@ -239,24 +246,35 @@ def summarise(plan: Plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str
     return {"plan": vars(plan), "where": where, "counts": counts, "arms": arms, "against": against, "agreement": alike}
 
 
-def page(figures: Mapping[str, Any]) -> str:
-    """Write the comparison as Markdown."""
-    plan, counts = figures["plan"], figures["counts"]
-    ours = next(iter(plan["arms"]))
+def page(rounds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the comparison as Markdown, round by round."""
     lines = [
         "# Box rewards compared",
         "",
         "Generated by `python -m benchmarks.compare_box_rewards`; do not edit. Research use only.",
         "",
-        f"`{plan['config']}`, {plan['steps']} steps from one instruct checkpoint, seeds "
-        f"{', '.join(map(str, plan['seeds']))}; settings: {', '.join(plan['settings']) or 'none besides'}; rewards and "
-        f"weights in `benchmarks/compare_box_rewards.json`. {plan['about']}",
+        "Each round was planned in a file of `benchmarks/compare_box_rewards/` and committed before its runs; all are "
+        "here. Every arm of a round starts from the same instruct checkpoint. Primary: F1 at IoU 0.5, mean over seeds, "
+        "paired by question. Answers are greedy, about held-out scans under fixed random crops. Brackets: 95 % "
+        "bootstrap intervals, over images, of the mean over seeds; they speak of these few scans only. Behind the bar: "
+        "each seed.",
+    ]
+    for name, figures in rounds.items():
+        lines += ["", f"## {name.replace('_', ' ').capitalize()}", "", *_round(figures)]
+    return "\n".join(lines) + "\n"
+
+
+def _round(figures: Mapping[str, Any]) -> list[str]:
+    """Write one round."""
+    plan, counts = figures["plan"], figures["counts"]
+    ours = next(iter(plan["arms"]))
+    settings = ", ".join(f"`{setting}`" for setting in plan["settings"]) or "none besides"
+    lines = [
+        f"`{plan['config']}`, {plan['steps']} steps, seeds {', '.join(map(str, plan['seeds']))}; settings: {settings}. "
+        f"{plan['about']}",
         "",
-        "Greedy answers to "
-        + ", ".join(f"{counts[k]['questions']} questions about {counts[k]['images']} images ({METRICS[k]})"
-                    for k in ("f1", "false_positive", "vqa"))
-        + ", all of held-out scans under fixed random crops. Brackets: 95 % bootstrap intervals, over images, of the "
-        "mean over seeds; they speak of these few scans only. Behind the bar: each seed.",
+        ", ".join(f"{counts[k]['questions']} questions about {counts[k]['images']} images ({METRICS[k]})"
+                  for k in ("f1", "false_positive", "vqa")) + ".",
         "",
         "| reward | " + " | ".join(METRICS.values()) + " |",
         "|---|" + "---|" * len(METRICS),
@@ -292,7 +310,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "",
         f"torch {figures['where']['torch']}, {figures['where']['device']}, one thread a run.",
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _cell(row: Mapping[str, Any]) -> str:

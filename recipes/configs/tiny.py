@@ -62,13 +62,13 @@ def tiny_reinforce() -> RunConfig:
     return tiny_align().change(
         stage="reinforce",
         name="tiny_reinforce",
-        data={"sources": {"sample:grounding": 7.0, "sample:vqa": 2.0, "sample:report": 1.0}},
-        optim={"lr": 5e-5, "weight_decay": 0.0, "schedule": "constant"},
+        data={"sources": {"sample:grounding": 8.0, "sample:vqa": 1.0, "sample:report": 1.0}},
+        optim={"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant"},
         train={
-            "steps": 160,
+            "steps": 120,
             "docs_per_step": 8,
             "micro_batch": 64,
-            "save_every": 160,
+            "save_every": 120,
             "out_dir": "runs/tiny_reinforce",
         },
         rollout=Rollout(num_generations=8, max_new_tokens=48),

@@ -34,7 +34,7 @@ def test_every_arm_is_trained_measured_and_told(
     kit = load_kit(CONFIGS["debug_reinforce"](), "cpu")
     kit.model.save_pretrained(tmp_path / "start", tokenizer=kit.processor.tokenizer, profile=kit.processor.profile)
     words = ["--init", str(tmp_path / "start"), "--plan", str(plan), "--out", str(tmp_path / "runs"), "--jobs", "1"]
-    figures = tmp_path / "figures.json"
+    figures = tmp_path / "figures/plan.json"
     compare.main([*words, "--figures", str(figures)])
     told = json.loads(figures.read_text())
     assert list(told["arms"]) == ["instruct", "box", "no box term"]
@@ -51,6 +51,7 @@ def test_every_arm_is_trained_measured_and_told(
 
 
 def test_the_committed_page_is_that_of_the_committed_figures() -> None:
-    figures = json.loads(compare.FIGURES.read_text(encoding="utf-8"))
-    assert compare.PAGE.read_text(encoding="utf-8") == compare.page(figures)
-    assert figures["plan"] == json.loads(compare.PLAN.read_text(encoding="utf-8"))
+    rounds = compare.stored_rounds(compare.FIGURES)
+    assert compare.PAGE.read_text(encoding="utf-8") == compare.page(rounds)
+    plans = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(compare.PLANS.glob("*.json"))}
+    assert {name: figures["plan"] for name, figures in rounds.items()} == plans

@@ -121,7 +121,8 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[
     """A folder with a benchmark file, and pytest in it."""
     folder = tmp_path_factory.mktemp("suite")
     (folder / "bench_sleep.py").write_text(BENCHMARK, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PYTEST_ADDOPTS": ""}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of this very run
+    environment = own | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", "-p", "no:cacheprovider",
