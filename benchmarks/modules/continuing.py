@@ -20,7 +20,7 @@ from medmo_core.modules.kv_cache import KVCache
 from .. import transformers_model
 from ..suite import OURS, Ready, Way
 from ..transformers_model import Flavour
-from .documents import Documents, for_transformers, make_batch
+from .documents import Documents, for_transformers, frozen_model, make_batch
 from .judged import Judge, holding, reference_ops, widened
 
 
@@ -155,9 +155,7 @@ class Prompts:
     @cached_property
     def model(self) -> MedMO:
         """Our model, with random weights."""
-        torch.manual_seed(0)
-        model = MedMO.from_config(self.documents.preset, device=self.device, dtype=self.dtype)
-        return model.requires_grad_(False).eval()
+        return frozen_model(self.documents.preset, self.device, self.dtype)
 
     @cached_property
     def batches(self) -> tuple[Batch, Batch]:

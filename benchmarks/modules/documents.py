@@ -62,6 +62,12 @@ def skeleton(preset: str) -> MedMO:
     return MedMO.from_config(preset, device="meta")
 
 
+def frozen_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
+    """Build our model in evaluation mode, with random weights, the same each time."""
+    torch.manual_seed(0)
+    return MedMO.from_config(preset, device=device, dtype=dtype).requires_grad_(False).eval()
+
+
 def make_batch(documents: Documents) -> Batch:
     """Draw some text, an image and an answer for each document, on the host."""
     config, side = documents.config, documents.side

@@ -15,7 +15,7 @@ from .. import transformers_model
 from ..shared import Shared
 from ..suite import OURS, Comparison, Ready, Way, Work
 from ..transformers_model import Flavour
-from .documents import Documents, for_transformers, make_batch
+from .documents import Documents, for_transformers, frozen_model, make_batch
 from .judged import loss_check, widened
 
 
@@ -34,9 +34,7 @@ class Forward:
     @cached_property
     def model(self) -> MedMO:
         """Our model, with random weights."""
-        torch.manual_seed(0)
-        model = MedMO.from_config(self.documents.preset, device=self.device, dtype=self.dtype)
-        return model.requires_grad_(False).eval()
+        return frozen_model(self.documents.preset, self.device, self.dtype)
 
     @cached_property
     def batch(self) -> Batch:
