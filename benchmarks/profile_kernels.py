@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from . import bench_kernels, schema
 from .machine import default_device
+from .ratios import floor_us
 from .schema import Result, Row
 from .suite import OURS
 
@@ -26,19 +27,13 @@ ROUNDS = 10
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy")
 
 
-def floor_us(row: Row, result: Result) -> float:
-    """Return the least time a row's work can take at the rates measured in the same run; 0 where nothing is counted."""
-    products = result.ceilings.get(f"matmul_{row.dtype}_flops_per_s", 0.0)
-    by_products = row.flops / products if products else 0.0
-    return 1e6 * max(row.bytes / result.ceilings["copy_bytes_per_s"], by_products)
-
-
 def slowest(result: Result) -> list[Row]:
     """Return the rows of ours with the most time above the floor, the worst first, each op and direction once."""
     found: dict[tuple[str, str], Row] = {}
     ours = [row for row in result.rows if (row.level, row.way, row.status) == ("kernels", OURS, "timed")]
-    counted = [row for row in ours if row.direction in ("forward", "backward") and floor_us(row, result) > 0]
-    for row in sorted(counted, key=lambda row: floor_us(row, result) - row.median_us):
+    floors = {row: floor_us(row, result.ceilings) for row in ours if row.direction in ("forward", "backward")}
+    above = {row: row.median_us - floor for row, floor in floors.items() if floor is not None}
+    for row in sorted(above, key=above.__getitem__, reverse=True):
         found.setdefault((row.subject, row.direction), row)
     return list(found.values())[:COUNT]
 
@@ -94,7 +89,7 @@ def by_torch(call: Callable[[], object], device: torch.device) -> str:
 
 def report(row: Row, result: Result) -> str:
     """Return the profile of one row's work."""
-    times = f"median {row.median_us:.1f} us, floor {floor_us(row, result):.1f} us"
+    times = f"median {row.median_us:.1f} us, floor {floor_us(row, result.ceilings) or 0.0:.1f} us"
     head = f"{row.subject}, {row.case}, {row.direction}: {times}"
     try:
         return f"{head}\n\n{by_ncu(row)}"

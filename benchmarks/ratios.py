@@ -115,11 +115,15 @@ def contests(rows: Iterable[Row]) -> list[Contest]:
     return [Contest(tuple(places[place])) for place in ordered]
 
 
-def ceiling_share(row: Row, ceilings: Mapping[str, float]) -> float | None:
-    """Return the least time that the measured ceilings allow, over the median; None where nothing was counted."""
-    by_bytes = row.bytes / ceilings["copy_bytes_per_s"]
+def floor_us(row: Row, ceilings: Mapping[str, float]) -> float | None:
+    """Return the least time that the measured ceilings allow for the counted work; None where nothing was counted."""
     products = ceilings.get(f"matmul_{row.dtype}_flops_per_s")
-    if row.status != "timed" or not (row.bytes or row.flops) or (row.flops and products is None):
+    if not (row.bytes or row.flops) or (row.flops and products is None):
         return None
-    by_flops = row.flops / products if products else 0.0
-    return max(by_bytes, by_flops) / (1e-6 * row.median_us)
+    return 1e6 * max(row.bytes / ceilings["copy_bytes_per_s"], row.flops / products if products else 0.0)
+
+
+def ceiling_share(row: Row, ceilings: Mapping[str, float]) -> float | None:
+    """Return that least time over the median; None where there is no figure, or nothing was counted."""
+    floor = floor_us(row, ceilings)
+    return None if floor is None or row.status != "timed" else floor / row.median_us

@@ -55,8 +55,8 @@ class Way:
 
     Attributes:
         name: as shown; `OURS` for ours.
-        build: makes it ready. `NotImplementedError` and running out of memory mean that it cannot do this case; any
-            other error, that it is wrong.
+        build: makes it ready. `NotImplementedError` and running out of memory mean that a peer cannot do this case;
+            any other error, and any of ours, that it is wrong.
         role: ours, the plain reference, or a peer.
         absent: why it cannot run on this machine; empty where it can.
     """
@@ -144,11 +144,16 @@ def _measure_together(
         try:
             made = way.build()
         except (NotImplementedError, torch.OutOfMemoryError) as error:
-            rows += _without_figure(comparison, way, "absent", f"cannot: {_first_line(error)}")
+            status = "wrong" if way.name == OURS else "absent"  # a peer may be unable; what we publish may not
+            rows += _without_figure(comparison, way, status, f"cannot: {_first_line(error)}")
             continue
         except Exception as error:
             traceback.print_exc()
             rows += _without_figure(comparison, way, "wrong", f"{type(error).__name__}: {_first_line(error)}")
+            continue
+        lacking = [direction for direction in comparison.directions if direction not in made.calls]
+        if made.checked.passed and way.name == OURS and lacking:
+            rows += _without_figure(comparison, way, "wrong", f"it has no {', '.join(lacking)}")
             continue
         if made.checked.passed:
             ready[way.name] = made

@@ -16,7 +16,7 @@ from medmo_core.modules.rope import mrope_table
 
 from ..suite import Comparison, Work
 from ..transformers_model import Flavour, flavours
-from .documents import skeleton
+from .documents import random_model, skeleton
 from .sides import BACKWARD, BOTH, FORWARD, Part, Side, compare, unpacked
 
 RAGGED = (2048, 1900, 1700, 1500, 1300, 1100, 900, 750, 600, 500, 400, 300, 250, 200, 150, 100)
@@ -85,9 +85,8 @@ def their_side(model: Any, flavour: Flavour, pack: Pack) -> Side:
 
 def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
     """Build a model that is little beside one block of its decoder."""
-    torch.manual_seed(0)
     vision = {"depth": 1, "hidden_size": 128, "intermediate_size": 128, "num_heads": 2, "deepstack_visual_indexes": ()}
-    return MedMO.from_config(preset, device=device, dtype=dtype, vocab_size=64, num_hidden_layers=1, vision=vision)
+    return random_model(preset, device, dtype, vocab_size=64, num_hidden_layers=1, vision=vision)
 
 
 def work_of(preset: str, lengths: tuple[int, ...]) -> dict[str, Work]:

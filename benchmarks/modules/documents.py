@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +63,15 @@ def skeleton(preset: str) -> MedMO:
     return MedMO.from_config(preset, device="meta")
 
 
-def frozen_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
-    """Build our model in evaluation mode, with random weights, the same each time."""
+def random_model(preset: str, device: torch.device, dtype: torch.dtype, **changes: Any) -> MedMO:
+    """Build our model with random weights, the same each time; `changes` as `MedMO.from_config` takes them."""
     torch.manual_seed(0)
-    return MedMO.from_config(preset, device=device, dtype=dtype).requires_grad_(False).eval()
+    return MedMO.from_config(preset, device=device, dtype=dtype, **changes)
+
+
+def frozen_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
+    """Build it in evaluation mode, without gradients."""
+    return random_model(preset, device, dtype).requires_grad_(False).eval()
 
 
 def make_batch(documents: Documents) -> Batch:

@@ -12,6 +12,7 @@ from medmo_core.models.medmo import MedMO
 
 from ..suite import Comparison, Work
 from ..transformers_model import Flavour, flavours
+from .documents import random_model
 from .sides import BACKWARD, BOTH, FORWARD, Part, Side, compare
 
 Taps = tuple[Tensor, ...]
@@ -53,9 +54,8 @@ def _leaves(taps: Taps, dtype: torch.dtype) -> list[Tensor]:
 
 def make_model(preset: str, num_deepstack: int, device: torch.device, dtype: torch.dtype) -> MedMO:
     """Build a model that is little beside its projector."""
-    torch.manual_seed(0)
     vision = {"depth": max(1, num_deepstack), "deepstack_visual_indexes": tuple(range(num_deepstack))}
-    return MedMO.from_config(preset, device=device, dtype=dtype, vocab_size=64, num_hidden_layers=1, vision=vision)
+    return random_model(preset, device, dtype, vocab_size=64, num_hidden_layers=1, vision=vision)
 
 
 def work_of(preset: str, taps: int, patches: int) -> dict[str, Work]:

@@ -20,7 +20,7 @@ from .. import transformers_model
 from ..schema import Check
 from ..suite import OURS, Comparison, Ready, Way, Work, weakest
 from ..transformers_model import Flavour
-from .documents import Documents, for_transformers, make_batch
+from .documents import Documents, for_transformers, make_batch, random_model
 from .judged import LOSS_TOLERANCE, loss_check, widened
 
 NORM_TOLERANCE = {dtype: 10 * tolerance for dtype, tolerance in LOSS_TOLERANCE.items()}
@@ -50,8 +50,7 @@ class TrainStep:
 
     def model(self) -> MedMO:
         """Build our model; the same weights each time."""
-        torch.manual_seed(0)
-        return MedMO.from_config(self.documents.preset, device=self.device, dtype=self.dtype)
+        return random_model(self.documents.preset, self.device, self.dtype)
 
     def batch(self) -> Batch:
         """Draw the documents."""

@@ -15,7 +15,7 @@ from medmo_recipes.training.flops import Work as Counted
 
 from ..suite import Comparison, Work
 from ..transformers_model import Flavour, flavours
-from .documents import ENCODER, pixel_values, skeleton
+from .documents import ENCODER, pixel_values, random_model, skeleton
 from .sides import BOTH, FORWARD, Part, Side, compare
 
 LEARNABLE_PATCHES = 8192
@@ -63,8 +63,7 @@ def their_side(model: Any, flavour: Flavour, images: tuple[torch.Tensor, torch.T
 
 def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
     """Build a model whose decoder is next to nothing."""
-    torch.manual_seed(0)
-    return MedMO.from_config(preset, device=device, dtype=dtype, vocab_size=64, num_hidden_layers=1)
+    return random_model(preset, device, dtype, vocab_size=64, num_hidden_layers=1)
 
 
 def work_of(preset: str, images: Images) -> dict[str, Work]:

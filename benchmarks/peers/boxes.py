@@ -1,7 +1,8 @@
 """Matching and rewarding boxes by others: costs of a whole batch on the device, then an assignment of each problem.
 
 Shapes: B problems, P and T boxes of the widest problem. What a problem lacks, and what may not be paired, costs
-`forbidden`: dearer than any set of allowed pairs, so that as many of those are taken as there can be.
+`forbidden`: dearer than any set of allowed pairs, so that as many of those are taken as there can be. The costs are
+written apart from the room's own, which go problem by problem: these are timed as a batch, and judge ours.
 """
 
 from typing import Any, NamedTuple

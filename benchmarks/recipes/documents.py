@@ -10,13 +10,21 @@ from torch import Tensor
 from medmo_core.batch import IGNORE_INDEX, mrope_position_ids
 from medmo_core.data.process import Item
 from medmo_core.data.record import Sample
+from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_recipes.training.rollout import join
 
-from ..modules.documents import pixel_values
+from ..modules.documents import pixel_values, random_model
 
 MODEL_NAMES = {"medmo-4b": "4B", "medmo-8b": "8B"}
 """Preset -> as shown; another by itself."""
+
+
+def recomputing_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
+    """Build our model, the same weights each time; all blocks are computed again in the backward pass."""
+    model = random_model(preset, device, dtype)
+    model.checkpoint_activations("all")
+    return model
 
 
 def make_prompt(config: ModelConfig, sides: Sequence[int], text: int, *, name: str = "image", seed: int = 0) -> Item:

@@ -38,7 +38,7 @@ from ..schema import Check
 from ..suite import OURS, Comparison, Ready, Way, Work, weakest
 from ..transformers_model import Flavour
 from .agreement import BOUND, check_greedy, check_logps, gradient_norm, plain_pass
-from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, unshared
+from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, recomputing_model, unshared
 
 ANSWER = json.dumps([{"bbox_2d": [100 * i, 100, 100 * i + 90, 300], "label": "cell"} for i in range(4)])
 """What the reward reads: completions of a model with random weights hold no boxes."""
@@ -82,10 +82,7 @@ class Size:
 
     def model(self, device: torch.device) -> MedMO:
         """Build our model; the same weights each time."""
-        torch.manual_seed(0)
-        model = MedMO.from_config(self.preset, device=device, dtype=self.dtype)
-        model.checkpoint_activations("all")
-        return model
+        return recomputing_model(self.preset, device, self.dtype)
 
     def make_prompts(self, config: ModelConfig) -> list[Item]:
         """Draw the prompts."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from medmo_core.data.process import Item
 from medmo_core.models import MedMO
 
+from ..modules.documents import random_model
 from ..schema import Check
 from ..shared import Shared
 from ..suite import OURS, Comparison, Ready, Way, Work, weakest
@@ -74,8 +75,7 @@ class Shape:
 
     def model(self, device: torch.device) -> MedMO:
         """Build the model; the same weights each time."""
-        torch.manual_seed(0)
-        model = MedMO.from_config(self.preset, device=device, dtype=self.dtype, **self.changes)
+        model = random_model(self.preset, device, self.dtype, **self.changes)
         if device.type == "cuda":
             model.checkpoint_activations("all")
         return model

@@ -24,7 +24,7 @@ from ..suite import OURS, Comparison, Ready, Way, Work
 from ..transformers_model import Flavour
 from . import rewards
 from .agreement import BOUND, Outcome, largest_difference, outcome
-from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded
+from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, recomputing_model
 from .grpo_update import GRPO, LENGTH
 from .layouts import EACH_ROW, compare_layouts, shape_of
 
@@ -58,10 +58,7 @@ class Document:
 
     def model(self, device: torch.device) -> MedMO:
         """Build the model; the same weights each time."""
-        torch.manual_seed(0)
-        model = MedMO.from_config(self.preset, device=device, dtype=self.dtype)
-        model.checkpoint_activations("all")
-        return model
+        return recomputing_model(self.preset, device, self.dtype)
 
     def item(self, model: MedMO) -> Item:
         """Draw it."""

@@ -34,7 +34,7 @@ from ..schema import Check
 from ..suite import OURS, Comparison, Ready, Way, Work, weakest
 from ..transformers_model import Flavour
 from .agreement import BOUND, gradient_norm
-from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded
+from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, recomputing_model
 
 Step = Callable[[], tuple[float, float]]
 """Do a training step; returns the mean loss and the gradient norm before clipping."""
@@ -88,10 +88,7 @@ class Size:
 
     def model(self, device: torch.device) -> MedMO:
         """Build our model; the same weights each time."""
-        torch.manual_seed(0)
-        model = MedMO.from_config(self.preset, device=device, dtype=self.dtype)
-        model.checkpoint_activations("all")
-        return model
+        return recomputing_model(self.preset, device, self.dtype)
 
     def items(self, config: ModelConfig) -> list[Item]:
         """Draw the documents."""

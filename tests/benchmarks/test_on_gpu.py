@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import machine, profile_kernels, schema
+from benchmarks.ratios import floor_us
 from benchmarks.schema import Check, Machine, Result, Row
 from medmo_kernels import runtime
 
@@ -103,7 +104,7 @@ def test_the_slowest_are_those_furthest_above_their_floor() -> None:
     ceilings = {"copy_bytes_per_s": 4e12, "matmul_bfloat16_flops_per_s": 1e15}
     found = profile_kernels.slowest(Result(MACHINE, False, ceilings, rows))
     assert [(row.subject, row.case) for row in found] == [("far", "b"), ("far", "c"), ("products", "a")]
-    assert profile_kernels.floor_us(rows[4], Result(MACHINE, False, ceilings, rows)) == pytest.approx(100.0)
+    assert floor_us(rows[4], ceilings) == pytest.approx(100.0)
 
 
 def test_without_ncu_torch_lists_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:

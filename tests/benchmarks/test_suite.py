@@ -64,6 +64,18 @@ def test_only_what_passed_its_check_has_a_figure() -> None:
     assert all(row.median_us == 0 for row in rows.values() if row.status != "timed")
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("no such shape"), torch.OutOfMemoryError("no room")])
+def test_ours_may_not_be_absent(error: Exception) -> None:
+    (row,) = measure(comparison(Way("ours", raising(error), "ours")), CPU)
+    assert (row.status, row.reason) == ("wrong", f"cannot: {error}")
+
+
+def test_ours_must_have_every_direction() -> None:
+    rows = measure(comparison(way("ours"), way("peer"), directions=("forward", "backward")), CPU)
+    told = {(row.way, row.direction): row.status for row in rows}
+    assert told == {("ours", "forward"): "wrong", ("ours", "backward"): "wrong", ("peer", "forward"): "timed"}
+
+
 def test_ways_take_turns() -> None:
     calls: list[str] = []
     rows = measure(comparison(*(way(n, lambda n=n: calls.append(n)) for n in ("ours", "peer")), repeats=4), CPU)
