@@ -45,13 +45,13 @@ native: $(STAMP)
 
 kernels: $(STAMP)
 	mkdir -p build
-	$(BIN)/python tools/compile_kernels.py --json build/compiled.json
-	$(BIN)/python tools/kernel_tables.py build/compiled.json --write
+	$(BIN)/python -m tools.compile_kernels --json build/compiled.json
+	$(BIN)/python -m benchmarks.report.kernel_pages build/compiled.json --write
 
 OLDEST_TRITON := build/triton-3.6
 kernels-oldest: $(STAMP)
 	test -d $(OLDEST_TRITON) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST_TRITON) triton==3.6.0
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python tools/compile_kernels.py
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.compile_kernels
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

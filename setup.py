@@ -64,9 +64,14 @@ setup(
         *(f"medmo_recipes.{name}" for name in find_packages("recipes")),
     ],
     package_data={
-        "medmo_core": ["py.typed", "data/tokenizer/*.json", "datasets/sample/*", "datasets/sample/*/*"],
+        "medmo_core": [
+            "py.typed",
+            "data/text/tokenizer/*.json",
+            "datasets/embedded/files/*",
+            "datasets/embedded/files/*/*",
+        ],
         "medmo_kernels": ["py.typed", "*.so", "*/table.json"],
-        "medmo_recipes": ["*.html.j2"],
+        "medmo_recipes": ["pages/templates/*.html.j2"],
     },
     install_requires=["torch>=2.11", "numpy>=2.0", "safetensors>=0.5", "einops>=0.8", "pillow>=11", "tokenizers>=0.21"],
     extras_require=EXTRAS,

@@ -22,10 +22,10 @@ from medmo_kernels.spec import Arguments, OpSpec
 
 from .peers import EXACT, PEERS, Peer
 from .peers.peer import compiled
-from .schema import Check, Role, Row
-from .shared import Shared
-from .suite import OURS, Comparison, Ready, Way, Work
-from .tables import back_end_ways
+from .report.back_ends import back_end_ways
+from .suite.comparison import OURS, Comparison, Ready, Way, Work
+from .suite.made_once import Shared
+from .suite.schema import Check, Role, Row
 
 ORDER = ("patch_embed", "attention", "box_reward", "qk_norm_rope", "decode_attention", "box_match", "projector")
 """Ops whose first cases come first, the most telling of them before the others: a run may be stopped early."""

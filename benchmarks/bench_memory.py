@@ -29,15 +29,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.activations import Shape
-from medmo_recipes.training.adam import Hyper, local_part
-from medmo_recipes.training.build import DTYPES, choose_trainable, load_kit
-from medmo_recipes.training.config import Lora, RunConfig
-from medmo_recipes.training.distributed import World
-from medmo_recipes.training.dry_run import estimate_memory
-from medmo_recipes.training.memory import Memory, estimate
-from medmo_recipes.training.optim import Optimizer
-from medmo_recipes.training.sharding import shard
+from medmo_recipes.settings.run_config import Lora, RunConfig
+from medmo_recipes.training.distributed.sharding import shard
+from medmo_recipes.training.distributed.world import World
+from medmo_recipes.training.model.kit import DTYPES, choose_trainable, load_kit
+from medmo_recipes.training.optim.adam import Hyper, local_part
+from medmo_recipes.training.optim.optimizer import Optimizer
+from medmo_recipes.training.sizing.activations import Shape
+from medmo_recipes.training.sizing.dry_run import estimate_memory
+from medmo_recipes.training.sizing.memory import Memory, estimate
 
 FEW_LAYERS: dict[str, Any] = {
     "text": {"num_hidden_layers": 2},

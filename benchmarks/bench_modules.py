@@ -2,8 +2,8 @@
 
 import torch
 
-from .schema import Row
-from .suite import Comparison, walk
+from .suite.comparison import Comparison, walk
+from .suite.schema import Row
 
 ORDER = ("train_step", "decode", "prefill", "forward", "vision_tower", "projector", "decoder_block")
 """Files of modules/, the most telling first: a run may be stopped early."""

@@ -2,8 +2,8 @@
 
 import torch
 
-from .schema import Row
-from .suite import Comparison, walk
+from .suite.comparison import Comparison, walk
+from .suite.schema import Row
 
 ORDER = ("sft_step", "shared_prefix", "grpo_step", "grpo_update", "rollout", "rewards", "loader", "checkpoint",
          "scaling", "processes")  # fmt: skip

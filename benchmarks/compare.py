@@ -16,13 +16,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .commits import measure_in_turns, short_name
-from .machine import default_device, describe, folder_name
-from .ratios import Ratio, ratio
-from .report import RESULTS, stored_results
-from .report_tables import duration
-from .schema import Result, ResultError, Row, read
-from .suite import OURS
+from .report.page import RESULTS, stored_results
+from .report.ratios import Ratio, ratio
+from .report.tables import duration
+from .suite.commits import measure_in_turns, short_name
+from .suite.comparison import OURS
+from .suite.machine import default_device, describe, folder_name
+from .suite.schema import Result, ResultError, Row, read
 
 NOISE = 0.03
 """A slowdown so small is not held against B."""

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from . import schema
-from .machine import ceilings, default_device, describe, folder_name
-from .schema import Result, Row
-from .suite import Comparison, measure
+from .suite import schema
+from .suite.comparison import Comparison, measure
+from .suite.machine import ceilings, default_device, describe, folder_name
+from .suite.schema import Result, Row
 
 RESULTS = Path(__file__).with_name("results")
 SHORT_SECONDS = 0.02

@@ -120,7 +120,7 @@ found = schema.read(Path(sys.argv[1])).machine
 place = f"benchmarks/results/{machine.folder_name(found)}/{found.date[:10]}-{found.commit}{'-changed' * found.changed}.json"
 print(f"""To publish, in a checkout:
   mkdir -p {Path(place).parent} && cp {sys.argv[1]} {place}
-  python -m benchmarks.tables benchmarks/results/cuda-*/*.json --write
+  python -m benchmarks.report.back_ends benchmarks/results/cuda-*/*.json --write
   python -m benchmarks.report""")
 END
 exit $failed

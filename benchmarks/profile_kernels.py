@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from . import bench_kernels, schema
-from .machine import default_device
-from .ratios import floor_us
-from .schema import Result, Row
-from .suite import OURS
+from . import bench_kernels
+from .report.ratios import floor_us
+from .suite import schema
+from .suite.comparison import OURS
+from .suite.machine import default_device
+from .suite.schema import Result, Row
 
 COUNT = 3
 ROUNDS = 10

@@ -11,9 +11,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from .box_batch import parse_many
-from .boxes import FRAMES, GRAMMARS, Boxes, ParsedBoxes, parse_boxes, print_boxes
-from .image_boxes import AnyBoxes, ImageBoxes, parse_image_boxes, print_image_boxes
+from .boxes import (
+    FRAMES,
+    GRAMMARS,
+    AnyBoxes,
+    Boxes,
+    ImageBoxes,
+    ParsedBoxes,
+    parse_boxes,
+    parse_image_boxes,
+    parse_many,
+    print_boxes,
+    print_image_boxes,
+)
 
 PROFILE_FILE = "medmo_profile.json"
 

@@ -18,37 +18,37 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "medmo_recipes.quickstart",
+        "medmo_recipes.commands.quickstart",
         "run all three stages on the embedded real images, evaluate, and write report.html",
         "medmo quickstart --out runs/quickstart",
     ),
     "train": Command(
-        "medmo_recipes.train",
+        "medmo_recipes.commands.train",
         "run one stage: align, instruct or reinforce",
         "medmo train instruct --data my.jsonl --config tiny_instruct train.steps=200",
     ),
     "generate": Command(
-        "medmo_recipes.generate",
+        "medmo_recipes.commands.generate",
         "ask about one image (PNG, JPEG, TIFF, DICOM, NIfTI): text, parsed boxes, overlay PNG",
         'medmo generate --checkpoint runs/quickstart/reinforce/final --image scan.dcm --prompt "Where is the liver?"',
     ),
     "evaluate": Command(
-        "medmo_recipes.evaluate",
+        "medmo_recipes.commands.evaluate",
         "score a checkpoint: VQA, grounding, reports, retrieval, with intervals and baselines",
         "medmo evaluate --checkpoint runs/quickstart/reinforce/final",
     ),
     "export": Command(
-        "medmo_recipes.export",
+        "medmo_recipes.commands.export",
         "write a run's weights as an official Qwen3-VL folder and check that it reads back",
         "medmo export --run runs/my_run --out exported/",
     ),
     "sample": Command(
-        "medmo_recipes.sample",
+        "medmo_recipes.commands.embedded",
         "draw a contact sheet of the embedded images with their boxes",
         "medmo sample --out contact_sheet.png",
     ),
     "validate": Command(
-        "medmo_recipes.validate",
+        "medmo_recipes.commands.validate",
         "check a JSONL file of your own and explain every fault in it",
         "medmo validate my.jsonl",
     ),

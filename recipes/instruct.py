@@ -20,12 +20,12 @@ from pathlib import Path
 from medmo_core.batch import Batch
 from medmo_core.losses import TokenLosses
 
-from .training.build import choose_trainable, load_kit, load_mixture
-from .training.config import RunConfig
-from .training.distributed import connect, leave, say
-from .training.fit import fit, new_loader
-from .training.launch import launch
-from .training.run import open_run
+from .settings.run_config import RunConfig
+from .training.distributed.world import connect, leave, say
+from .training.loop.fit import fit, new_loader
+from .training.loop.launch import launch
+from .training.loop.run import open_run
+from .training.model.kit import choose_trainable, load_kit, load_mixture
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,24 +29,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medmo_core.data.mixture import Mixture
+from medmo_core.data.sources.mixture import Mixture
 
-from .training.alarms import Alarms
-from .training.build import choose_trainable, load_kit, load_mixture
-from .training.config import RunConfig
-from .training.distributed import connect, leave, say, sum_gradients
-from .training.engine import InPlaceEngine, RolloutEngine
-from .training.fit import summarise
-from .training.image_features import encode_images, keeps_features
-from .training.launch import launch
-from .training.meter import Meter, Tally
-from .training.phases import Phases
-from .training.policy_figures import Update, step_figures
-from .training.profiling import profiled
-from .training.reference import Reference, make_reference
-from .training.reward_log import answer_figures, figures, log_histograms
-from .training.reward_set import RewardSet
-from .training.rollout import (
+from .pages.rollout_page import template, write_page
+from .reinforcement.alarms import Alarms
+from .reinforcement.engine import InPlaceEngine, RolloutEngine
+from .reinforcement.figures import Update, step_figures
+from .reinforcement.groups import (
     Group,
     PolicyBatch,
     divide,
@@ -56,9 +45,20 @@ from .training.rollout import (
     silent,
     to_completions,
 )
-from .training.rollout_page import template, write_page
-from .training.run import Run, open_run
-from .training.watch import BadStep, not_finite
+from .reinforcement.image_features import encode_images, keeps_features
+from .reinforcement.reference_policy import Reference, make_reference
+from .reinforcement.reward_calls.reward_set import RewardSet
+from .reinforcement.reward_log import answer_figures, figures, log_histograms
+from .settings.run_config import RunConfig
+from .training.distributed.world import connect, leave, say, sum_gradients
+from .training.loop.fit import summarise
+from .training.loop.launch import launch
+from .training.loop.run import Run, open_run
+from .training.model.kit import choose_trainable, load_kit, load_mixture
+from .training.monitoring.meter import Meter, Tally
+from .training.monitoring.phases import Phases
+from .training.monitoring.profiling import profiled
+from .training.monitoring.spikes import BadStep, not_finite
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,7 +48,7 @@ def test_sample_runs_from_the_wheel_alone(installed: Path, tmp_path: Path) -> No
 
 def test_tokenizer_tables_and_report_travel(installed: Path, tmp_path: Path) -> None:
     code = (
-        "from medmo_core.data.tokenizer import Tokenizer; from medmo_recipes.report import TEMPLATE;"
+        "from medmo_core.data.text.tokenizer import Tokenizer; from medmo_recipes.pages.report import TEMPLATE;"
         "import medmo_kernels as kernels;"
         "print(Tokenizer.embedded().vocab_size > 1000, TEMPLATE.is_file(), kernels.__file__)"
     )

@@ -1,7 +1,7 @@
 """Write the tables of docs/box_reward.md and its plot: what each box reward pays for the same boxes.
 
-    python tools/box_reward_page.py --write     # after a change of a reward
-    python tools/box_reward_page.py --check     # exit status 1 where the page says something else
+    python -m tools.box_reward_page --write     # after a change of a reward
+    python -m tools.box_reward_page --check     # exit status 1 where the page says something else
 
 Scores come from `medmo_kernels.box_reward` on corners as they are, so that a box may reach beyond the image, which a
 completion's box cannot: it is clipped. Inside the image they are those of the rewards. Formulas of other projects are
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from page_section import settle
 from scipy.optimize import linear_sum_assignment
 
+from benchmarks.report.page_section import settle
 from medmo_core.rewards.box import FIRST_THRESHOLD, LAST_THRESHOLD
 from medmo_kernels import box_reward
 
@@ -252,8 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.write:
         draw(PLOT)
-    mend = "python tools/box_reward_page.py --write"
-    return settle(PAGE, "box_reward_page", section(), write=arguments.write, mend=mend)
+    mend = "python -m tools.box_reward_page --write"
+    return settle(PAGE, "tools.box_reward_page", section(), write=arguments.write, mend=mend)
 
 
 if __name__ == "__main__":

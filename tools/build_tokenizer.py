@@ -1,7 +1,7 @@
 """Train the embedded tokenizer: a small byte-level BPE for the texts that tiny models read and write.
 
-    python tools/build_tokenizer.py            writes medmo_core/data/tokenizer/tokenizer.json
-    python tools/build_tokenizer.py --check    only says whether the stored file is what this would write
+    python -m tools.build_tokenizer            writes medmo_core/data/text/tokenizer/tokenizer.json
+    python -m tools.build_tokenizer --check    only says whether the stored file is what this would write
 
 Its words are those of the embedded data set (drawn from its own templates) and of general medical English below. Any
 other text still encodes, byte by byte where need be. The result depends on the texts alone.
@@ -17,13 +17,13 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from medmo_core.data.process import Processor
-from medmo_core.data.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer, dress
-from medmo_core.datasets.facts_table import load_facts
-from medmo_core.datasets.sample import TASKS, SampleTasks
+from medmo_core.data.processor import Processor
+from medmo_core.data.text.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer, dress
+from medmo_core.datasets.embedded.facts import load_facts
+from medmo_core.datasets.embedded.tasks import TASKS, SampleTasks
 from medmo_core.profile import MEDMO, QWEN3_VL
 
-OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/tokenizer/tokenizer.json"
+OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/text/tokenizer/tokenizer.json"
 DRAWS = 600  # samples per task of the embedded set
 VOCAB_SIZE = 1536  # with the added tokens; a quarter of a tiny model's weights would otherwise be rows for rare words
 
@@ -123,7 +123,7 @@ def main() -> int:
     built = backend.to_str(pretty=True)
     if arguments.check:
         same = OUTPUT.is_file() and OUTPUT.read_text(encoding="utf-8") == built
-        print(f"{OUTPUT}: {'as built' if same else 'differs: run tools/build_tokenizer.py'}")
+        print(f"{OUTPUT}: {'as built' if same else 'differs: run python -m tools.build_tokenizer'}")
         return 0 if same else 1
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(built, encoding="utf-8")

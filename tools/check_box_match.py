@@ -1,7 +1,7 @@
 """Hold box_match's optimum to SciPy's on many random problems; exit status 1 where one differs.
 
-    python tools/check_box_match.py                      # 100,000 problems
-    python tools/check_box_match.py --problems 2000
+    python -m tools.check_box_match                      # 100,000 problems
+    python -m tools.check_box_match --problems 2000
 
 Problems of 0 to 64 boxes a side, with and without labels and boxes that are not numbers, under all four costs: the
 number of pairs and their total cost must equal SciPy's. The costs are written down a second time, in NumPy.

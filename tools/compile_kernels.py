@@ -1,7 +1,7 @@
 """Compile every shipped Triton kernel ahead of time, with no GPU, and hold the result to its gate.
 
-    python tools/compile_kernels.py                # all rooms, for sm_80, sm_90 and sm_100; exit status 1 on a fault
-    python tools/compile_kernels.py --rooms giou   # one room
+    python -m tools.compile_kernels                # all rooms, for sm_80, sm_90 and sm_100; exit status 1 on a fault
+    python -m tools.compile_kernels --rooms giou   # one room
 
 Each op runs at its `compile_sizes` (backward included) with launches intercepted: nothing is executed, every kernel is
 compiled exactly as its launcher would launch it on such a device. The cubin tells registers, stack, shared memory and

@@ -1,8 +1,8 @@
 """Measure the findings reader against human codes, and write the table of docs/factuality.md.
 
-    python tools/measure_findings.py --write          # measure and write the table
-    python tools/measure_findings.py                  # exit status 1 where the page says something else
-    python tools/measure_findings.py --read scar      # disagreements on the even ids, to be read in your own terminal
+    python -m tools.measure_findings --write          # measure and write the table
+    python -m tools.measure_findings                  # exit status 1 where the page says something else
+    python -m tools.measure_findings --read scar      # disagreements on the even ids, to be read in your own terminal
 
 The reports are the 3,955 chest radiograph reports of Indiana University that the wheel of torchxrayvision carries
 (CC BY-NC-ND 4.0): they are read where they are installed and never copied. Install the wheel alone, without what it
@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from page_section import settle
-
+from benchmarks.report.page_section import settle
 from medmo_core.findings import PRESENT, kinds_of, read_claims
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/factuality.md"
@@ -300,8 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(options.read, reports, options.limit)
         return 0
     print(f"{reports_per_second(reports):,.0f} reports/s of CPU time on one core")
-    mend = "python tools/measure_findings.py --write"
-    return settle(PAGE, "measure_findings", table(reports), write=options.write, mend=mend)
+    mend = "python -m tools.measure_findings --write"
+    return settle(PAGE, "tools.measure_findings", table(reports), write=options.write, mend=mend)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Write the launch lines of docs/training.md: every recipe on 1, 8 and 64 GPUs, with memory and speed as estimated.
 
-    python tools/recipe_table.py --write     # after a change of a config, of the memory estimate or of the costs
-    python tools/recipe_table.py             # exit status 1 where the page says something else
+    python -m tools.recipe_table --write     # after a change of a config, of the memory estimate or of the costs
+    python -m tools.recipe_table             # exit status 1 where the page says something else
 
-Nothing is run: sizes come from meta tensors, memory from `recipes/training/memory.py`, and tokens per second from the
-useful operations of an assumed document at an assumed share of the device's peak (`recipes/training/flops.py`).
+Nothing is run: sizes come from meta tensors, memory from `recipes/training/sizing/memory.py`, and tokens per second
+from the useful operations of an assumed document at an assumed share of the device's peak
+(`recipes/training/monitoring/flops.py`).
 """
 
 import argparse
@@ -13,17 +14,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from page_section import settle
-
+from benchmarks.report.page_section import settle
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.activations import Shape
-from medmo_recipes.training.build import choose_trainable, load_kit
-from medmo_recipes.training.command_line import apply_overrides
-from medmo_recipes.training.config import RunConfig
-from medmo_recipes.training.flops import PEAK_FLOPS, UsefulFlops, Work
-from medmo_recipes.training.log import count
-from medmo_recipes.training.memory import estimate
+from medmo_recipes.settings.command_line import apply_overrides
+from medmo_recipes.settings.run_config import RunConfig
+from medmo_recipes.training.model.kit import choose_trainable, load_kit
+from medmo_recipes.training.monitoring.flops import PEAK_FLOPS, UsefulFlops, Work
+from medmo_recipes.training.monitoring.log import count
+from medmo_recipes.training.sizing.activations import Shape
+from medmo_recipes.training.sizing.memory import estimate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/training.md"
 RECIPES = tuple(f"medmo_{size}b_{stage}" for size in (4, 8) for stage in ("align", "instruct_highres", "instruct"))
@@ -147,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the lines into the page")
     arguments = parser.parse_args(argv)
-    mend = "python tools/recipe_table.py --write"
-    return settle(PAGE, "recipe_table", section(), write=arguments.write, mend=mend)
+    mend = "python -m tools.recipe_table --write"
+    return settle(PAGE, "tools.recipe_table", section(), write=arguments.write, mend=mend)
 
 
 if __name__ == "__main__":

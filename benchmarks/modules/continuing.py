@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medmo_core.batch import Batch
+from medmo_core.generation.kv_cache import KVCache
 from medmo_core.models.medmo import MedMO
-from medmo_core.modules.kv_cache import KVCache
 
-from .. import transformers_model
-from ..suite import OURS, Ready, Way
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Ready, Way
 from .documents import Documents, for_transformers, frozen_model, make_batch
 from .judged import Judge, holding, reference_ops, widened
 

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 
 from medmo_core.decoders.qwen3 import DecoderLayer
-from medmo_core.modules.kv_cache import GROWTH
-from medmo_recipes.training.flops import UsefulFlops
+from medmo_core.generation.kv_cache import GROWTH
+from medmo_recipes.training.monitoring.flops import UsefulFlops
 
-from ..shared import Shared
-from ..suite import Comparison, Work
-from ..transformers_model import Flavour, flavours
+from ..peers.transformers_model import Flavour, flavours
+from ..suite.comparison import Comparison, Work
+from ..suite.made_once import Shared
 from .continuing import Begin, Continuing, Prompts, ways
 from .documents import Documents, prompts_of, skeleton
 

@@ -14,8 +14,8 @@ from medmo_core.models.config import PRESETS
 from medmo_core.models.medmo import MedMO
 from medmo_core.modules.rope import mrope_table
 
-from ..suite import Comparison, Work
-from ..transformers_model import Flavour, flavours
+from ..peers.transformers_model import Flavour, flavours
+from ..suite.comparison import Comparison, Work
 from .documents import random_model, skeleton
 from .sides import BACKWARD, BOTH, FORWARD, Part, Side, compare, unpacked
 

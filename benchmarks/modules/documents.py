@@ -10,7 +10,7 @@ from torch import Tensor
 from medmo_core.batch import IGNORE_INDEX, Batch, mrope_position_ids
 from medmo_core.models.config import PRESETS, ModelConfig
 from medmo_core.models.medmo import MedMO
-from medmo_recipes.training import flops
+from medmo_recipes.training.monitoring import flops
 
 ENCODER = "qwen3_vl"
 

@@ -11,10 +11,10 @@ import torch
 from medmo_core.batch import Batch
 from medmo_core.models.medmo import MedMO
 
-from .. import transformers_model
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
 from .documents import Documents, for_transformers, frozen_model, make_batch
 from .judged import loss_check, widened
 

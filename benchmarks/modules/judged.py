@@ -12,8 +12,8 @@ from torch import Tensor
 from medmo_core.models.medmo import MedMO
 from medmo_kernels import runtime
 
-from ..schema import Check
-from ..suite import weakest
+from ..suite.comparison import weakest
+from ..suite.schema import Check
 
 LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 """Relative difference of two losses: bf16 rounds every activation, but the rounding of many tokens averages out."""

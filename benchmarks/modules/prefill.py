@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
-from ..shared import Shared
-from ..suite import Comparison, Work
-from ..transformers_model import Flavour, flavours
+from ..peers.transformers_model import Flavour, flavours
+from ..suite.comparison import Comparison, Work
+from ..suite.made_once import Shared
 from .continuing import Prompts, ways
 from .documents import prompts_of
 

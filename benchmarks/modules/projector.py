@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from medmo_core.models.config import PRESETS
 from medmo_core.models.medmo import MedMO
 
-from ..suite import Comparison, Work
-from ..transformers_model import Flavour, flavours
+from ..peers.transformers_model import Flavour, flavours
+from ..suite.comparison import Comparison, Work
 from .documents import random_model
 from .sides import BACKWARD, BOTH, FORWARD, Part, Side, compare
 

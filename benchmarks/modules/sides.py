@@ -10,10 +10,10 @@ from torch import Tensor
 
 from medmo_core.models.medmo import MedMO
 
-from .. import transformers_model
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
 from .judged import Judge, holding, reference_ops, widened
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"

@@ -13,13 +13,13 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.models.medmo import MedMO
-from medmo_recipes.training.config import Optim
-from medmo_recipes.training.optim import Optimizer
+from medmo_recipes.settings.run_config import Optim
+from medmo_recipes.training.optim.optimizer import Optimizer
 
-from .. import transformers_model
-from ..schema import Check
-from ..suite import OURS, Comparison, Ready, Way, Work, weakest
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.schema import Check
 from .documents import Documents, for_transformers, make_batch, random_model
 from .judged import LOSS_TOLERANCE, loss_check, widened
 

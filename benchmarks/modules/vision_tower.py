@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from medmo_core.models.medmo import MedMO
-from medmo_recipes.training.flops import UsefulFlops
-from medmo_recipes.training.flops import Work as Counted
+from medmo_recipes.training.monitoring.flops import UsefulFlops
+from medmo_recipes.training.monitoring.flops import Work as Counted
 
-from ..suite import Comparison, Work
-from ..transformers_model import Flavour, flavours
+from ..peers.transformers_model import Flavour, flavours
+from ..suite.comparison import Comparison, Work
 from .documents import ENCODER, pixel_values, random_model, skeleton
 from .sides import BOTH, FORWARD, Part, Side, compare
 

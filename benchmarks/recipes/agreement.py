@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from medmo_core.data.packing import pack
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.losses import TokenLosses
 from medmo_core.models import MedMO
-from medmo_recipes.training.config import Optim
-from medmo_recipes.training.optim import Optimizer
+from medmo_recipes.settings.run_config import Optim
+from medmo_recipes.training.optim.optimizer import Optimizer
 
-from ..schema import Check
+from ..suite.schema import Check
 from .documents import answered
 
 BOUND = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2}

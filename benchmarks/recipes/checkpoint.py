@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from medmo_core.models import PRESETS, MedMO
-from medmo_recipes.training.checkpoint import Checkpoints
-from medmo_recipes.training.config import Optim, RunConfig
-from medmo_recipes.training.distributed import World
-from medmo_recipes.training.optim import Optimizer
-from medmo_recipes.training.state import run_tensors
+from medmo_recipes.settings.run_config import Optim, RunConfig
+from medmo_recipes.training.checkpoints.checkpoints import Checkpoints
+from medmo_recipes.training.checkpoints.state import run_tensors
+from medmo_recipes.training.distributed.world import World
+from medmo_recipes.training.optim.optimizer import Optimizer
 
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 
 CONFIG = RunConfig(stage="instruct", name="bench")
 DIRECTIONS = ("save", "stall", "resume")

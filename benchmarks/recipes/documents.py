@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, mrope_position_ids
-from medmo_core.data.process import Item
-from medmo_core.data.record import Sample
+from medmo_core.data.processor import Item
+from medmo_core.data.records.sample import Sample
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
-from medmo_recipes.training.rollout import join
+from medmo_recipes.reinforcement.groups import join
 
 from ..modules.documents import pixel_values, random_model
 

@@ -22,21 +22,21 @@ from typing import Any
 import torch
 
 from medmo_core.boxes import Boxes
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_core.profile import QWEN3_VL
 from medmo_core.rewards import box_reward
-from medmo_recipes.training.config import Optim, Rollout
-from medmo_recipes.training.engine import InPlaceEngine, Request
-from medmo_recipes.training.optim import Optimizer
-from medmo_recipes.training.rollout import Completion, PolicyBatch, pack_completions
+from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
+from medmo_recipes.reinforcement.groups import Completion, PolicyBatch, pack_completions
+from medmo_recipes.settings.run_config import Optim, Rollout
+from medmo_recipes.training.optim.optimizer import Optimizer
 
-from .. import transformers_model
 from ..modules.judged import widened
-from ..schema import Check
-from ..suite import OURS, Comparison, Ready, Way, Work, weakest
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.schema import Check
 from .agreement import BOUND, check_greedy, check_logps, gradient_norm, plain_pass
 from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, recomputing_model, unshared
 

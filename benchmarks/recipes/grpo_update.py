@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
-from medmo_recipes.training.rollout import Completion, PolicyBatch, pack_completions
+from medmo_recipes.reinforcement.groups import Completion, PolicyBatch, pack_completions
 
-from ..suite import Comparison
+from ..suite.comparison import Comparison
 from .layouts import Learning, compare_layouts, shape_of
 
 GROUP, LENGTH = 8, 40

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
 
 from ..modules.documents import random_model
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 from .agreement import BOUND, Outcome, largest_difference, outcome
 from .documents import MODEL_NAMES, answered, make_answers, make_prompt, unshared
 

@@ -28,20 +28,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medmo_core.batch import Batch, PatchSpec
-from medmo_core.data.image import load_image
-from medmo_core.data.mixture import Mixture
-from medmo_core.data.open_source import open_source
-from medmo_core.data.process import Processor
-from medmo_core.data.resize import patchify, smart_resize
-from medmo_core.data.tokenizer import Tokenizer
+from medmo_core.data.images.load import load_image
+from medmo_core.data.images.patches import patchify, smart_resize
+from medmo_core.data.processor import Processor
+from medmo_core.data.sources.mixture import Mixture
+from medmo_core.data.sources.open_source import open_source
+from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.profile import QWEN3_VL
-from medmo_recipes.training.data import Loader
-from medmo_recipes.training.distributed import World
-from medmo_recipes.training.skipped import SkippedSamples
+from medmo_recipes.training.distributed.world import World
+from medmo_recipes.training.loading.loader import Loader
+from medmo_recipes.training.loading.skipped import SkippedSamples
 
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 from .rewards import on_one_core
 
 SPEC = PatchSpec(patch_size=16, merge_size=2, temporal_patch_size=2)

@@ -32,18 +32,18 @@ from medmo_core.batch import Batch
 from medmo_core.models.medmo import MedMO
 from medmo_core.models.targets import learned_positions
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.build import choose_trainable, load_kit, load_mixture
-from medmo_recipes.training.config import RunConfig
-from medmo_recipes.training.distributed import World, connect
-from medmo_recipes.training.fit import new_loader, train_step
-from medmo_recipes.training.optim import Optimizer
-from medmo_recipes.training.run import Run
-from medmo_recipes.training.sharding import prepare
-from medmo_recipes.training.skipped import SkippedSamples
+from medmo_recipes.settings.run_config import RunConfig
+from medmo_recipes.training.distributed.sharding import prepare
+from medmo_recipes.training.distributed.world import World, connect
+from medmo_recipes.training.loading.skipped import SkippedSamples
+from medmo_recipes.training.loop.fit import new_loader, train_step
+from medmo_recipes.training.loop.run import Run
+from medmo_recipes.training.model.kit import choose_trainable, load_kit, load_mixture
+from medmo_recipes.training.optim.optimizer import Optimizer
 
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 
 DOCUMENTS, MICRO_BATCH = 4, 2
 DDP = "torch DDP"

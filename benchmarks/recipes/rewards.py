@@ -29,9 +29,9 @@ from medmo_core.boxes import Boxes
 from medmo_core.profile import QWEN3_VL
 from medmo_core.rewards import REWARDS
 
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 
 SIZE = (1024, 768)
 LABELS = ("liver", "spleen", "left kidney", "right kidney")

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from medmo_core.data.packing import pack
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import Generation, MedMO
-from medmo_recipes.training.config import Rollout
-from medmo_recipes.training.engine import InPlaceEngine, Request
-from medmo_recipes.training.rollout import sampled_tokens
+from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
+from medmo_recipes.reinforcement.groups import sampled_tokens
+from medmo_recipes.settings.run_config import Rollout
 
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 from .agreement import check_greedy, check_logps, plain_pass
 from .documents import make_prompt, unshared
 from .layouts import EACH_ROW, WAYS, Shape, shape_of

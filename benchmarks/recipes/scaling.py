@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from medmo_core.data.packing import pack
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
 
-from .. import transformers_model
 from ..modules.judged import widened
-from ..schema import Check
-from ..shared import Shared
-from ..suite import OURS, Comparison, Ready, Way, Work
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work
+from ..suite.made_once import Shared
+from ..suite.schema import Check
 from . import rewards
 from .agreement import BOUND, Outcome, largest_difference, outcome
 from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, recomputing_model

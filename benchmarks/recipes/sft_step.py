@@ -18,21 +18,21 @@ from typing import Any, cast
 import torch
 
 from medmo_core.data.packing import pack
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
-from medmo_recipes.training.config import Optim
-from medmo_recipes.training.distributed import World
-from medmo_recipes.training.fit import train_step
-from medmo_recipes.training.optim import Optimizer
-from medmo_recipes.training.run import Run
-from medmo_recipes.training.skipped import SkippedSamples
+from medmo_recipes.settings.run_config import Optim
+from medmo_recipes.training.distributed.world import World
+from medmo_recipes.training.loading.skipped import SkippedSamples
+from medmo_recipes.training.loop.fit import train_step
+from medmo_recipes.training.loop.run import Run
+from medmo_recipes.training.optim.optimizer import Optimizer
 
-from .. import transformers_model
 from ..modules.judged import widened
-from ..schema import Check
-from ..suite import OURS, Comparison, Ready, Way, Work, weakest
-from ..transformers_model import Flavour
+from ..peers import transformers_model
+from ..peers.transformers_model import Flavour
+from ..suite.comparison import OURS, Comparison, Ready, Way, Work, weakest
+from ..suite.schema import Check
 from .agreement import BOUND, gradient_norm
 from .documents import MODEL_NAMES, answered, make_answers, make_prompt, padded, recomputing_model
 

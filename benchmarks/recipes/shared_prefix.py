@@ -7,10 +7,10 @@ from torch import Tensor
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.process import Item
+from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
 
-from ..suite import Comparison
+from ..suite.comparison import Comparison
 from .layouts import Learning, compare_layouts, shape_of
 
 CASES = ((8, 50), (5, 60))

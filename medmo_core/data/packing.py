@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import IGNORE_INDEX, Batch
-from .process import Item
+from .processor import Item
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 `DATASETS` maps a name to a function `(task, split, crops) -> Source`.
 """
 
-from .sample import SampleTasks
+from .embedded.tasks import SampleTasks
 
 DATASETS = {"sample": SampleTasks}
 """Name -> source of training samples; a configuration names it as `sample:TASK`."""

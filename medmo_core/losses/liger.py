@@ -92,7 +92,7 @@ def liger_logprob_loss(
     and head before it returns; no logits are kept. Its own loss wants padded rows, one a completion, divides by its own
     averages (dapo's and cispo's with an exchange among processes inside the forward pass), and tells only means of the
     tokens. So its loss is replaced by `objective`, and packed tokens are given as L rows of one token: nothing is
-    padded, and every loss is served, those over whole completions too. tests/core/test_grpo_loss.py compares the
+    padded, and every loss is served, those over whole completions too. tests/core/losses/test_grpo_loss.py compares the
     results with Liger's own loss on padded rows.
 
     Numerics: logits in the dtype of `hidden` and in blocks of 2,048 rows x 4,096 tokens, all else in fp32. All rows go

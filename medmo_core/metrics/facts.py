@@ -36,7 +36,7 @@ from ..findings import (
 from .text import completion_text
 
 if TYPE_CHECKING:
-    from ..data.record import Fact
+    from ..data.records.sample import Fact
 
 SIZE_MM, SIZE_SHARE = 2.0, 0.2
 """Two sizes agree within so many mm, or within this share of the true one."""

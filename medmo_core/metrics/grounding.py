@@ -14,7 +14,7 @@ import torch
 from medmo_kernels.box_reward import box_reward
 from medmo_kernels.giou import overlap_terms
 
-from ..image_boxes import AnyBoxes, no_boxes
+from ..boxes import AnyBoxes, no_boxes
 from .matching import box_problems
 
 IOU_THRESHOLD = 0.5

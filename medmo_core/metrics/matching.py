@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..box_batch import corners_px
-from ..boxes import Boxes
-from ..image_boxes import AnyBoxes, ImageBoxes, by_image
+from ..boxes import AnyBoxes, Boxes, ImageBoxes, by_image, corners_px
 from .text import normalise
 
 

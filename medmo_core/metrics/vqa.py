@@ -20,7 +20,7 @@ from ..findings.synonyms import one_name
 from .text import completion_text, final_answer, normalise
 
 if TYPE_CHECKING:
-    from ..data.record import Answer
+    from ..data.records.sample import Answer
 
 VQA_TYPES = ("yesno", "choice", "open")
 _OPPOSITE = {"yes": "no", "no": "yes"}

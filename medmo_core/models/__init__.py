@@ -1,7 +1,7 @@
 """Models: composition, sizes, weights and generation."""
 
+from ..generation.decoding import Generation
 from .config import PRESETS, ModelConfig, TextConfig, VisionConfig
-from .generation import Generation
 from .medmo import MedMO
 from .vision_tower import VisionTower
 

@@ -18,14 +18,14 @@ from ..decoders.qwen3 import KeepKV, Qwen3Decoder
 from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
+from ..generation.decoding import Generation, Prompts, generate
+from ..generation.sampling import Sampling
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
 from ..losses.grpo import PolicyLoss, linear_grpo_loss
 from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
-from .generation import Generation, Prompts, generate
 from .placeholders import placeholder_index
-from .sampling import Sampling
 from .targets import labelled_rows, learned_positions
 from .vision_tower import VisionTower
 
@@ -148,7 +148,7 @@ class MedMO(nn.Module):
         Returns:
             The model, in evaluation mode.
         """
-        from .weights import load_pretrained
+        from .official.read import load_pretrained
 
         return load_pretrained(path, dtype=dtype, device=device)
 
@@ -163,7 +163,7 @@ class MedMO(nn.Module):
             profile: a `CheckpointProfile`.
             max_shard_bytes: size past which another file is begun; default 5 GB.
         """
-        from .weights import DEFAULT_SHARD_BYTES, save_pretrained
+        from .official.read import DEFAULT_SHARD_BYTES, save_pretrained
 
         limit = DEFAULT_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
         save_pretrained(self, folder, tokenizer=tokenizer, profile=profile, max_shard_bytes=limit)
@@ -359,7 +359,7 @@ class MedMO(nn.Module):
     ) -> list[list[Generation]]:
         """Continue every document of a batch, or prompts that are run when they are due.
 
-        See `medmo_core.models.generation.generate` and, for the settings, `medmo_core.models.sampling.Sampling`.
+        See `medmo_core.generation.decoding.generate` and, for the settings, `medmo_core.generation.sampling.Sampling`.
         """
         sampling = Sampling(
             max_new_tokens=max_new_tokens,

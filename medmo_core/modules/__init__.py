@@ -1,7 +1,7 @@
 """Small building blocks with plain arguments; each can be used in a model of its own."""
 
+from ..generation.kv_cache import KVCache
 from .attention import TextAttention, VisionAttention
-from .kv_cache import KVCache
 from .mlp import MLP, SwiGLU
 from .norm import RMSNorm
 from .patch_embed import PatchEmbed, grid_coordinates, position_coordinates

@@ -9,7 +9,7 @@ from ..metrics.vqa import VQA_TYPES, vqa_correct
 from .example import Example
 
 if TYPE_CHECKING:
-    from ..data.record import Answer
+    from ..data.records.sample import Answer
 
 
 def answer_reward(

@@ -5,8 +5,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..boxes import GRAMMARS
-from ..image_boxes import AnyBoxes
+from ..boxes import GRAMMARS, AnyBoxes
 from ..metrics.matching import BoxProblems, box_problems
 from ..metrics.text import completion_text
 from ..profile import CheckpointProfile

@@ -9,7 +9,7 @@ from ..metrics.text import completion_text, final_answer
 from .example import Example
 
 if TYPE_CHECKING:
-    from ..data.record import Answer, Fact
+    from ..data.records.sample import Answer, Fact
 
 TASKS = ("caption", "report")
 

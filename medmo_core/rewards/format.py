@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..boxes import Boxes
-from ..image_boxes import AnyBoxes, by_image
+from ..boxes import AnyBoxes, Boxes, by_image
 from ..metrics.text import completion_text, final_answer
 from ..profile import QWEN3_VL, CheckpointProfile
 from .example import Example
 
 if TYPE_CHECKING:
-    from ..data.record import Answer
+    from ..data.records.sample import Answer
 
 MAX_REPEATS = 3
 NO_SIZE = (1000, 1000)  # a grounding sample without image: its boxes are read as thousandths

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..boxes import Boxes
+from ..boxes import AnyBoxes, Boxes
 from ..findings.synonyms import one_name
-from ..image_boxes import AnyBoxes
 from ..metrics.text import completion_text, final_answer, normalise
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
 from .example import Example
 
 if TYPE_CHECKING:
-    from ..data.record import Answer
+    from ..data.records.sample import Answer
 
 RULES = ("f1", "exact")
 _NEXT_LABEL = re.compile(r"[,;|\n]|\band\b")

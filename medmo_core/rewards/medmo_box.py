@@ -8,8 +8,7 @@ import torch
 
 from medmo_kernels import box_reward as score_boxes
 
-from ..boxes import Boxes
-from ..image_boxes import AnyBoxes
+from ..boxes import AnyBoxes, Boxes
 from ..profile import QWEN3_VL, CheckpointProfile
 from .box_answers import box_answers
 from .example import Example

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from ..boxes import Boxes
-from ..image_boxes import ImageBoxes, by_image
+from ..boxes import Boxes, ImageBoxes, by_image
 from ..profile import CheckpointProfile
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from ..boxes import Boxes
-from ..image_boxes import AnyBoxes
+from ..boxes import AnyBoxes, Boxes
 from ..profile import QWEN3_VL, CheckpointProfile
 from .box_answers import box_answers
 from .example import Example

@@ -5,7 +5,7 @@ Add yours: a function here or in a new file, and a line in `CONFIGS`. `--config 
 
 from collections.abc import Callable
 
-from ..training.config import RunConfig
+from ..settings.run_config import RunConfig
 from .debug import debug_align, debug_instruct, debug_reinforce
 from .lora import medmo_4b_lora
 from .medmo_4b import medmo_4b_align, medmo_4b_instruct, medmo_4b_instruct_highres, medmo_4b_reinforce

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m medmo_recipes.instruct --config debug_instruct
 """
 
-from ..training.config import Data, Model, Optim, Rewards, Rollout, RunConfig, Train
+from ..settings.run_config import Data, Model, Optim, Rewards, Rollout, RunConfig, Train
 
 PIXELS = 64 * 64  # four visual tokens
 

@@ -13,7 +13,7 @@ runs/medmo_4b_lora/final holds the model with the adapters added in, adapter/ be
 loads onto the base model.
 """
 
-from ..training.config import Data, Lora, Model, Optim, RunConfig, Train
+from ..settings.run_config import Data, Lora, Model, Optim, RunConfig, Train
 
 
 def medmo_4b_lora() -> RunConfig:

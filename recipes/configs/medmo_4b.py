@@ -8,7 +8,7 @@ The second line is for one GPU of 80 GB: weights, gradients and optimiser state 
 activations come on top. docs/training.md has the launch lines for 1, 8 and 64 GPUs.
 """
 
-from ..training.config import RunConfig
+from ..settings.run_config import RunConfig
 from .medmo_8b import medmo_8b_align, medmo_8b_instruct, medmo_8b_instruct_highres, medmo_8b_reinforce
 
 

@@ -19,7 +19,7 @@ them, as said beside each value. Batches are [P] per device and [D] multiplied b
 Optimiser betas and weight decay are unpublished: PyTorch's and TRL's defaults. Mixture weights are unpublished: equal.
 """
 
-from ..training.config import Data, Grpo, Model, Optim, Parallel, Rewards, Rollout, RunConfig, Train
+from ..settings.run_config import Data, Grpo, Model, Optim, Parallel, Rewards, Rollout, RunConfig, Train
 
 SQUARE_768 = 768 * 768  # [P] 576 visual tokens
 SQUARE_1280 = 1280 * 1280  # [P] 1,600 visual tokens

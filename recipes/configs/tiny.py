@@ -7,7 +7,7 @@
 Own data, from random weights: `medmo train instruct --data my.jsonl`.
 """
 
-from ..training.config import Data, Grpo, Model, Optim, Rewards, Rollout, RunConfig, Train
+from ..settings.run_config import Data, Grpo, Model, Optim, Rewards, Rollout, RunConfig, Train
 
 PIXELS = 192 * 192  # 36 visual tokens
 

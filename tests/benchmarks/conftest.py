@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.schema import Check, Machine, Result, Row
+from benchmarks.suite.schema import Check, Machine, Result, Row
 
 MACHINE = Machine("a processor", "cpu", 0, "", "", 2**30, 2, 1, {"torch": "2.13", "liger-kernel": ""}, "abc123def",
                   False, "2026-01-02T00:00:00+00:00")  # fmt: skip

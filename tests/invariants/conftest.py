@@ -13,15 +13,15 @@ from torch.distributed.tensor import DTensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch, mrope_position_ids
 from medmo_core.data.packing import pack
-from medmo_core.data.process import Item
-from medmo_core.data.record import Sample
+from medmo_core.data.processor import Item
+from medmo_core.data.records.sample import Sample
 from medmo_core.models import PRESETS, MedMO
-from medmo_recipes.training.config import Optim, RunConfig
-from medmo_recipes.training.distributed import World
-from medmo_recipes.training.fit import Minimise, StepResult, train_step
-from medmo_recipes.training.optim import Optimizer
-from medmo_recipes.training.sharding import prepare
-from medmo_recipes.training.skipped import SkippedSamples
+from medmo_recipes.settings.run_config import Optim, RunConfig
+from medmo_recipes.training.distributed.sharding import prepare
+from medmo_recipes.training.distributed.world import World
+from medmo_recipes.training.loading.skipped import SkippedSamples
+from medmo_recipes.training.loop.fit import Minimise, StepResult, train_step
+from medmo_recipes.training.optim.optimizer import Optimizer
 
 CONFIG = PRESETS["debug"].override(vocab_size=60, bos_token_id=34, eos_token_id=36, vision_start_token_id=43)
 CONFIG = CONFIG.override(vision_end_token_id=44, image_token_id=46, video_token_id=47)

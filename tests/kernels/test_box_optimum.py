@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import check_box_match as tool
 import pytest
 import torch
 from torch import Tensor
 
 from medmo_kernels import box_match
+from tools import check_box_match as tool
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -15,7 +15,7 @@ PINNED = next(line for line in (ROOT / "constraints.txt").read_text().splitlines
 
 def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     # A process of its own: here Triton was imported for the interpreter, and its compiler is out of reach.
-    command = [sys.executable, str(ROOT / "tools" / name), *arguments]
+    command = [sys.executable, "-m", name, *arguments]
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
@@ -23,7 +23,7 @@ def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compiled") / "compiled.json"
-    done = tool("compile_kernels.py", "--json", str(path))
+    done = tool("tools.compile_kernels", "--json", str(path))
     assert path.exists(), done.stdout + done.stderr
     return path
 
@@ -45,16 +45,15 @@ def test_the_page_shows_what_was_compiled(records: Path) -> None:
     result = json.loads(records.read_text())
     if f"triton=={result['triton']}" != PINNED:
         pytest.skip(f"the page shows {PINNED}, this is triton {result['triton']}")
-    done = tool("kernel_tables.py", str(records))
+    done = tool("benchmarks.report.kernel_pages", str(records))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_kernel_that_breaks_its_gate_is_told() -> None:
     """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is told."""
     code = """
-import dataclasses, sys
-sys.path.insert(0, "tools")
-import compile_kernels as c
+import dataclasses
+from tools import compile_kernels as c
 from medmo_kernels.spec import Gate
 
 sass = '''

@@ -1,0 +1,169 @@
+"""Write the figures of README.md: the quickstart's, those of three seeds, and the suite's, all from committed results.
+
+    python -m benchmarks.report.readme_figures --write     # after a new quickstart.json, study or suite result
+    python -m benchmarks.report.readme_figures             # exit status 1 where the page says something else
+
+`benchmarks/results/cpu/quickstart.json` is the metrics.json of one `make quickstart`.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..studies.box_rewards import FIGURES as REWARDS
+from ..studies.box_rewards import stored_rounds
+from . import page as report
+from . import tables as report_tables
+from . import targets
+from .page_section import settle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PAGE = ROOT / "README.md"
+QUICKSTART = ROOT / "benchmarks/results/cpu/quickstart.json"
+METRICS = {
+    "vqa_accuracy": "VQA accuracy",
+    "grounding_iou": "Grounding mean IoU",
+    "grounding_f1": "Grounding F1 at IoU 0.5",
+    "report_fact_f1": "Report fact F1",
+    "retrieval_recall1": "Caption retrieval recall@1",
+}
+STAGES = ("random", "align", "instruct", "reinforce")
+BASELINES = (
+    "Baselines are fitted on training data: the commonest answer per kind of question, the best constant box per "
+    "label, a constant report, chance."
+)
+INTERVAL = re.compile(r"\[([+-][\d.]+), ([+-][\d.]+)\]")
+"""Of a gain, as the quickstart writes it."""
+
+Values = Mapping[str, Any]
+
+
+def scores(run: Values) -> str:
+    """Return the table of held-out scores, the last stage with intervals."""
+    stages = run["stages"]
+    rows = []
+    for metric, name in METRICS.items():
+        values = [f"{stages[stage][metric]['value']:.3f}" for stage in STAGES]
+        last = stages[STAGES[-1]][metric]
+        values[-1] = f"**{values[-1]}** [{last['low']:.3f}, {last['high']:.3f}]"
+        rows.append([name, *values, f"{last['baseline']:.3f}"])
+    return report_tables.table(["held-out, fixed random crops", *STAGES, "baseline"], rows)
+
+
+def verdicts(run: Values) -> str:
+    """Return what the run claims and whether it holds: within noise where the interval of a gain holds 0.
+
+    Beside the gain in IoU stands what F1 and VQA did.
+    """
+    lines = []
+    before, after = run["stages"]["instruct"], run["stages"]["reinforce"]
+    for one in run["verdicts"]:
+        measured = one["measured"]
+        if one["claim"].startswith("After reinforce"):
+            changes = (f"{name} {after[metric]['value'] - before[metric]['value']:+.3f}"
+                       for name, metric in (("F1", "grounding_f1"), ("VQA", "vqa_accuracy")))  # fmt: skip
+            measured += f"; meanwhile {' and '.join(changes)}"
+        gain = INTERVAL.search(measured)
+        noise = ", within noise" if gain and float(gain[1]) <= 0 <= float(gain[2]) else ""
+        lines.append(f"- {one['claim']}: **{'yes' if one['holds'] else 'no'}{noise}** ({measured}).")
+    return "\n".join(lines)
+
+
+def seeds(rounds: Mapping[str, Values]) -> str:
+    """Say what several seeds gave over the instruct checkpoint, with the recipe's settings and with others."""
+
+    def gained(figures: Values) -> str:
+        rows = figures["against"]["instruct"]
+        return ", ".join(
+            f"{rows[key]['difference']:+.3f} [{rows[key]['low']:+.3f}, {rows[key]['high']:+.3f}] {name}"
+            for key, name in (("iou", "IoU"), ("f1", "F1"), ("vqa", "VQA"))
+        )
+
+    def described(figures: Values) -> str:
+        plan = figures["plan"]
+        return ", ".join([f"{plan['steps']} steps", *(f"`{setting}`" for setting in plan["settings"])])
+
+    shipped = [figures for figures in rounds.values() if not figures["plan"]["settings"]][-1]
+    others = "; ".join(f"{described(f)}: {gained(f)}" for f in rounds.values() if f is not shipped)
+    beside = [figures["against"]["medmo_box"]["f1"] for figures in rounds.values()]
+    wins = sum(row["low"] > 0 for row in beside)
+    return (
+        "Reinforce at this size is noisy: its column is one run from that instruct checkpoint, with settings that were "
+        f"chosen on these same questions. Over {len(shipped['plan']['seeds'])} seeds the same settings gave "
+        f"{gained(shipped)}; other rounds gave less or more ({others}). Beside MedMO's published formula the "
+        f"default box reward wins F1 beyond noise in {wins} of {len(beside)} rounds "
+        f"({', '.join(format(row['difference'], '+.3f') for row in beside)}); "
+        "[docs/box_reward_comparison.md](docs/box_reward_comparison.md) has every round."
+    )
+
+
+def reading(run: Values) -> str:
+    """Say what the brackets mean, what the figures speak of, and where the model loses."""
+    last = run["stages"]["reinforce"]
+    full, reports = last["grounding_iou_full"], last["report_fact_f1"]
+    better = full["gain_low"] > 0
+    on_full = f"is {'better' if better else 'worse'} than the constant box" if better or full["gain_high"] < 0 else (
+        "is level with the constant box")  # fmt: skip
+    beaten = "beat" if reports["gain_low"] > 0 else "do not beat"
+    return (
+        "Brackets are 95 % bootstrap intervals, resampled by slice; the held-out questions come from "
+        f"{last['grounding_iou']['num_scans']} scans (grounding) and {last['vqa_accuracy']['num_scans']} (VQA), and "
+        f"the figures speak of these scans only. {BASELINES} On **full slices**, which training hardly ever shows, "
+        f"grounding {on_full} ({full['value']:.3f} against {full['baseline']:.3f}): all of these slices are nearly one "
+        f"picture. Reports {beaten} the constant report at this size."
+    )
+
+
+def about(run: Values) -> str:
+    """Say which run it was and how long it took."""
+    minutes = sum(run["seconds"].values()) / 60
+    return (
+        f"The run below: {run['num_parameters'] / 1e6:.1f} million parameters, seed {run['seed']}, two CPU cores that "
+        f"other work shared (torch {run['torch']}), {minutes:.0f} minutes with all evaluations. `metrics.json` and "
+        "`report.html` of your run show yours."
+    )
+
+
+def suite(results: Path = report.RESULTS) -> str:
+    """Return how ours stands beside others in the newest CPU result, and the targets measured there."""
+    shown = [stored for stored in report.newest(report.stored_results(results)) if stored.result.machine.kind == "cpu"]
+    if report.refused(shown):
+        raise ValueError(f"no figure is quoted: {'; '.join(report.refused(shown))}")
+    parts = [
+        "## Side by side",
+        "`make bench` times every op, module and recipe beside the best peers on your machine, each way checked in the "
+        "same run before it is timed: [benchmarks/RESULTS.md](benchmarks/RESULTS.md) shows all of it, losses first.",
+    ]
+    for stored in shown:
+        found = report.judged([stored], targets.read())
+        machine = stored.result.machine
+        where = f"{machine.device}, {machine.threads} torch thread{'s' * (machine.threads > 1)}, commit {stored.commit}"
+        parts += [
+            f"{where}: {report_tables.summary(stored.contests)[0]} What the project asks of itself:",
+            report_tables.targets_table(found, brief=True),
+        ]
+    return "\n\n".join(parts)
+
+
+def section() -> str:
+    """Return everything between the page's markers."""
+    run = json.loads(QUICKSTART.read_text(encoding="utf-8"))
+    rewards = stored_rounds(REWARDS)
+    return "\n\n".join([about(run), scores(run), verdicts(run), seeds(rewards), reading(run), suite()])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare or write; returns 1 where the page says something else."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the figures into the page")
+    arguments = parser.parse_args(argv)
+    mend = "python -m benchmarks.report.readme_figures --write"
+    return settle(PAGE, "benchmarks.report.readme_figures", section(), write=arguments.write, mend=mend)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,145 @@
+"""What the project set itself (`targets.json`), beside what was measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from medmo_recipes.settings.section import Section, require
+
+from ..suite.schema import Level, Row
+from .ratios import Contest, ceiling_share
+
+FILE = Path(__file__).with_name("targets.json")
+
+
+@dataclass(frozen=True)
+class Target(Section):
+    """A figure to reach. `case`, `direction` and `against` are patterns, `*` for anything.
+
+    Attributes:
+        level: part of the suite.
+        subject: op, module or recipe; a pattern too.
+        case: of the comparisons it speaks of; it is met when all of them meet it.
+        direction: of those comparisons.
+        kind: of the device.
+        must: the least that is asked for; of "us" the most.
+        source: where it stands, or why this much.
+        against: the other way; of several the fastest. Empty where it is about ours alone.
+        measure: "ratio" of medians, other over ours; "memory": of peaks, other over ours; "share" of the ceiling;
+            "items": per second; "us": the median.
+        stretch: more would be welcome; 0: nothing.
+    """
+
+    level: Level
+    subject: str
+    case: str
+    direction: str
+    kind: Literal["cpu", "cuda"]
+    must: float
+    source: str
+    against: str = ""
+    measure: Literal["ratio", "memory", "share", "items", "us"] = "ratio"
+    stretch: float = 0.0
+
+    def check(self) -> None:
+        """Raise ConfigError where a ratio names nobody to compare with."""
+        compares = self.measure in ("ratio", "memory")
+        require(bool(self.against) == compares, "target.against", self.against, f"a way for {self.measure}, or none")
+
+    def speaks_of(self, level: str, subject: str, case: str, direction: str) -> bool:
+        """Say whether a comparison is meant."""
+        pairs = ((subject, self.subject), (case, self.case), (direction, self.direction))
+        return level == self.level and all(fnmatchcase(value, pattern) for value, pattern in pairs)
+
+    def names(self, way: str) -> bool:
+        """Say whether a way is one to compare with."""
+        return fnmatchcase(way, self.against)
+
+    def reached_by(self, value: float) -> bool:
+        """Say whether a figure is enough."""
+        return value <= self.must if self.measure == "us" else value >= self.must
+
+    def shown(self, value: float) -> str:
+        """Write a figure in this target's unit."""
+        units = {"ratio": "{:.3g}x", "memory": "{:.3g}x less memory", "share": "{:.0%} of the ceiling",
+                 "items": "{:.0f} items/s", "us": "{:.0f} us"}  # fmt: skip
+        return units[self.measure].format(value)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a result says about a target.
+
+    Attributes:
+        target: which.
+        figure: the least favourable of all that it speaks of; None: not measured.
+        contest: where.
+        other: against whom.
+        text: the figure as shown, or why ours has none.
+        measured, meant: how many comparisons gave a figure, and how many it speaks of.
+    """
+
+    target: Target
+    figure: float | None = None
+    contest: Contest | None = None
+    other: str = ""
+    text: str = ""
+    measured: int = 0
+    meant: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """Met, missed, or not measured yet."""
+        if self.figure is None:
+            return "not measured yet"
+        return "met" if self.target.reached_by(self.figure) else "missed"
+
+
+def read(path: Path = FILE) -> list[Target]:
+    """Read the targets.
+
+    Raises:
+        ConfigError, TypeError: one is not of this shape.
+    """
+    return [Target(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def judge(target: Target, contests: Sequence[Contest], ceilings: Mapping[str, float]) -> Found:
+    """Look up a target in a result's comparisons."""
+    meant = [contest for contest in contests if target.speaks_of(*contest.place[:3], contest.place[4])]
+    figures: list[tuple[float, Contest, Row]] = []
+    for contest in meant:
+        row = contest.ours
+        if row is None or row.status != "timed":
+            return Found(target, contest=contest, text=f"ours has no figure ({contest.name})", meant=len(meant))
+        if not target.against:
+            value = _own(target, row, ceilings)
+            if value is not None:
+                figures.append((value, contest, row))
+            continue
+        others = [peer for peer in contest.rows if target.names(peer.way) and peer.role != "ours"]
+        timed = sorted((o for o in others if o.status == "timed"), key=lambda other: other.median_us)
+        if timed:
+            figures.append((_against(target, contest, row, timed[0]), contest, timed[0]))
+    if not figures:
+        return Found(target, meant=len(meant))
+    value, contest, other = (max if target.measure == "us" else min)(figures, key=lambda figure: figure[0])
+    text = str(contest.ratios[other.way]) if target.measure == "ratio" else target.shown(value)
+    return Found(target, value, contest, other.way if target.against else "", text, len(figures), len(meant))
+
+
+def _own(target: Target, row: Row, ceilings: Mapping[str, float]) -> float | None:
+    if target.measure == "us":
+        return row.median_us
+    if target.measure == "items":
+        return row.items / (1e-6 * row.median_us) or None
+    return ceiling_share(row, ceilings)
+
+
+def _against(target: Target, contest: Contest, ours: Row, other: Row) -> float:
+    if target.measure == "memory":
+        return other.peak_bytes / max(1, ours.peak_bytes)
+    return contest.ratios[other.way].value

@@ -1,0 +1,1 @@
+"""Measurement: comparisons, timing, the machine, and the schema of a result."""

@@ -1,0 +1,1 @@
+"""Image files: decoded to pixels with their geometry, windowed, cropped, resized and cut into patches."""

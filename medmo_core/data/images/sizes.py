@@ -1,0 +1,106 @@
+"""The size of a picture without decoding it, where the kind of file allows."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from ..records.sample import ImageRef
+from ..records.store import Root
+from .dicom import is_dicom
+from .load import PILLOW_FORMATS, ImageError, load_image, safe_path
+from .volume import is_volume
+
+EXIF_ORIENTATION = 274
+TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+PNG_SIGNATURE_BYTES = 8
+PNG_TELLING = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that can state an orientation
+
+
+def shown_size(reference: ImageRef, root: Root) -> tuple[int, int]:
+    """Return (width, height) in px of a picture as a sample shows it, after its crop: what the record states, else the
+    crop's size, else what the file's header says.
+
+    Raises:
+        ImageError: as for `stored_size`.
+    """
+    if reference.size is not None:
+        return reference.size
+    if reference.crop is not None:
+        x0, y0, x1, y1 = reference.crop
+        return x1 - x0, y1 - y0
+    return stored_size(reference, root)
+
+
+def stored_size(reference: ImageRef, root: Root) -> tuple[int, int]:
+    """Return (width, height) in px of a stored picture, before its crop.
+
+    Args:
+        reference: the file and what to take of it.
+        root: data root of its path.
+
+    Raises:
+        ImageError: no such file, a path that leaves the root, or a file that is no picture.
+    """
+    size: tuple[int, int] | None = None
+    if root is not None and not isinstance(root, str | Path):
+        with root.open(reference.path) as stream:
+            size = _picture_size(stream, reference.frame)
+    else:
+        file = safe_path(reference.path, root)
+        if not file.is_file():
+            raise ImageError(f"{reference.path}: no such file" + (f" under the data root {root}" if root else ""))
+        if not is_volume(file) and not is_dicom(file):
+            with file.open("rb") as stream:
+                size = _picture_size(stream, reference.frame)
+    if size is not None:
+        return size
+    loaded = load_image(
+        reference.path,
+        root=root,
+        frame=reference.frame,
+        slice_index=reference.slice_index,
+        plane=reference.plane,
+        window=reference.window,
+    )
+    return loaded.size
+
+
+def _picture_size(stream: BinaryIO, frame: int | None) -> tuple[int, int] | None:
+    """Return the size that a picture's header states; None where the loader must say: it knows more kinds, says best
+    what is wrong, and sees an orientation that stands after the pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that the loader checks when it decodes
+            with Image.open(stream, formats=PILLOW_FORMATS) as image:
+                if frame:
+                    image.seek(frame)
+                if image.format == "PNG" and _png_tells_late(stream):
+                    return None
+                if image.format == "TIFF":  # Pillow turns these itself, their size too
+                    return image.size
+                # Not the PNG class's own getexif, which decodes the pixels to reach what may follow them.
+                swaps = Image.Image.getexif(image).get(EXIF_ORIENTATION) in TRANSPOSED
+                return (image.height, image.width) if swaps else image.size
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _png_tells_late(stream: BinaryIO) -> bool:
+    """Whether a PNG file has text or EXIF chunks after its first pixels."""
+    stream.seek(PNG_SIGNATURE_BYTES)
+    pixels_began = False
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            break
+        if pixels_began and kind in PNG_TELLING:
+            return True
+        pixels_began |= kind == b"IDAT"
+        stream.seek(length + 4, 1)  # the chunk and its checksum
+    return False

@@ -1,0 +1,160 @@
+"""What comes next: sources of samples and a weighted mixture of them, where draw n depends on the seed and n alone.
+
+Nothing is stored between draws, so a run resumes at any number, and processes that draw disjoint numbers share the
+work without talking to each other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from ..records.sample import Sample
+from .jsonl import JsonlFiles
+from .record_source import RecordSource
+
+SHORTEST_BLOCK = 64
+KEPT_ORDERS = 2  # neighbouring epochs of a source that are in use at once
+
+
+class Source(Protocol):
+    """Hold samples, some of which may be made on demand."""
+
+    @property
+    def name(self) -> str:
+        """Name for messages and for the random numbers."""
+        ...
+
+    @property
+    def root(self) -> Path | None:
+        """Data root of the samples' images."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, rng: random.Random) -> Sample:
+        """Return sample `index`; what is random about it comes from `rng`."""
+        ...
+
+
+class JsonlSource(RecordSource):
+    """Serve the samples of a JSONL file; see `RecordSource`.
+
+    Args:
+        path: the file.
+        root: folder that image paths are relative to; None: the file's own.
+        split: serve only this split; None: all.
+        crops: show random square crops where that is safe.
+        index_folder: where what the first reading learns is kept.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        root: str | Path | None = None,
+        *,
+        split: str | None = None,
+        crops: bool = False,
+        index_folder: Path | None = None,
+    ) -> None:
+        path = Path(path)
+        files = JsonlFiles(path, path.parent if root is None else Path(root))
+        super().__init__(files, split=split, crops=crops, index_folder=index_folder)
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """How the mixture divides any number of draws among its sources: exactly by weight, in shuffled blocks."""
+
+    bounds: tuple[float, ...]  # cumulative weights, 0 first and 1 last
+    block: int
+
+    def before(self, number: int) -> list[int]:
+        """Return how many of the first `number` draws (whole blocks) each source has."""
+        marks = [int(bound * number + 0.5) for bound in self.bounds]
+        return [high - low for low, high in zip(marks, marks[1:], strict=False)]
+
+
+class Mixture:
+    """Mix sources by weight.
+
+    Each source is gone through in epochs, every sample once per epoch in a shuffled order; over any whole number of
+    blocks each source has its share of the draws to within one.
+
+    Args:
+        sources: name -> (source, weight); weights need not sum to 1.
+        seed: of every choice.
+
+    Raises:
+        ValueError: no source, an empty one, or a weight that is not above 0.
+    """
+
+    def __init__(self, sources: Mapping[str, tuple[Source, float]], seed: int) -> None:
+        if not sources:
+            raise ValueError("a mixture needs at least one source")
+        for name, (source, weight) in sources.items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"mixture: weight of {name} is {weight}; expected a number above 0")
+            if len(source) == 0:
+                raise ValueError(f"mixture: {name} holds no sample")
+        self.sources, self.seed = dict(sources), seed
+        self._names = list(sources)
+        weights = [weight for _, weight in sources.values()]
+        bounds = [sum(weights[:i]) / sum(weights) for i in range(len(weights))]
+        # A block must hold every source at least once, or the rounding could take a draw back from it.
+        block = max(SHORTEST_BLOCK, int(sum(weights) / min(weights)) + 1)
+        self._schedule = _Schedule((*bounds, 1.0), block)
+        self._blocks: OrderedDict[int, list[tuple[int, int]]] = OrderedDict()
+        self._orders: OrderedDict[tuple[int, int], list[int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(source) for source, _ in self.sources.values())
+
+    def draw(self, n: int) -> Sample:
+        """Return sample number n of the run: a pure function of the seed and n.
+
+        Args:
+            n: from 0, without end.
+        """
+        block, offset = divmod(n, self._schedule.block)
+        which, turn = self._block(block)[offset]
+        source = self.sources[self._names[which]][0]
+        epoch, position = divmod(turn, len(source))
+        index = self._order(which, epoch)[position]
+        sample = source.get(index, random.Random(f"{self.seed}/{self._names[which]}/{n}"))
+        return sample if sample.root is not None else replace(sample, root=source.root)
+
+    def _block(self, block: int) -> list[tuple[int, int]]:
+        """Return, for each draw of a block, its source and the how-manieth draw from that source it is."""
+        if block not in self._blocks:
+            length = self._schedule.block
+            first, last = self._schedule.before(block * length), self._schedule.before((block + 1) * length)
+            turns = [list(range(low, high)) for low, high in zip(first, last, strict=True)]
+            which = [i for i, mine in enumerate(turns) for _ in mine]
+            shuffled = _shuffled(which, f"{self.seed}/block/{block}")
+            queues = [iter(mine) for mine in turns]
+            self._blocks[block] = [(i, next(queues[i])) for i in shuffled]
+            while len(self._blocks) > KEPT_ORDERS:
+                self._blocks.popitem(last=False)
+        return self._blocks[block]
+
+    def _order(self, which: int, epoch: int) -> list[int]:
+        """Return the order of one source's samples in one epoch."""
+        key = (which, epoch)
+        if key not in self._orders:
+            size = len(self.sources[self._names[which]][0])
+            self._orders[key] = _shuffled(list(range(size)), f"{self.seed}/{self._names[which]}/epoch/{epoch}")
+            while len(self._orders) > KEPT_ORDERS * len(self._names):
+                self._orders.popitem(last=False)
+        return self._orders[key]
+
+
+def _shuffled(values: list[int], seed: str) -> list[int]:
+    # By keys rather than random.shuffle: only random() is promised to stay the same in later versions of Python.
+    rng = random.Random(seed)
+    keys = [rng.random() for _ in values]
+    return [values[i] for i in sorted(range(len(values)), key=keys.__getitem__)]

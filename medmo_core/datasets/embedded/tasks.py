@@ -1,0 +1,339 @@
+"""The embedded data set as a source of training samples, and fixed samples to evaluate on.
+
+Random square crops are what makes a small model learn to look: without them a constant box per organ is a strong
+answer. A crop is drawn first and every text is then written from what it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ...data.images.crop import random_square_window
+from ...data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
+from . import texts as facts_text
+from .facts import SAMPLE_ROOT, FactsRecord, Seen, View, Window, load_facts, look
+from .questions import Question, ask
+
+TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
+SPLITS = ("train", "test")
+SOURCE_WEIGHTS = {
+    "ct-abdomen": 0.76,
+    "ct-contrast": 0.88,
+    "mr-abdomen": 0.07,
+    "ct-aorta": 0.04,
+    "lesion": 0.08,
+    "nuclei": 0.02,
+    "fundus": 0.01,
+    "mr-liver-overlay": 0.01,
+    "ihc": 0.005,
+    "phase-cell": 0.005,
+}
+NUM_SLOTS = 2000  # of the table that turns weights into repetitions
+MAX_ATTEMPTS = 12
+CROP_RATIOS = (0.55, 1.3)  # side of a crop over the shorter side of the image
+CROP_OVERHANG = 0.25  # of the crop's side that may hang over an edge: a constant place is a poor answer then
+MIN_TARGET_RATIO = 0.1  # of the crop's side; a box thinner than that is not asked for
+MIN_TARGET_SHARE = 0.9  # cut boxes pile up at the edges, and a model that is unsure would answer "at the edge"
+ABSENT_RATIO = 0.1  # of grounding questions that ask for what is not there
+MAX_ALL_BOXES = 6
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a sample says, before it is bound to its image."""
+
+    template: str
+    question: str
+    answer: Answer
+    boxes: tuple[Seen, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    about: str | None = None
+
+
+def template_of(sample: Sample) -> str:
+    """Return the template that wrote a sample of this set; the key of the majority baseline."""
+    return str(sample.provenance["template"])
+
+
+def records_of(split: str) -> tuple[FactsRecord, ...]:
+    """Return the facts tables of a split.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"the embedded set has no split {split!r}: use one of {', '.join(SPLITS)}")
+    return tuple(r for r in load_facts() if r.split == split)
+
+
+@cache
+def _slots(task: str, split: str) -> tuple[FactsRecord, ...]:
+    """Return the images a task can use, each repeated so that drawing uniformly obeys the weights of the sources."""
+    usable = [r for r in records_of(split) if _can(task, r)]
+    present = sorted({r.source for r in usable})  # in another order the sum's last bit could move a rounded share
+    total = sum(SOURCE_WEIGHTS[source] for source in present)
+    slots: list[FactsRecord] = []
+    for source in present:
+        members = [r for r in usable if r.source == source]
+        share = SOURCE_WEIGHTS[source] / total * NUM_SLOTS / len(members)
+        slots += [r for r in members for _ in range(max(1, round(share)))]
+    return tuple(slots)
+
+
+def _can(task: str, record: FactsRecord) -> bool:
+    """Return whether the whole image allows a task."""
+    view = look(record)
+    if task == "grounding":
+        return bool(single_targets(view)) or 0 < len(view.with_name("nucleus")) <= MAX_ALL_BOXES
+    if task == "report":
+        return facts_text.report(view) is not None
+    if task == "retrieval":
+        return facts_text.layout(view) is not None
+    return True
+
+
+class SampleTasks:
+    """One task of one split of the embedded set, as a source for a mixture.
+
+    Args:
+        task: one of `TASKS`.
+        split: train or test; a volume is in one of them only.
+        crops: draw a random square window for every sample; otherwise show whole images.
+
+    Raises:
+        ValueError: an unknown task or split.
+    """
+
+    def __init__(self, task: str, split: str = "train", crops: bool = True) -> None:
+        if task not in TASKS:
+            raise ValueError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
+        self.task, self.split, self.crops = task, split, crops
+        self.name = f"sample:{task}"
+        self.root: Path = SAMPLE_ROOT
+        self._slots = _slots(task, split)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def record(self, index: int) -> FactsRecord:
+        """Return the image of slot `index`."""
+        return self._slots[index]
+
+    def get(self, index: int, rng: Random) -> Sample:
+        """Return a sample of image slot `index`; everything else is drawn from `rng`."""
+        return self.draw(self._slots[index], rng)
+
+    def draw(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> Sample:
+        """Return a sample of one image; arguments as `draft`."""
+        return bind(self.task, *self.draft(record, rng, plain_boxes=plain_boxes))
+
+    def draft(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> tuple[Draft, View]:
+        """Return what a sample of one image says, and the view it says it of.
+
+        Args:
+            record: the image.
+            rng: draws window and question.
+            plain_boxes: ask grounding questions for exactly one box only.
+        """
+        if self.task == "vqa":
+            question = ask(record, lambda only: self._draw_view(record, rng, only), rng, crops=self.crops)
+            return from_question(question), question.view
+        for template in forms_of(self.task, rng, plain_boxes=plain_boxes):
+            for attempt in range(MAX_ATTEMPTS if self.crops else 1):
+                view = look(record) if attempt == MAX_ATTEMPTS - 1 else self._draw_view(record, rng)
+                draft = draft_of(self.task, template, view, rng)
+                if draft is not None:
+                    return draft, view
+        raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
+
+    def _draw_view(self, record: FactsRecord, rng: Random, only: str | None = None) -> View:
+        return draw_view(record, rng, only) if self.crops else look(record, only=only)
+
+
+def draw_view(record: FactsRecord, rng: Random, only: str | None = None) -> View:
+    """Return what a random square window of an image shows; `only` as for `look`."""
+    return look(record, random_square_window((record.width, record.height), rng, *CROP_RATIOS, CROP_OVERHANG), only)
+
+
+def forms_of(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
+    """Draw the forms of a task in the order in which they are tried."""
+    if task != "grounding":
+        return [task]
+    if plain_boxes:
+        return ["one"]
+    return ["absent", "one", "all"] if rng.random() < ABSENT_RATIO else ["one", "all"]
+
+
+def draft_of(task: str, template: str, view: View, rng: Random) -> Draft | None:
+    """Write one form of a task (other than vqa) from a view; None where the view does not allow it."""
+    if task == "grounding":
+        return _ground(template, view, rng)
+    if task == "caption":
+        text, facts = facts_text.caption(view)
+    else:
+        written = facts_text.report(view) if task == "report" else facts_text.layout(view)
+        if written is None or not written[0]:
+            return None
+        text, facts = written
+    kind = "report" if task == "report" else "open"
+    return Draft(task, facts_text.PROMPTS[task], Answer(kind, text), facts=facts)
+
+
+def from_question(question: Question) -> Draft:
+    """Turn a question into the draft of a vqa sample."""
+    facts: tuple[Fact, ...] = ()
+    if question.about is not None and question.template in ("visible", "lesion"):
+        facts = (Fact(question.about, "present" if question.answer.value == "yes" else "absent"),)
+    return Draft(question.template, question.text, question.answer, facts=facts, about=question.about)
+
+
+def single_targets(view: View) -> list[Seen]:
+    """Return the structures that one box answers: nothing else of their name is in view, and they hang together."""
+    return [
+        s
+        for s in view.seen
+        if s.name not in view.partial
+        and len(view.with_name(s.name)) == 1
+        and s.name != "nucleus"
+        and (s.structure.parts == 1 or s.name == "vertebra")
+        and s.share >= MIN_TARGET_SHARE
+        and _thinnest(s) >= MIN_TARGET_RATIO * min(view.size)
+    ]
+
+
+def _thinnest(seen: Seen) -> int:
+    x0, y0, x1, y1 = seen.xyxy_px
+    return min(x1 - x0, y1 - y0)
+
+
+def _ground(template: str, view: View, rng: Random) -> Draft | None:
+    boxes = Answer("boxes")
+    if template == "one":
+        single = sorted(single_targets(view), key=lambda s: s.name)
+        if not single:
+            return None
+        seen = rng.choice(single)
+        facts = (Fact(seen.name, "present", side=seen.structure.side),)
+        return Draft("one", f"Where is the {seen.name}?", boxes, (seen,), facts, seen.name)
+    if template == "absent":
+        names = [name for name in view.record.labelled if view.is_absent(name)]
+        if not names or view.record.source == "nuclei":
+            return None
+        name = rng.choice(names)
+        return Draft("absent", f"Where is the {name}?", boxes, (), (Fact(name, "absent"),), name)
+    nuclei = view.with_name("nucleus")
+    if not 0 < len(nuclei) <= MAX_ALL_BOXES:
+        return None
+    return Draft("all", "Locate all nuclei.", boxes, nuclei, (Fact("nucleus", "present"),), "nucleus")
+
+
+def image_of(view: View) -> ImageRef:
+    """Return the picture that a view shows."""
+    record = view.record
+    width, height = view.size
+    return ImageRef(
+        path=record.path,
+        width=width,
+        height=height,
+        crop=None if view.is_whole else view.window,
+        spacing_mm=record.spacing_mm,
+        modality=record.modality,
+        laterality_display="R" if record.plane else None,
+    )
+
+
+def where_of(view: View) -> str:
+    """Name the window of a view, for the id of a sample."""
+    return "whole" if view.is_whole else "-".join(str(v) for v in view.window)
+
+
+def bind(task: str, draft: Draft, view: View) -> Sample:
+    """Return the sample of a draft and the view it was written from."""
+    record = view.record
+    messages: tuple[Message, ...] = (
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": draft.question}]},
+    )
+    provenance: dict[str, Any] = {"template": draft.template, "source": record.source, "package": record.package}
+    if draft.about is not None:
+        provenance["about"] = draft.about
+    return Sample(
+        id=f"{task}/{record.id}/{where_of(view)}/{draft.template}" + (f"/{draft.about}" if draft.about else ""),
+        task=task,
+        images=(image_of(view),),
+        messages=messages,
+        boxes=box_annotations(draft.boxes),
+        answer=draft.answer,
+        facts=draft.facts,
+        split=record.split,
+        group=record.group,
+        licence=record.licence,
+        provenance=provenance,
+        root=SAMPLE_ROOT,
+    )
+
+
+def box_annotations(shown: Iterable[Seen], image: int = 0) -> tuple[BoxAnnotation, ...]:
+    """Return the boxes of structures as a view shows them, in its pixels; `image` is the view's index in the sample."""
+    return tuple(
+        BoxAnnotation(s.name, _floats(s.xyxy_px), image, source=s.structure.origin, code=s.structure.code)
+        for s in shown
+    )
+
+
+def _floats(box: Window) -> tuple[float, float, float, float]:
+    return float(box[0]), float(box[1]), float(box[2]), float(box[3])
+
+
+def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sample]:
+    """Return fixed grounding samples that ask, under random crops, for what the picture does not show.
+
+    Args:
+        split: train or test.
+        n: samples wanted; as for `eval_samples` there may be fewer.
+        seed: of crops and questions.
+    """
+    source = SampleTasks("grounding", split)
+    usable = [r for r in source._slots if r.source != "nuclei"]
+    samples: dict[str, Sample] = {}
+    for i in range(n):
+        rng = Random(f"{seed}/absent/{split}/{i}")
+        view = source._draw_view(usable[i * len(usable) // n], rng)
+        draft = _ground("absent", view, rng)
+        if draft is not None:
+            sample = bind("grounding", draft, view)
+            samples.setdefault(sample.id, sample)
+    return list(samples.values())
+
+
+def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 200, seed: int = 0) -> list[Sample]:
+    """Return fixed samples to evaluate on; the same for the same arguments.
+
+    Each sample has an image and a generator of its own: the images share the samples as the weights of their sources
+    say, in an order that mixes them. Grounding questions ask for exactly one box. Whole images allow few distinct
+    samples, each of which is returned once: the list may be shorter than `n`.
+
+    Args:
+        task: one of `TASKS`.
+        split: train or test.
+        crops: `fixed` (seeded random crops) or `none` (whole images).
+        n: samples wanted.
+        seed: of crops and questions.
+    """
+    if crops not in ("fixed", "none"):
+        raise ValueError(f"crops={crops!r}: use 'fixed' or 'none'")
+    source = SampleTasks(task, split, crops=crops == "fixed")
+    usable = [r for r in source._slots if task != "grounding" or single_targets(look(r))]
+    samples: dict[str, Sample] = {}
+    for i in range(n):
+        rng = Random(f"{seed}/{task}/{split}/{crops}/{i}")
+        record = usable[i * len(usable) // n]
+        sample = source.draw(record, rng, plain_boxes=True)
+        samples.setdefault(sample.id, sample)
+    mixed = list(samples.values())
+    Random(f"{seed}/{task}/order").shuffle(mixed)
+    return mixed

@@ -1,0 +1,19 @@
+"""`medmo sample`: draw a contact sheet of the embedded images with their boxes."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from medmo_core.datasets.embedded.contact_sheet import contact_sheet
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the sheet and say where it is."""
+    parser = argparse.ArgumentParser(prog="medmo sample", description=__doc__)
+    default = Path("contact_sheet.png")
+    parser.add_argument("--out", type=Path, default=default, help="PNG to write (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(arguments.out)
+    print(f"wrote {arguments.out} (research use only)")
+    return 0

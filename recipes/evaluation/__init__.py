@@ -1,0 +1,1 @@
+"""Evaluation: ask, score beside baselines, give intervals; needs neither trainer nor policy."""

@@ -1,0 +1,388 @@
+"""Ask a model, score what it says, and say how sure the score is.
+
+Answers are decoded greedily in packed batches. Every answer keeps its own scores, so that two checkpoints, or a
+checkpoint and a baseline, are compared answer by answer. Intervals resample images, since questions about one image are
+not independent; they speak of these scans only, however many images there are.
+
+Shapes: N pairs of an image and its caption.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from medmo_core.boxes import AnyBoxes, Boxes, ImageBoxes, ParsedBoxes, resize_like
+from medmo_core.data.packing import pack
+from medmo_core.data.processor import Processor
+from medmo_core.data.records.sample import ImageRef, Sample
+from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
+from medmo_core.models.medmo import MedMO
+from medmo_core.profile import CheckpointProfile
+
+SPARE_TOKENS = 16  # an answer may be half as long again as the longest true one, and this much more
+MAX_ANSWER_TOKENS = 1024
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "vqa": ("vqa_accuracy",),
+    "grounding": ("grounding_iou", "grounding_f1"),
+    "report": ("report_fact_f1",),
+}
+"""Task -> its metrics."""
+
+Member = TypeVar("Member")
+
+
+class Baselines(Protocol):
+    """Answers that need no look at the image, fitted on training data."""
+
+    def answer(self, sample: Sample) -> str | None:
+        """Return the commonest training answer to this kind of question; None where it never came up."""
+        ...
+
+    def boxes(self, sample: Sample) -> AnyBoxes | None:
+        """Return the constant box of each label asked for, in px of the sample's image; None where none is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said to one sample, and what that is worth.
+
+    Attributes:
+        sample_id: of the sample; pairs the predictions of two checkpoints.
+        task: vqa, grounding or report.
+        question: the last user text.
+        text: what the model said.
+        truth: what was expected, as text.
+        scores: metric -> value in [0, 1].
+        baseline: metric -> value of the baseline's answer to the same question; empty without a baseline.
+        boxes_px: parsed boxes x1, y1, x2, y2 in pixels of their image.
+        box_labels: one per box.
+        box_images: index of each box's image; empty where the sample has one image.
+        truth_px: the true boxes.
+        truth_images: index of the image of each true box; empty where the sample has one image.
+        image: key of the image, by which intervals resample; never written to a file.
+        scan: key of the patient or volume; never written to a file.
+    """
+
+    sample_id: str
+    task: str
+    question: str
+    text: str
+    truth: str
+    scores: Mapping[str, float]
+    baseline: Mapping[str, float] = field(default_factory=dict)
+    boxes_px: Sequence[Sequence[float]] = ()
+    box_labels: Sequence[str] = ()
+    box_images: Sequence[int] = ()
+    truth_px: Sequence[Sequence[float]] = ()
+    truth_images: Sequence[int] = ()
+    image: str = ""
+    scan: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what may be written to a file."""
+        return {name: value for name, value in asdict(self).items() if name not in ("image", "scan")}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric with its 95 % interval over images and, where there is a baseline, the paired difference to it.
+
+    Attributes:
+        value: mean.
+        low: lower end of the interval; NaN where there is none to give (one image only, a median rank).
+        high: upper end.
+        n: answers.
+        num_images: images they are about.
+        num_scans: patients or volumes those come from.
+        baseline: mean of the baseline (for retrieval: chance), or None.
+        gain: value minus baseline, or None.
+        gain_low: lower end of the paired interval.
+        gain_high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    num_images: int
+    num_scans: int
+    baseline: float | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Return plain values; an interval that cannot be given is None."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
+
+
+def answer(
+    model: MedMO,
+    processor: Processor,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Answer samples greedily; their own answers are not shown to the model.
+
+    Args:
+        model: the model.
+        processor: encodes prompts, decodes answers.
+        samples: what is asked.
+        max_new_tokens: longest answer, see `answer_limit`.
+        batch_size: answers decoded together.
+
+    Returns:
+        One text per sample.
+    """
+    texts: list[str] = []
+    for chunk in batched(samples, batch_size):
+        batch = pack([processor.encode(sample, for_generation=True) for sample in chunk])
+        outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=max_new_tokens)
+        texts += [processor.tokenizer.decode(generations[0].tokens) for generations in outcomes]
+    return texts
+
+
+def answer_limit(processor: Processor, samples: Sequence[Sample]) -> int:
+    """Return how many tokens an answer may take: room for one and a half times the longest true one."""
+    longest = max((len(processor.tokenizer.encode(processor.target_text(sample))) for sample in samples), default=0)
+    return min(MAX_ANSWER_TOKENS, longest + longest // 2 + SPARE_TOKENS)
+
+
+def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
+    """Yield consecutive runs of at most `size` members."""
+    for start in range(0, len(members), size):
+        yield members[start : start + size]
+
+
+def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+    """Give every question the images of another sample, and leave the question and its truth as they are.
+
+    A model that looks must fall to what needs no looking. A sample comes back unchanged where no other has as many
+    images and other ones. The result is for asking only: score the answers against the samples themselves, whose boxes
+    fit their own image.
+    """
+    order = list(range(len(samples)))
+    random.Random(seed).shuffle(order)
+    donors: dict[int, Sample] = {}
+    for place, index in enumerate(order):
+        others = order[place + 1 :] + order[:place]
+        own, count = _pictures(samples[index]), len(samples[index].images)
+        fitting = (samples[o] for o in others if len(samples[o].images) == count)
+        donors[index] = next((s for s in fitting if not own & _pictures(s)), samples[index])
+    return [_shown_with(sample, donors[index].images) for index, sample in enumerate(samples)]
+
+
+def _shown_with(sample: Sample, images: tuple[ImageRef, ...]) -> Sample:
+    """Return the sample with other images; boxes that its question gives keep their place relative to the image."""
+    boxes = list(sample.boxes)
+    for index in set(range(len(boxes))) - set(sample.sought):
+        box = boxes[index]
+        old, new = sample.images[box.image].size, images[box.image].size
+        if old is None or new is None:
+            raise ValueError(f"{sample.id}: the question gives a box, so width and height of its image must be stated")
+        row = torch.tensor([box.xyxy_px], dtype=torch.float64)
+        x1, y1, x2, y2 = Boxes(row, "pixel", old).resize(new).xyxy[0].tolist()
+        boxes[index] = replace(box, xyxy_px=(x1, y1, x2, y2))
+    return replace(sample, images=images, boxes=tuple(boxes))
+
+
+def _pictures(sample: Sample) -> set[tuple[Any, ...]]:
+    return {(i.path, i.frame, i.slice_index, i.plane) for i in sample.images}
+
+
+def image_key(sample: Sample, *, crop: bool) -> str:
+    """Name a sample's images: questions about one image go together when intervals resample."""
+    parts = [(i.path, i.frame, i.slice_index, i.plane, i.crop if crop else None) for i in sample.images]
+    return str(parts)
+
+
+def score_answers(
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    processor: Processor,
+    baselines: Baselines | None = None,
+) -> list[Prediction]:
+    """Score what was said to samples of vqa, grounding or report.
+
+    Args:
+        samples: with their truth.
+        texts: one per sample.
+        processor: prints the truth; its profile reads the boxes.
+        baselines: scored beside the model where they know the question.
+
+    Raises:
+        ValueError: a sample of another task, or without the truth its task needs.
+    """
+    truths = [sample.truth_boxes() if sample.task == "grounding" else None for sample in samples]
+    said = [
+        None if truth is None else read_boxes(text, truth, processor.profile)
+        for text, truth in zip(texts, truths, strict=True)
+    ]
+    # An answer that cannot be read is not the answer "no boxes".
+    boxes = [parsed.boxes if parsed is not None and parsed.grammar is not None else None for parsed in said]
+    scores = score_texts(samples, texts, boxes)
+    baseline_scores = _baseline_scores(samples, baselines)
+    return [
+        Prediction(
+            sample_id=sample.id,
+            task=sample.task,
+            question=processor.question_text(sample),
+            text=text,
+            truth=processor.target_text(sample),
+            scores=score,
+            baseline=baseline,
+            boxes_px=[] if found is None else found.xyxy.tolist(),
+            box_labels=() if found is None else found.labels,
+            box_images=_images_of(found),
+            truth_px=[] if truth is None else truth.xyxy.tolist(),
+            truth_images=_images_of(truth),
+            image=image_key(sample, crop=False),
+            scan=sample.group or image_key(sample, crop=False),
+        )
+        for sample, text, score, baseline, found, truth in zip(
+            samples, texts, scores, baseline_scores, boxes, truths, strict=True
+        )
+    ]
+
+
+def _images_of(boxes: AnyBoxes | None) -> Sequence[int]:
+    return boxes.images if isinstance(boxes, ImageBoxes) else ()
+
+
+def read_boxes(text: str, where: AnyBoxes, profile: CheckpointProfile) -> ParsedBoxes[AnyBoxes]:
+    """Read a checkpoint's boxes out of a text, in pixels of their images, as the box reward does.
+
+    Args:
+        text: what it wrote.
+        where: the true boxes, or none in their place; they know the sizes of the images.
+        profile: grammar and frame the checkpoint writes, and on which canvas.
+    """
+    parsed = profile.parse_boxes(text, where)
+    return replace(parsed, boxes=resize_like(parsed.boxes, where))
+
+
+def score_texts(
+    samples: Sequence[Sample], texts: Sequence[str], boxes: Sequence[AnyBoxes | None]
+) -> list[dict[str, float]]:
+    """Return metric -> value for each sample.
+
+    Args:
+        samples: with their truth.
+        texts: what was said; unused for grounding.
+        boxes: what was read out of it; None where it could not be read. Unused for other tasks.
+
+    Raises:
+        ValueError: a task that is not scored here, or a sample without the truth its task needs.
+    """
+    pointing = [index for index, sample in enumerate(samples) if sample.task == "grounding"]
+    said = [boxes[index] for index in pointing]
+    found = grounding_scores(said, [_comparable(samples[i], b) for i, b in zip(pointing, said, strict=True)])
+    pairs = dict(zip(pointing, zip(found.iou, found.f1, strict=True), strict=True))
+    scores: list[dict[str, float]] = []
+    for index, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+        if index in pairs:
+            scores.append(dict(zip(METRICS["grounding"], pairs[index], strict=True)))
+        elif sample.task == "vqa" and sample.answer is not None:
+            scores.append({"vqa_accuracy": float(vqa_correct(text, sample.answer))})
+        elif sample.task == "report" and sample.facts:
+            scores.append({"report_fact_f1": report_fact_f1(text, sample.facts)})
+        else:
+            raise ValueError(
+                f"{sample.id}: a sample of task {sample.task!r} cannot be scored as it is; "
+                "vqa needs an answer, grounding an image and its boxes, report facts"
+            )
+    return scores
+
+
+def _comparable(sample: Sample, said: AnyBoxes | None) -> AnyBoxes:
+    """Return the true boxes; without their labels where the answer's boxes have none either."""
+    truth = sample.truth_boxes()
+    if truth is None:
+        raise ValueError(f"{sample.id}: a grounding sample without an image cannot be scored")
+    return truth if said is None or any(said.labels) else truth.with_labels([""] * len(truth))
+
+
+def _baseline_scores(samples: Sequence[Sample], baselines: Baselines | None) -> list[dict[str, float]]:
+    """Score what the baselines answer; empty where they do not know the question."""
+    results: list[dict[str, float]] = [{} for _ in samples]
+    if baselines is None:
+        return results
+    answers: list[tuple[int, str, AnyBoxes | None]] = []
+    for index, sample in enumerate(samples):
+        text = None if sample.task == "grounding" else baselines.answer(sample)
+        boxes = baselines.boxes(sample) if sample.task == "grounding" else None
+        if text is not None or boxes is not None:
+            answers.append((index, text or "", boxes))
+    chosen = [samples[index] for index, _, _ in answers]
+    scored = score_texts(chosen, [text for _, text, _ in answers], [boxes for _, _, boxes in answers])
+    for (index, _, _), scores in zip(answers, scored, strict=True):
+        results[index] = scores
+    return results
+
+
+def summarise(predictions: Sequence[Prediction], metric: str, *, seed: int = 0) -> Score:
+    """Average one metric, with a bootstrap interval over images.
+
+    Args:
+        predictions: all of one task.
+        metric: one of the task's.
+        seed: of the bootstrap.
+    """
+    values = [p.scores[metric] for p in predictions]
+    images = [p.image for p in predictions]
+    low, high = bootstrap_ci(values, groups=images, seed=seed)
+    score = Score(
+        value=sum(values) / len(values),
+        low=low,
+        high=high,
+        n=len(values),
+        num_images=len(set(images)),
+        num_scans=len({p.scan for p in predictions}),
+    )
+    # A question the baseline has never met counts as answered wrongly by it.
+    if not any(p.baseline for p in predictions):
+        return score
+    others = [p.baseline.get(metric, 0.0) for p in predictions]
+    gain_low, gain_high = paired_bootstrap(values, others, groups=images, seed=seed)
+    baseline = sum(others) / len(others)
+    return replace(score, baseline=baseline, gain=score.value - baseline, gain_low=gain_low, gain_high=gain_high)
+
+
+@torch.no_grad()
+def caption_scores(
+    model: MedMO, processor: Processor, images: Sequence[Sample], captions: Sequence[str], *, batch_size: int = 64
+) -> Tensor:
+    """Score every caption against every image by its log-likelihood given the image, per token.
+
+    Args:
+        model: the model.
+        processor: encodes.
+        images: N samples; their images and questions are used.
+        captions: candidate texts.
+        batch_size: documents per pass.
+
+    Returns:
+        (N, number of captions) float64.
+    """
+    documents = [with_answer(image, caption) for image in images for caption in captions]
+    scores: list[Tensor] = []
+    for chunk in batched(documents, batch_size):
+        batch = pack([processor.encode(document) for document in chunk]).to(model.head_weight.device)
+        assert batch.labels is not None
+        lengths = [int((part >= 0).sum()) for part in batch.labels.split(batch.lengths())]
+        scores += [part.double().mean() for part in model.token_logprobs(batch).cpu().split(lengths)]
+    return torch.stack(scores).view(len(images), len(captions))
+
+
+def with_answer(sample: Sample, text: str) -> Sample:
+    """Return the sample with `text` as its only assistant turn."""
+    turns = [message for message in sample.messages if message["role"] != "assistant"]
+    return replace(sample, messages=(*turns, {"role": "assistant", "content": text}), answer=None)

@@ -1,0 +1,1 @@
+"""Everything that writes HTML, with its templates."""

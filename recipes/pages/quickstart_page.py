@@ -1,0 +1,201 @@
+"""What the quickstart shows: tables on the terminal, verdicts, pictures, and the report's page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from medmo_core.boxes import Boxes
+from medmo_core.data.images.load import load_image
+from medmo_core.data.images.overlay import draw_overlay
+from medmo_core.data.records.sample import Sample
+from medmo_core.datasets.embedded.facts import SAMPLE_ROOT
+from medmo_core.datasets.embedded.tasks import eval_samples
+
+from ..commands.evaluate import Evaluation, format_table, paired_gain
+from ..evaluation.scores import Prediction, Score
+from ..settings.run_config import RunConfig
+from ..training.monitoring.summary import read_metrics
+from .report import Cell, Picture, Report, Table, Verdict
+
+if TYPE_CHECKING:
+    from ..commands.quickstart import Outcome
+
+METRIC_NAMES = {
+    "vqa_accuracy": "VQA accuracy",
+    "grounding_iou": "Grounding mean IoU",
+    "grounding_f1": "Grounding F1 at IoU 0.5",
+    "report_fact_f1": "Report fact F1",
+    "retrieval_recall1": "Caption for an image, recall@1",
+    "retrieval_median_rank": "Caption for an image, median rank",
+    "retrieval_image_recall1": "Image for a caption, recall@1",
+    "retrieval_image_median_rank": "Image for a caption, median rank",
+}
+NUM_PICTURES = 8
+
+
+def stage_table(result: Evaluation) -> str:
+    """Return one stage's scores as text for the terminal."""
+    return format_table(result.metrics)
+
+
+def verdicts(outcome: "Outcome") -> list[Verdict]:
+    """Judge the claims that the finished stages allow, each by a figure of this run."""
+    found: list[Verdict] = []
+    instruct = outcome.evaluations.get("instruct")
+    if instruct is not None:
+        claims = {
+            "vqa_accuracy": "After instruct, VQA beats the majority answer per template",
+            "grounding_iou": "After instruct, grounding beats the best constant box per label",
+        }
+        found += [_beats_baseline(claim, instruct.metrics[metric]) for metric, claim in claims.items()]
+        found.append(_control(instruct))
+    reinforce = outcome.evaluations.get("reinforce")
+    if instruct is not None and reinforce is not None:
+        found.append(_reinforce_gain(instruct.predictions["grounding"], reinforce.predictions["grounding"]))
+        found.append(_sharpening(outcome))
+    return found
+
+
+def _beats_baseline(claim: str, score: Score) -> Verdict:
+    if score.gain is None or score.gain_low is None or score.gain_high is None:
+        return Verdict(claim, f"{score.value:.3f}, no baseline", False)
+    interval = f"{score.gain:+.3f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}]"
+    measured = (
+        f"{score.value:.3f} against {score.baseline:.3f}: {interval}, {score.n} questions, {_these_scans(score)}"
+    )
+    return Verdict(claim, measured, score.gain_low > 0)
+
+
+def _control(result: Evaluation) -> Verdict:
+    real, shuffled = result.metrics["grounding_iou"], result.metrics["grounding_iou_shuffled"]
+    constant = real.baseline if real.baseline is not None else float("nan")
+    interval = f"{shuffled.value:.3f} [{shuffled.low:.3f}, {shuffled.high:.3f}]"
+    measured = f"{interval} with shuffled images, constant box {constant:.3f}"
+    return Verdict("With shuffled images, grounding falls to the constant box", measured, shuffled.low <= constant)
+
+
+def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -> Verdict:
+    gain, low, high = paired_gain(after, before, "grounding_iou")
+    measured = f"{gain:+.4f} [{low:+.4f}, {high:+.4f}], {len(before)} questions, paired, resampled by slice"
+    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, gain > 0)
+
+
+def _sharpening(outcome: "Outcome") -> Verdict:
+    """Compare the sampled reward after reinforce with what the instruct model gives for free by sampling colder."""
+    by_temperature = ", ".join(f"T={t:g}: {value:.3f}" for t, value in outcome.sampled.items())
+    hottest, coldest = outcome.sampled[max(outcome.sampled)], max(outcome.sampled.values())
+    if outcome.sampled_after > coldest:
+        word = "more than sharpening"
+    else:
+        word = "sharpening" if outcome.sampled_after > hottest else "no gain"
+    measured = f"reinforce at T=1: {outcome.sampled_after:.3f}; instruct at {by_temperature}: {word}"
+    return Verdict("Sampled reward rises by more than colder sampling gives", measured, outcome.sampled_after > coldest)
+
+
+def _these_scans(score: Score) -> str:
+    return f"these {score.num_scans} scans only"
+
+
+def format_verdicts(outcome: "Outcome") -> str:
+    """Return the verdicts as text for the terminal."""
+    return "\n".join(f"[{'yes' if v.holds else ' no'}] {v.claim}\n      {v.measured}" for v in verdicts(outcome))
+
+
+def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed: int) -> None:
+    """Write held_out.png and report.html."""
+    pictures = held_out_pictures(outcome.evaluations["reinforce"])
+    contact(pictures).save(out / "held_out.png")
+    minutes = sum(outcome.seconds.values()) / 60
+    Report(
+        title="MedMO quickstart",
+        subtitle=(
+            f"{outcome.num_parameters / 1e6:.1f} million parameters, three stages and four evaluations "
+            f"in {minutes:.1f} minutes on the CPU."
+        ),
+        verdicts=verdicts(outcome),
+        tables=[
+            score_table(outcome, "", "Held-out scans, fixed random crops (the bar)"),
+            score_table(outcome, "_full", "Held-out scans, full slices (shown beside)"),
+            score_table(outcome, "_shuffled", "Control: every question with another image"),
+            sampling_table(outcome),
+        ],
+        curves={stage: read_metrics(out / stage / "metrics.jsonl")[0] for stage in configs},
+        gallery=pictures,
+        gallery_note="Solid green: true box. Dashed orange: predicted box, after reinforce, greedy decoding.",
+        provenance=[
+            f"seed {seed}",
+            *(f"{stage}: {c.train.steps} steps of {c.train.docs_per_step}" for stage, c in configs.items()),
+            *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
+            "Organ boxes are silver labels (TotalSegmentator's own predictions). Sources and licences: NOTICE.",
+        ],
+    ).write(out / "report.html")
+
+
+def score_table(outcome: "Outcome", suffix: str, title: str) -> Table:
+    """Tabulate stages against metrics: value, interval, baseline."""
+    stages = list(outcome.evaluations)
+    rows = []
+    for metric, name in METRIC_NAMES.items():
+        scores = [outcome.evaluations[stage].metrics.get(metric + suffix) for stage in stages]
+        if not any(scores):
+            continue
+        known = next(s for s in scores if s is not None)
+        baseline = "" if known.baseline is None else f"{known.baseline:.3f}"
+        detail = f"n = {known.n}, {_these_scans(known)}"
+        rows.append([Cell(name, detail), *(_score_cell(s) for s in scores), Cell(baseline)])
+    note = "95 % bootstrap intervals, resampled by slice. Baselines are fitted on training data."
+    return Table(title, note, ["metric", *stages, "baseline"], rows)
+
+
+def _score_cell(score: Score | None) -> Cell:
+    return Cell("") if score is None else Cell(f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]")
+
+
+def sampling_table(outcome: "Outcome") -> Table:
+    """Show what colder sampling alone gives the instruct model."""
+    row = [Cell(f"{value:.3f}") for value in (*outcome.sampled.values(), outcome.sampled_after)]
+    header = [*(f"instruct, T = {t:g}" for t in outcome.sampled), "reinforce, T = 1"]
+    note = (
+        "Mean box reward of samples on held-out prompts. A gain that a lower temperature also gives is sharpening; "
+        "judge reinforce by greedy decoding."
+    )
+    return Table("Sampled reward", note, header, [row])
+
+
+def held_out_pictures(result: Evaluation) -> list[Picture]:
+    """Draw predicted and true boxes on held-out crops: the first of every label, not the best."""
+    predictions = {p.sample_id: p for p in result.predictions["grounding"]}
+    samples = eval_samples("grounding", "test", crops="fixed", n=len(predictions), seed=0)
+    chosen: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.boxes:
+            chosen.setdefault(sample.boxes[0].label, sample)
+    return [_picture(s, predictions[s.id]) for s in list(chosen.values())[:NUM_PICTURES]]
+
+
+def _picture(sample: Sample, prediction: Prediction) -> Picture:
+    reference = sample.images[0]
+    pixels = load_image(reference.path, root=SAMPLE_ROOT, crop=reference.crop).pixels
+    size = (pixels.shape[1], pixels.shape[0])
+    truth = sample.truth_boxes().resize(size)
+    said = torch.tensor(prediction.boxes_px, dtype=torch.float64)
+    predicted = Boxes(said, "pixel", sample.image_size(), tuple(prediction.box_labels)).resize(size)
+    iou = prediction.scores["grounding_iou"]
+    return Picture(draw_overlay(pixels, predicted, truth), f"{prediction.question} IoU {iou:.2f}")
+
+
+def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:
+    """Lay pictures on one sheet, all at the width of the narrowest."""
+    width = min(p.image.width for p in pictures)
+    images = [p.image.resize((width, round(p.image.height * width / p.image.width))) for p in pictures]
+    height = max(image.height for image in images)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (width * min(columns, len(images)), height * rows), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
+    return sheet
+
+

@@ -1,0 +1,125 @@
+"""Write `report.html`: verdicts, tables, curves and pictures in one self-contained file."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim, the figure that decides it, and whether it holds."""
+
+    claim: str
+    measured: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: its main text and a smaller second line."""
+
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; every row has as many cells as the header."""
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with a caption."""
+
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `write` puts on the page, in the order of the page."""
+
+    title: str
+    subtitle: str
+    verdicts: Sequence[Verdict]
+    tables: Sequence[Table]
+    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Stage -> its metric lines in order; keys `step`, `loss` and, where the stage has one, `reward`."""
+    gallery: Sequence[Picture]
+    gallery_note: str
+    provenance: Sequence[str] = field(default_factory=tuple)
+
+    def write(self, path: Path) -> None:
+        """Render the page to `path`.
+
+        Raises:
+            ImportError: jinja2 or matplotlib is missing; the message names the extra.
+        """
+        try:
+            import jinja2
+        except ImportError as error:
+            raise ImportError('the report needs jinja2: pip install "medmo[demo]"') from error
+        template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+        html = template.render(
+            title=self.title,
+            subtitle=self.subtitle,
+            verdicts=self.verdicts,
+            tables=self.tables,
+            curves=_base64_png(curves_png(self.curves)),
+            gallery=[{"png": _base64_png(_png(p.image)), "caption": p.caption} for p in self.gallery],
+            gallery_note=self.gallery_note,
+            provenance=self.provenance,
+        )
+        path.write_text(html, encoding="utf-8")
+
+
+def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Plot each stage's loss, or its reward where it has one, side by side; returns PNG bytes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "medmo[demo]"') from error
+    figure = Figure(figsize=(4.2 * max(1, len(curves)), 3.2), layout="constrained")
+    for index, (stage, lines) in enumerate(curves.items()):
+        axes = figure.add_subplot(1, len(curves), index + 1)
+        key = "reward" if any("reward" in line for line in lines) else "loss"
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        steps, values = [p[0] for p in points], [p[1] for p in points]
+        axes.plot(steps, values, color="#9db4c8", linewidth=0.8)
+        axes.plot(steps, smooth(values), color="#12507b", linewidth=1.8)
+        axes.set_title(f"{stage}: {key}")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """Exponential moving average, started at the first value."""
+    smoothed: list[float] = []
+    for value in values:
+        smoothed.append(value if not smoothed else weight * smoothed[-1] + (1 - weight) * value)
+    return smoothed
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _base64_png(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,1 @@
+"""Reinforcement: from prompts to completions, rewards, advantages and packed policy batches."""

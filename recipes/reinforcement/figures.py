@@ -1,0 +1,119 @@
+"""The numbers of a reinforcement step: what was sampled, and what the update saw of it.
+
+Shapes: L completion tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from medmo_core.losses import PolicyLoss
+
+from ..settings.run_config import Grpo
+from ..training.distributed.world import World
+from .groups import OVERLONG, Group, PolicyBatch, sampled_tokens
+
+SUMS = ("tokens", "clipped", "kl", "sampler_gap", "importance", "importance_limited")
+
+
+@dataclass
+class Update:
+    """One pass over a sampled batch, as this process saw it."""
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
+    """Over tokens with a weight, by the names in SUMS."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Of each micro-batch."""
+    loss: float = 0.0
+    """Of the step, over all processes."""
+    grad_norm: float = 0.0
+    lr: float | None = None
+    """None: nothing could be learned, and no step was taken."""
+
+    def add(self, policy: PolicyLoss, batch: PolicyBatch, old_logps: Tensor, grpo: Grpo) -> None:
+        """Count a micro-batch.
+
+        Args:
+            policy: its loss.
+            batch: the micro-batch.
+            old_logps: (L,) of the policy that sampled, as the trainer computes them.
+            grpo: the importance that limits are counted of.
+        """
+        counted = batch.token_weights > 0
+        gap = torch.where(counted, (old_logps - batch.sampled_logps).abs(), 0.0)
+        limited = policy.importance >= grpo.importance_cap if grpo.importance.endswith("truncate") else (
+            policy.importance == 0.0)  # fmt: skip
+        parts = (counted, policy.clipped, policy.kl * counted, gap, policy.importance * counted, limited & counted)
+        self.sums += torch.stack([part.double().sum() for part in parts]).cpu()
+        self.losses.append(policy.total.detach().double().cpu())
+
+
+def step_figures(
+    groups: Sequence[Group], discarded: Sequence[Group], update: Update, grpo: Grpo, world: World
+) -> dict[str, float]:
+    """Return the numbers of a step over all processes; every process calls this.
+
+    Args:
+        groups: this process learned from.
+        discarded: sampled, and replaced because nothing could be learned from them.
+        update: the last pass over the batch.
+        grpo: what is logged.
+        world: the processes.
+
+    Returns:
+        Of all that was sampled: reward and the deviation within a group, share of groups without any, tokens, share of
+        cut completions, `entropy`: an estimate, the mean of -logp over the sampled tokens (at the sampling
+        temperature). Of the update: loss, shares and means over the tokens that were learned from.
+    """
+    sampled = [*groups, *discarded]
+    generations = [generation for group in sampled for generation in group.generations]
+    logps = [logp for generation in generations for logp in generation.logps if math.isfinite(logp)]
+    own = {
+        "groups": len(sampled),
+        "discarded": len(discarded),
+        "completions": len(generations),
+        "reward": sum(float(group.rewards.sum()) for group in sampled),
+        "reward_std": sum(float(group.rewards.std()) for group in sampled),
+        "flat": sum(group.is_flat for group in sampled),
+        "generated": sum(len(sampled_tokens(generation)) for generation in generations),
+        "truncated": sum(not generation.finished for generation in generations),
+        "prompt_tokens": sum(len(group.prompt.input_ids) for group in sampled),
+        "told": len(logps),
+        "surprise": -sum(logps),
+        "overlong": sum(cost or 0.0 for group in sampled for cost in group.components.get(OVERLONG, ())),
+    }
+    row = torch.tensor([*own.values(), *update.sums.tolist()], dtype=torch.float64)
+    total = dict(zip([*own, *SUMS], world.sum(row).tolist(), strict=True))
+
+    def per(name: str, count: str) -> float:
+        return total[name] / max(1.0, total[count])
+
+    values = {
+        "loss": update.loss,
+        "reward": per("reward", "completions"),
+        "reward_std": per("reward_std", "groups"),
+        "zero_variance_ratio": per("flat", "groups"),
+        "completion_tokens": per("generated", "completions"),
+        "truncated_ratio": per("truncated", "completions"),
+        "entropy": per("surprise", "told"),
+        "clip_ratio": per("clipped", "tokens"),
+        "sampler_gap": per("sampler_gap", "tokens"),
+        "grad_norm": update.grad_norm,
+        "tokens": total["generated"] + total["prompt_tokens"],
+        "completions": total["completions"],
+    }
+    if update.lr is not None:
+        values["lr"] = update.lr
+    if grpo.beta > 0:
+        values["kl"] = per("kl", "tokens")
+    if grpo.importance != "none":
+        values["importance_mean"] = per("importance", "tokens")
+        values["importance_limited_ratio"] = per("importance_limited", "tokens")
+    if grpo.overlong_tokens:
+        values["reward/overlong"] = per("overlong", "completions")
+    if grpo.resample_rounds:
+        values["discarded_ratio"] = per("discarded", "groups")
+    return values

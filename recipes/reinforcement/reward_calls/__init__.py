@@ -1,0 +1,1 @@
+"""Calls of reward functions, ours or a user's: found, bounded in time, checked."""

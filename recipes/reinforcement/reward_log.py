@@ -1,0 +1,119 @@
+"""What a step's rewards and answers look like in numbers, over all processes.
+
+Figures of a reward, by its short name ("box"; "brief" for "my_rewards.py:brief"): `reward/box` is the mean over the
+completions that it applies to, `reward/box/std`, `/min` and `/max` their spread, `reward/box/applies_ratio` their share
+of all completions, `reward/box/s` the seconds that it took in the slowest process. `logged/words` is the mean of what
+rewards gave to `log_metric` as "words".
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluation.scores import read_boxes
+from ..training.distributed.world import World
+from ..training.monitoring.log import RunLog
+from .reward_calls.reward_set import RewardSet
+
+if TYPE_CHECKING:
+    from medmo_core.profile import CheckpointProfile
+
+    from .groups import Group
+
+NUM_BINS = 20
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return reward -> name in figures: the function's, with its file's or module's where two would be the same."""
+    short = {name: name.rpartition(":")[2] for name in names}
+    taken = list(short.values())
+    return {name: s if taken.count(s) == 1 else name.replace("/", ".").replace(":", ".") for name, s in short.items()}
+
+
+def gathered(groups: Sequence["Group"], rewards: RewardSet, world: World) -> dict[str, list[float | None]]:
+    """Return component -> its values for all completions of all processes; every process calls this.
+
+    Components beside the rewards, such as a length penalty, come last.
+    """
+    own: dict[str, list[float | None]] = {name: [] for name in rewards.names}
+    for group in groups:
+        for name, values in group.components.items():
+            own.setdefault(name, []).extend(values)
+    everyone = world.gather(own)
+    names = dict.fromkeys(name for part in everyone for name in part)
+    return {name: [value for part in everyone for value in part.get(name, [])] for name in names}
+
+
+def figures(groups: Sequence["Group"], world: World, rewards: RewardSet) -> dict[str, float]:
+    """Return the figures of every reward of a step; every process calls this.
+
+    Args:
+        groups: of this process; may be empty.
+        world: the processes.
+        rewards: scored the groups.
+    """
+    values: dict[str, float] = {}
+    seconds, metrics = zip(*world.gather((dict(rewards.seconds), dict(rewards.metrics))), strict=True)
+    components = gathered(groups, rewards, world)
+    for name, short in short_names(list(components)).items():
+        known = np.array([value for value in components[name] if value is not None])
+        values[f"reward/{short}/applies_ratio"] = len(known) / max(1, len(components[name]))
+        if name in rewards.names:
+            values[f"reward/{short}/s"] = max(part.get(name, 0.0) for part in seconds)
+        if len(known):
+            values |= {
+                f"reward/{short}": float(known.mean()),
+                f"reward/{short}/std": float(known.std()),
+                f"reward/{short}/min": float(known.min()),
+                f"reward/{short}/max": float(known.max()),
+            }
+    for name in sorted({name for part in metrics for name in part}):
+        values[f"logged/{name}"] = float(np.mean([value for part in metrics for value in part.get(name, [])]))
+    return values
+
+
+def log_histograms(log: RunLog, step: int, groups: Sequence["Group"], world: World, rewards: RewardSet) -> None:
+    """Record how often each reward took which value, as an event per reward; every process calls this.
+
+    Args:
+        log: of the run.
+        step: 1-based.
+        groups: of this process; may be empty.
+        world: the processes.
+        rewards: scored the groups.
+    """
+    components = gathered(groups, rewards, world)
+    for name, short in short_names(list(components)).items():
+        known = [value for value in components[name] if value is not None]
+        if known:
+            counts, edges = np.histogram(known, bins=NUM_BINS)  # between the least and the greatest value
+            low, high = float(edges[0]), float(edges[-1])
+            log.event("reward_histogram", step=step, reward=short, low=low, high=high, counts=counts.tolist())
+
+
+def answer_figures(groups: Sequence["Group"], world: World, profile: "CheckpointProfile") -> dict[str, float]:
+    """Return what the answers to grounding prompts look like; empty where there are none. Every process calls this.
+
+    Args:
+        groups: of this process; may be empty.
+        world: the processes.
+        profile: how the model writes boxes.
+
+    Returns:
+        `boxes` and `true_boxes`: mean number of usable boxes in an answer, and of true ones. `unreadable_ratio`: share
+        of answers without readable boxes and without a statement that there are none.
+    """
+    own = np.zeros(4)
+    for group in groups:
+        sample = group.prompt.sample
+        truth = sample.truth_boxes()
+        if sample.task != "grounding" or truth is None:
+            continue
+        for text in group.texts:
+            parsed = read_boxes(text, truth, profile)
+            own += (1, len(parsed.boxes), len(truth), parsed.grammar is None)
+    answers, boxes, true_boxes, unreadable = np.sum(world.gather(own), axis=0).tolist()
+    if not answers:
+        return {}
+    return {"boxes": boxes / answers, "true_boxes": true_boxes / answers, "unreadable_ratio": unreadable / answers}

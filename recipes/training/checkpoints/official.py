@@ -1,0 +1,51 @@
+"""Write a run's model in the official layout, from whole copies or shards, at the end or on the way."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from medmo_core.models.official.write import save_checkpoint
+
+from ...evaluation.load_for_inference import write_pixel_limits
+from ..distributed.world import World, whole_tensors
+from ..model.kit import Kit
+from ..model.lora import has_adapters, merged_tensors, save_adapter
+
+
+def write_final(folder: Path, kit: Kit, world: World, *, base: str) -> Path:
+    """Write a model in the official layout, whole, with tokenizer and profile; every process calls this.
+
+    Args:
+        folder: made, or replaced at the very end. Adapters are added into the weights, and also written by themselves,
+            in peft's layout, to adapter/ beside it.
+        kit: model, tokenizer and profile.
+        world: the main process writes.
+        base: folder or hub id of the model that adapters belong to.
+
+    Returns:
+        The folder.
+    """
+    tensors = whole_tensors(kit.model, world)
+    with world.together(f"writing {folder}"):
+        if world.is_main and has_adapters(kit.model):
+            save_adapter(folder.with_name("adapter"), kit.model, base, tensors)
+            tensors = merged_tensors(kit.model, tensors)
+        if world.is_main:
+            write_official(folder, tensors, kit)
+    return folder
+
+
+def official_tensors(kit: Kit, world: World) -> dict[str, Tensor]:
+    """Return every weight, whole, on the host of the main process (empty elsewhere); every process calls this.
+
+    Sharded weights are put together one after the other, so that no device ever holds a second model.
+    """
+    tensors = whole_tensors(kit.model, world)
+    return merged_tensors(kit.model, tensors) if world.is_main and has_adapters(kit.model) else tensors
+
+
+def write_official(folder: Path, tensors: dict[str, Tensor], kit: Kit) -> None:
+    """Write weights with the config, tokenizer, profile and image sizes that belong to them; one process calls this."""
+    config = kit.model.config.to_dict()
+    save_checkpoint(folder, tensors, config=config, tokenizer=kit.tokenizer, profile=kit.profile)
+    write_pixel_limits(folder, kit.processor.min_pixels, kit.processor.max_pixels)

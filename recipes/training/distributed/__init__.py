@@ -1,0 +1,1 @@
+"""Processes, and how a model and its gradients lie over them."""

@@ -1,0 +1,1 @@
+"""Samples of a step, decoded and packed ahead of the model."""

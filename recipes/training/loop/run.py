@@ -1,0 +1,262 @@
+"""One run's standing equipment: folder, optimiser, log, checkpoints, and where to continue.
+
+`open_run` is the same for all stages; each stage adds its own loop. Nothing here knows a loss.
+"""
+
+import json
+import math
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+
+from ...settings.command_line import format_value, setting_types
+from ...settings.run_config import ConfigError, RunConfig
+from ..checkpoints.background import Background
+from ..checkpoints.checkpoints import Best, CheckpointError, Checkpoints, Resumed
+from ..checkpoints.official import official_tensors, write_final, write_official
+from ..distributed.sharding import prepare
+from ..distributed.world import World, attempt
+from ..loading.skipped import LISTED, SkippedSamples
+from ..model.kit import Kit, name_factor
+from ..monitoring.log import RunLog
+from ..optim.optimizer import Optimizer
+from .run_folder import claim
+
+STOPPED = 143  # exit status of a run that was asked to end: what the shell reports for SIGTERM
+FREE_TO_CHANGE = ("train.resume", "train.out_dir", "train.num_threads", "train.device", "train.log_every")
+
+
+class StopSignal:
+    """Remember that the machine asked the run to end (SIGTERM, or Ctrl-C once), so that a step can finish."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:  # not the main thread: whoever owns that one decides
+                break
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+@dataclass
+class Run:
+    """What a training loop needs beside its model and its loss."""
+
+    config: RunConfig
+    world: World
+    kit: Kit
+    optimizer: Optimizer
+    log: RunLog
+    checkpoints: Checkpoints
+    skipped: SkippedSamples
+    stop: StopSignal
+    start_step: int = 0
+    """Finished steps when the run was opened."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What was given to `close_step` at the step the run continues from; empty in a new run."""
+    exports: Background = field(default_factory=Background)
+    """Writes models on the way."""
+    _found_best: bool = False
+
+    def note_validation(self, step: int, val_loss: float) -> None:
+        """Tell the held-out loss after `step` (0-based), before `close_step` saves a new best.
+
+        Args:
+            step: as given to `close_step`.
+            val_loss: over all processes.
+        """
+        best = self.checkpoints.best
+        if math.isfinite(val_loss) and (best is None or val_loss < best.val_loss):
+            self.checkpoints.best = Best(step + 1, val_loss)
+            self._found_best = True
+
+    def save(self, step: int, shared: Mapping[str, Any] | None = None) -> Path:
+        """Begin to write a checkpoint of `step` finished steps; every process calls this.
+
+        Args:
+            step: finished steps.
+            shared: JSON values, the same on all processes.
+
+        Returns:
+            The folder, which appears when all is written.
+        """
+        model, own = self.kit.model, {"skipped": self.skipped.state()}
+        return self.checkpoints.save(step, self.config, model, self.optimizer, shared=shared, own=own)
+
+    def close_step(self, step: int, shared: Mapping[str, Any] | None = None) -> bool:
+        """Save and export if it is time after `step` (0-based); every process calls this.
+
+        Args:
+            step: 0-based number of the step.
+            shared: JSON values to find in `Run.shared` on resume, the same on all processes.
+
+        Returns:
+            Whether the run was asked to stop before its last step; it is saved then.
+
+        Raises:
+            CheckpointError: a checkpoint that was being written could not be (an export: its own error).
+        """
+        train, done = self.config.train, step + 1
+        last = done == train.steps
+        failed = self.checkpoints.background.failed or self.exports.failed
+        signs = torch.tensor([self.stop.received, failed, self._found_best], dtype=torch.int64)
+        stop, failed, best = (bool(sign) for sign in self.world.sum(signs).tolist())  # all do the same, or none
+        if failed:
+            with self.world.together("writing a checkpoint or an export"):
+                self.wait()
+        if stop or last or best or done % train.save_every == 0:
+            self._found_best = False
+            folder = self.save(done, shared)
+            if stop or last:
+                self.checkpoints.wait()
+            if stop and not last:
+                self.log.event("stopped", step=done)
+                self.log.say(f"asked to stop: step {done} is saved in {folder}; train.resume=true continues")
+                return True
+        if train.export_every and done % train.export_every == 0:
+            self._export(Path(train.out_dir) / "exports" / f"step-{done:06d}")
+        return False
+
+    def _export(self, folder: Path) -> None:
+        """Write the model as it is now in the official layout; every process calls this."""
+        tensors = official_tensors(self.kit, self.world)
+        if not self.world.is_main:
+            return
+        if self.config.train.async_save:
+            if self.world.device.type == "cpu":  # elsewhere the host has its own copy already
+                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            self.exports.start(lambda: write_official(folder, tensors, self.kit))
+        else:
+            write_official(folder, tensors, self.kit)
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        self.checkpoints.wait()
+        self.exports.wait()
+
+    def close(self) -> None:
+        """Wait like `wait`, and end the threads that write.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        try:
+            self.checkpoints.background.close()
+        finally:
+            self.exports.close()
+
+    def finish(self) -> Path:
+        """Write final/ in the official layout and say what was left out; every process calls this."""
+        self.wait()
+        final = Path(self.config.train.out_dir) / "final"
+        folder = write_final(final, self.kit, self.world, base=self.config.model.init)
+        for rank, summary in enumerate(self.world.gather(self.skipped.summary())):
+            self.log.say(summary if self.world.size == 1 else f"process {rank}: {summary}")
+        self.log.event("finished", skipped=dict(self.skipped.kinds), drawn=self.skipped.drawn)
+        self.log.say(f"final checkpoint: {folder}")
+        return folder
+
+
+@contextmanager
+def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
+    """Claim the run's folder, shard if asked, make the optimiser, and resume if asked.
+
+    What trains must have been chosen before (`build.choose_trainable`).
+
+    Raises:
+        ConfigError: the folder already holds a run and train.resume is off.
+        CheckpointError: no checkpoint of it can be resumed.
+    """
+    train = config.train
+    out_dir = Path(train.out_dir)
+    checkpoints = Checkpoints(
+        out_dir, world, keep=train.keep_checkpoints, keep_every=train.keep_every, in_background=train.async_save
+    )
+    continues = claim(train, world, checkpoints)
+    optim = config.optim
+    lr_scale = name_factor(kit.model, optim.lr_scale, "optim.lr_scale")
+    decay_scale = name_factor(kit.model, optim.weight_decay_scale, "optim.weight_decay_scale")
+    prepare(kit.model, config, world)
+    num_updates = train.steps * updates_per_step(config)
+    optimizer = Optimizer(kit.model, optim, num_updates, lr_scale, decay_scale, seed=train.seed)
+    skipped = SkippedSamples(
+        out_dir, rank=world.rank, max_ratio=config.data.max_bad_ratio, stop=config.data.on_bad_sample == "stop"
+    )
+    with RunLog(out_dir, world, steps=train.steps, title=config.name) as log, StopSignal() as stop:
+        run = Run(config, world, kit, optimizer, log, checkpoints, skipped, stop)
+        if continues:
+            resumed, passed_over = checkpoints.load_newest(kit.model, optimizer)
+            _take_over(run, resumed)
+            for note in passed_over:
+                log.say(f"passed over {note}")
+            changed = _changes(config, resumed)
+            note = f"; changed since: {', '.join(changed)}" if changed else ""
+            log.say(f"resumed after step {resumed.step}{note}")
+            log.event("resumed", step=resumed.step, changed=changed, passed_over=passed_over, restart=attempt())
+        if world.is_main:
+            text = json.dumps(config.to_dict(), indent=2) + "\n"
+            (out_dir / "config.json").write_text(text, encoding="utf-8")
+        try:
+            yield run
+        except BaseException:
+            try:
+                run.close()
+            except Exception as error:  # noqa: BLE001 - the first error is the one to end with
+                log.say(str(error))
+            raise
+        run.close()
+
+
+def updates_per_step(config: RunConfig) -> int:
+    """Return how often the optimiser moves per step: once, or grpo.num_updates times in reinforce."""
+    return config.grpo.num_updates if config.stage == "reinforce" else 1
+
+
+def _take_over(run: Run, resumed: Resumed) -> None:
+    """Let a run stand where the one that wrote a checkpoint stood."""
+    run.start_step, run.shared = resumed.step, resumed.shared
+    counts = [own["skipped"] for own in resumed.own]
+    if counts:  # of this process, and of those that are no more
+        kinds: Counter[str] = sum((Counter(count["kinds"]) for count in counts), Counter())
+        examples = [fault for count in counts for fault in count["examples"]]
+        drawn = sum(count["drawn"] for count in counts)
+        run.skipped.restore({"drawn": drawn, "kinds": dict(kinds), "examples": examples[:LISTED]})
+
+
+def _changes(config: RunConfig, resumed: Resumed) -> list[str]:
+    """List the settings that differ from the checkpoint's, as "key: before -> now"."""
+    try:
+        before = RunConfig.from_dict(resumed.config)
+    except ConfigError as error:
+        raise CheckpointError(f"step {resumed.step}: its config is of another version ({error})") from error
+    changed = []
+    for key in setting_types():
+        section, name = key.split(".")
+        old, new = (getattr(getattr(c, section), name) for c in (before, config))
+        if old != new and key not in FREE_TO_CHANGE:
+            changed.append(f"{key}: {format_value(old)} -> {format_value(new)}")
+    return changed

@@ -1,0 +1,1 @@
+"""The model of a run and which of its parameters train."""

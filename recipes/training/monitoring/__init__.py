@@ -1,0 +1,1 @@
+"""Reports of a run while it runs and when it ends."""

@@ -1,0 +1,1 @@
+"""Optimisers: the rules by which weights move."""

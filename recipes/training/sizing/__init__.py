@@ -1,0 +1,1 @@
+"""Needs of a run, estimated without running it."""

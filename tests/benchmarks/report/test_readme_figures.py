@@ -1,0 +1,91 @@
+"""Measured figures of README.md come from committed results: its generated part is current, the rest has none."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import benchmarks.report.readme_figures as tool
+from benchmarks.report.page_section import markers
+from benchmarks.suite import schema
+
+if TYPE_CHECKING:
+    from conftest import Planter
+
+MEASURED = re.compile(
+    r"""(?<!\w)[+-]?\d+\.\d+     # decimals
+      | \d[\d.]*\s*(?:x|times)\b  # ratios
+      | \d[\d.,]*\s*%           # shares
+      | \d[\d.,]*\s*(?:us|ms|s|seconds|minutes|hours|GB/s|TFLOP/s|(?:tokens|images|samples)/s)\b
+    """,
+    re.VERBOSE,
+)
+NOT_MEASURED = {
+    "2602.06965": "an arXiv number",
+    "3.11": "a version of Python",
+    "2.11": "a version of torch",
+    "3.6": "a version of triton",
+    "2.0": "a licence",
+}
+
+
+def outside_the_figures(text: str) -> str:
+    """Return what is written by hand, without code blocks: their numbers are settings."""
+    begin, end = markers("benchmarks.report.readme_figures")
+    before, rest = text.split(begin)
+    return re.sub(r"```.*?```", "", before + rest.split(end)[1], flags=re.DOTALL)
+
+
+def test_the_figures_are_those_of_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([]) == 0, capsys.readouterr().err
+
+
+def test_no_other_figure_stands_in_the_page() -> None:
+    found = {match.strip() for match in MEASURED.findall(outside_the_figures(tool.PAGE.read_text(encoding="utf-8")))}
+    assert found <= set(NOT_MEASURED), "measured figures belong into benchmarks/report/readme_figures.py"
+    assert set(NOT_MEASURED) <= found, "an allowance that nothing needs"
+
+
+@pytest.mark.parametrize(
+    "text", ["VQA 0.713 after", "2x faster", "3 times as fast", "in 27 minutes", "12 % less", "40 ms", "200 images/s"]
+)
+def test_a_figure_by_hand_is_seen(text: str) -> None:
+    assert MEASURED.search(outside_the_figures(f"{text}\n{''.join(markers('benchmarks.report.readme_figures'))}"))
+
+
+def test_verdicts_and_losses_follow_the_figures() -> None:
+    run = json.loads(tool.QUICKSTART.read_text(encoding="utf-8"))
+    claim = "After reinforce, greedy held-out mean IoU is above instruct's"
+    for measured, holds, word in (
+        ("+0.0200 [+0.0100, +0.0300], 9 questions", True, "**yes**"),
+        ("+0.0200 [-0.0100, +0.0500], 9 questions", True, "**yes, within noise**"),
+        ("-0.0200 [-0.0300, -0.0100], 9 questions", False, "**no**"),
+    ):
+        run["verdicts"] = [{"claim": claim, "measured": measured, "holds": holds}]
+        assert f"{claim}: {word} ({measured}; meanwhile F1 " in tool.verdicts(run)
+    full = run["stages"]["reinforce"]["grounding_iou_full"]
+    for low, high, word in ((0.1, 0.2, "better than"), (-0.2, -0.1, "worse than"), (-0.1, 0.1, "level with")):
+        full.update(gain_low=low, gain_high=high)
+        assert f"grounding is {word} the constant box" in tool.reading(run)
+    assert "Reports do not beat" in tool.reading(run)
+    run["stages"]["reinforce"]["report_fact_f1"]["gain_low"] = 0.1
+    assert "Reports beat" in tool.reading(run)
+
+
+def test_the_suite_is_quoted_from_its_newest_cpu_result(
+    plant: "Planter", steady: Callable[[float], tuple[float, ...]], tmp_path: Path
+) -> None:
+    place = {"subject": "box_match", "case": "512 of 16 x 16"}
+    ours, peer = plant.row("ours", steady(100.0), **place), plant.row("SciPy through the host", steady(500.0), **place)
+    schema.write(plant.result(ours, peer), tmp_path / "cpu-a/now.json")
+    told = tool.suite(tmp_path)
+    assert "a processor, 1 torch thread, commit abc123def: 1 comparisons" in told
+    assert "512 of 16 x 16, forward | SciPy through the host | at least 4x | 5.00x [5.00, 5.00] | met |" in told
+    assert "not measured yet" in told, "the other targets are not hidden"
+    wrong = plant.row("ours", status="wrong", reason="off by 3", **place)
+    schema.write(plant.result(wrong, peer), tmp_path / "cpu-a/now.json")
+    with pytest.raises(ValueError, match="ours is wrong"):
+        tool.suite(tmp_path)

@@ -1,0 +1,243 @@
+"""Evaluation: what a perfect, a blind and a silent model score, and what is written."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from medmo_core.boxes import Boxes
+from medmo_core.data.records.sample import Sample
+from medmo_core.data.sources.jsonl import load_jsonl
+from medmo_core.generation.decoding import Generation
+from medmo_recipes.commands import evaluate as evaluate_module
+from medmo_recipes.commands.evaluate import (
+    Evaluation,
+    distinct_captions,
+    evaluate,
+    evaluate_embedded,
+    evaluate_file,
+    format_table,
+    paired_gain,
+    retrieval_metrics,
+    write_evaluation,
+)
+from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation.baselines import fit_baselines
+from medmo_recipes.evaluation.scores import (
+    Prediction,
+    answer,
+    answer_limit,
+    caption_scores,
+    image_key,
+    read_boxes,
+    score_answers,
+    shuffle_images,
+    summarise,
+    with_answer,
+)
+from medmo_recipes.training.model.kit import Kit, load_kit
+
+
+@pytest.fixture(scope="module")
+def kit() -> Kit:
+    return load_kit(CONFIGS["debug_instruct"](), "cpu")
+
+
+@pytest.fixture
+def samples(own_data: Path) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
+    for sample in load_jsonl(own_data):
+        found.setdefault(sample.task, []).append(sample)
+    return found
+
+
+def say(kit: Kit, monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> None:
+    """Let the model say what `told` says for a sample id, and nothing else."""
+
+    def generate(batch: object, **_: object) -> list[list[Generation]]:
+        texts = [told.get(name, "") for name in batch.sample_ids]  # type: ignore[attr-defined]
+        return [[Generation(kit.tokenizer.encode(text), [], True)] for text in texts]
+
+    monkeypatch.setattr(kit.model, "generate", generate)
+
+
+def test_a_perfect_model_scores_one_and_a_silent_one_nothing(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {task: samples[task] for task in ("vqa", "grounding", "report")}
+    truth = {s.id: kit.processor.target_text(s) for chosen in asked.values() for s in chosen}
+    say(kit, monkeypatch, truth)
+    perfect = evaluate(kit.model, kit.processor, asked, shuffled=())
+    assert perfect.metrics.keys() == {"vqa_accuracy", "grounding_iou", "grounding_f1", "report_fact_f1"}
+    for name, score in perfect.metrics.items():
+        assert score.value == pytest.approx(1.0, abs=0.02), name  # a coordinate is a thousandth of 64 px
+        assert (score.n, score.num_images, score.num_scans, score.baseline) == (4, 4, 4, None)
+    say(kit, monkeypatch, {})
+    silent = evaluate(kit.model, kit.processor, asked, shuffled=())
+    assert all(score.value == 0.0 for score in silent.metrics.values())
+    gain, low, high = paired_gain(perfect.predictions["vqa"], silent.predictions["vqa"], "vqa_accuracy")
+    assert (gain, low, high) == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="same samples in the same order"):
+        paired_gain(perfect.predictions["vqa"], silent.predictions["vqa"][::-1], "vqa_accuracy")
+
+
+def test_baselines_stand_beside_and_are_paired(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The constant box of the training pictures, on the test pictures: 8 of 24 px aside is an IoU of 16 / 32."""
+    train = [s for chosen in samples.values() for s in chosen if s.split == "train"]
+    test = [s for s in samples["grounding"] if s.id == "g0"]
+    say(kit, monkeypatch, {"g0": kit.processor.target_text(test[0])})
+    baselines = fit_baselines([s for s in train if s.id == "g1"])
+    score = evaluate(kit.model, kit.processor, {"grounding": test}, baselines=baselines, shuffled=()).metrics[
+        "grounding_iou"
+    ]
+    assert score.baseline == pytest.approx(0.5, abs=0.03)
+    assert score.gain == pytest.approx(score.value - 0.5, abs=0.03)
+    unknown = evaluate(kit.model, kit.processor, {"vqa": samples["vqa"]}, baselines=baselines, shuffled=()).metrics[
+        "vqa_accuracy"
+    ]
+    assert unknown.baseline is None  # never met: no claim
+
+
+def test_shuffled_images_change_the_image_alone(samples: dict[str, list[Sample]]) -> None:
+    chosen = samples["grounding"]
+    shuffled = shuffle_images(chosen, seed=3)
+    assert shuffled == shuffle_images(chosen, seed=3)
+    for before, after in zip(chosen, shuffled, strict=True):
+        assert image_key(before, crop=False) != image_key(after, crop=False)
+        assert (before.id, before.messages, before.boxes) == (after.id, after.messages, after.boxes)
+    assert shuffle_images(chosen[:1]) == chosen[:1]  # nobody to swap with
+
+
+def test_a_model_that_looks_falls_when_images_are_shuffled(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that answers from the picture it is shown: the control scores what the wrong picture's box scores."""
+    by_image = {s.images[0].path: kit.processor.target_text(s) for s in samples["grounding"]}
+
+    def look(model: object, processor: object, asked: list[Sample], **_: object) -> list[str]:
+        return [by_image[s.images[0].path] for s in asked]
+
+    monkeypatch.setattr(evaluate_module, "answer", look)
+    result = evaluate(kit.model, kit.processor, {"grounding": samples["grounding"]})
+    assert result.metrics["grounding_iou"].value > 0.95
+    assert result.metrics["grounding_iou_shuffled"].value < 0.6
+    ids = [p.sample_id for p in result.predictions["grounding_shuffled"]]
+    assert ids == [p.sample_id for p in result.predictions["grounding"]]
+
+
+def test_boxes_are_read_in_the_checkpoints_frame(kit: Kit) -> None:
+    text = '[{"bbox_2d": [0, 250, 500, 1000], "label": "square"}]'
+    boxes = read_boxes(text, Boxes.empty((64, 32)), kit.profile).boxes
+    assert (boxes.frame, boxes.xyxy.tolist()) == ("pixel", [[0.0, 8.0, 32.0, 32.0]])
+
+
+def test_an_answer_without_boxes_is_not_the_answer_no_boxes(kit: Kit, samples: dict[str, list[Sample]]) -> None:
+    from dataclasses import replace
+
+    empty = [replace(samples["grounding"][0], boxes=())]
+    assert score_answers(empty, ["[]"], kit.processor)[0].scores["grounding_iou"] == 1.0
+    assert score_answers(empty, ["I do not know."], kit.processor)[0].scores["grounding_iou"] == 0.0
+    with pytest.raises(ValueError, match="c0: a sample of task 'retrieval' cannot be scored as it is"):
+        score_answers(samples["retrieval"][:1], ["text"], kit.processor)
+
+
+def test_intervals_resample_images() -> None:
+    """Two images with ten equal answers each are two independent facts, not twenty."""
+
+    def prediction(image: str, value: float) -> Prediction:
+        return Prediction("id", "vqa", "", "", "", {"vqa_accuracy": value}, image=image, scan="scan")
+
+    grouped = [prediction(image, value) for image, value in (("a", 1.0), ("b", 0.0)) for _ in range(10)]
+    score = summarise(grouped, "vqa_accuracy")
+    assert (score.value, score.low, score.high) == (0.5, 0.0, 1.0)
+    assert (score.n, score.num_images, score.num_scans) == (20, 2, 1)
+    alone = summarise([prediction("a", 1.0)], "vqa_accuracy")
+    assert math.isnan(alone.low) and alone.to_json()["low"] is None
+    assert "nan" not in format_table({"vqa_accuracy": alone})
+
+
+def test_caption_scores_are_the_mean_log_probability_of_the_caption(kit: Kit, samples: dict[str, list[Sample]]) -> None:
+    chosen = samples["retrieval"]
+    captions = [kit.processor.target_text(s) for s in chosen]
+    scores = caption_scores(kit.model, kit.processor, chosen, captions, batch_size=3)  # batches cross the rows
+    assert scores.shape == (4, 4)
+    for row, column in ((0, 0), (2, 1), (3, 3)):
+        item = kit.processor.encode(with_answer(chosen[row], captions[column]))
+        batch = answer_batch(item)
+        with torch.no_grad():
+            assert scores[row, column].item() == pytest.approx(kit.model.token_logprobs(batch).mean().item(), abs=1e-4)
+
+
+def answer_batch(item: object) -> object:
+    from medmo_core.data.packing import pack
+
+    return pack([item])  # type: ignore[list-item]
+
+
+def test_retrieval_ranks_both_ways_beside_chance(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = samples["retrieval"]
+    table = torch.eye(4, dtype=torch.float64)
+    table[1] = torch.tensor([9.0, 1.0, 8.0, 7.0])  # image 1 prefers every other caption
+    monkeypatch.setattr(evaluate_module, "caption_scores", lambda *_, **__: table)
+    metrics = retrieval_metrics(kit.model, kit.processor, [*chosen, chosen[0]])  # a second copy is no candidate
+    assert metrics["retrieval_recall1"].value == 0.75
+    assert metrics["retrieval_recall1"].baseline == 0.25
+    assert metrics["retrieval_median_rank"].value == 1.0
+    assert metrics["retrieval_median_rank"].baseline == 2.5
+    assert metrics["retrieval_image_recall1"].value == 0.25  # captions 0, 2, 3 are all drawn to image 1
+    assert len(distinct_captions(kit.processor, [*chosen, *chosen])) == 4
+    with pytest.raises(ValueError, match="at least two"):
+        retrieval_metrics(kit.model, kit.processor, chosen[:1])
+
+
+def test_answers_do_not_depend_on_the_batch(kit: Kit, samples: dict[str, list[Sample]]) -> None:
+    chosen = [*samples["vqa"], *samples["grounding"]]
+    limit = min(12, answer_limit(kit.processor, chosen))
+    one = answer(kit.model, kit.processor, chosen, max_new_tokens=limit, batch_size=1)
+    assert one == answer(kit.model, kit.processor, chosen, max_new_tokens=limit, batch_size=8)
+
+
+def test_own_file_is_scored_beside_its_own_training_split(kit: Kit, own_data: Path) -> None:
+    result = evaluate_file(kit.model, kit.processor, own_data, split="test", max_new_tokens=4)
+    assert {"vqa_accuracy", "vqa_accuracy_shuffled", "grounding_iou", "retrieval_recall1"} <= result.metrics.keys()
+    assert result.metrics["vqa_accuracy"].baseline == 1.0  # every answer is yes
+    with pytest.raises(ValueError, match="nothing to score in split 'val'.*grounding in test"):
+        evaluate_file(kit.model, kit.processor, own_data, split="val")
+
+
+def test_what_is_written_names_no_patient(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    say(kit, monkeypatch, {"q0": "yes"})
+    result = evaluate(kit.model, kit.processor, {"vqa": samples["vqa"]})
+    write_evaluation(tmp_path / "out", result)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["metrics"]["vqa_accuracy"]["value"] == 0.25
+    assert "research use only" in metrics["notice"].lower()
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text()
+    assert len(lines.splitlines()) == 8
+    assert json.loads(lines.splitlines()[0])["text"] == "yes"
+    for scan in ("scan-0", "red.png"):
+        assert scan not in lines + json.dumps(metrics)
+
+
+def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> None:
+    with pytest.raises(ValueError, match="task 'caption' has no metric here"):
+        evaluate(kit.model, kit.processor, {"caption": samples["vqa"]})
+
+
+def test_embedded_evaluation_has_every_view(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole table on held-out embedded images; baselines fitted elsewhere are replaced, they take a while."""
+    monkeypatch.setattr(evaluate_module, "embedded_baselines", lambda crops: fit_baselines([]))
+    result = evaluate_embedded(kit.model, kit.processor, num_samples=4, num_reports=2, num_captions=3, max_new_tokens=3)
+    assert isinstance(result, Evaluation)
+    for suffix in ("", "_full", "_shuffled"):
+        assert {f"vqa_accuracy{suffix}", f"grounding_iou{suffix}", f"grounding_f1{suffix}"} <= result.metrics.keys()
+    assert {"report_fact_f1", "retrieval_recall1", "retrieval_image_median_rank"} <= result.metrics.keys()
+    assert len(format_table(result.metrics).splitlines()) == len(result.metrics) + 1

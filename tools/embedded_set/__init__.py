@@ -1,0 +1,1 @@
+"""Construction of the embedded data set from pinned public packages."""

@@ -1,0 +1,181 @@
+"""Organ boxes of the TotalSegmentator volumes: CT, contrast-enhanced CT, MR and a chest CT with the aorta."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from .tables import Table, Writer, mask_structures
+from .volumes import (
+    Archive,
+    Volume,
+    halve,
+    halve_labels,
+    open_nifti,
+    percentile_window,
+    read_dicom_series,
+    read_nifti,
+    to_lps,
+    window,
+)
+
+BODY_HU = -300
+REFERENCE = "tests/reference_files/"
+# Not boxes worth asking for: many thin parts, or hard to tell one from the next.
+LEFT_OUT = re.compile(r"rib_|costal_cartilages|iliac_|intervertebral_discs")
+MERGED = (
+    (re.compile(r"vertebrae(_\w+)?"), "vertebra"),
+    (re.compile(r"lung_(?:\w+_lobe_)?(left|right)"), "{0} lung"),
+    (re.compile(r"gluteus_\w+_(left|right)"), "{0} gluteal muscle"),
+    (re.compile(r"autochthon_(left|right)"), "{0} back muscle"),
+    (re.compile(r"iliopsoas_(left|right)"), "{0} psoas muscle"),
+    (re.compile(r"hip_(left|right)"), "{0} hip bone"),
+    (re.compile(r"portal_vein_and_splenic_vein"), "portal vein"),
+    (re.compile(r"(\w+?)_(left|right)"), "{1} {0}"),
+)
+# SNOMED CT name in TotalSegmentator's table where ours covers several of its classes.
+CODED_AS = {"vertebra": "vertebrae_L1", "back muscle": "autochthon_left", "hip bone": "hip_left"}
+
+
+def human_name(label: str) -> str:
+    """Return the words of a TotalSegmentator class: `kidney_left` -> `left kidney`."""
+    for pattern, words in MERGED:
+        match = pattern.fullmatch(label)
+        if match:
+            return words.format(*match.groups()).replace("_", " ")
+    return label.replace("_", " ")
+
+
+def merged_labels(volume: Volume) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the label map with merged classes, and our value -> name; values follow the sorted names."""
+    ours = {value: human_name(name) for value, name in volume.names.items() if not LEFT_OUT.match(name)}
+    present = sorted({ours[int(v)] for v in np.unique(volume.array) if int(v) in ours})
+    values = {name: index + 1 for index, name in enumerate(present)}
+    merged = np.zeros(volume.array.shape, np.uint8)
+    for value, name in ours.items():
+        if name in values:
+            merged[volume.array == value] = values[name]
+    return merged, {index: name for name, index in values.items()}
+
+
+def vocabulary(volume: Volume) -> list[str]:
+    """Return every structure name the labelling model looks for."""
+    return sorted({human_name(name) for name in volume.names.values() if not LEFT_OUT.match(name)})
+
+
+def snomed_codes(archive: Archive) -> dict[str, str]:
+    """Return our name -> SNOMED CT code (the side is said by the name)."""
+    text = archive.read("totalsegmentator/resources/totalsegmentator_snomed_mapping.csv").decode()
+    key = "SegmentedPropertyTypeCodeSequence.CodeValue"
+    rows = {row["Structure"]: row[key] for row in csv.DictReader(io.StringIO(text)) if row[key]}
+    lungs = ("left lung", "right lung")  # the table codes their lobes only
+    codes = {human_name(name): code for name, code in rows.items() if human_name(name) not in lungs}
+    for ours, theirs in CODED_AS.items():
+        for prefix in ("", "left ", "right "):
+            codes[prefix + ours] = rows[theirs]
+    codes["vertebra"] = "51282000"  # vertebra, whichever
+    return {name: f"SCT:{code}" for name, code in codes.items()}
+
+
+def add_organs(
+    writer: Writer,
+    image: np.ndarray,
+    labels: Volume,
+    base: Table,
+    codes: dict[str, str],
+    *,
+    factor: int = 1,
+) -> None:
+    """Add every slice of a labelled volume. `image` is uint8 (x, y, z); `factor` 2 halves the slices."""
+    merged, names = merged_labels(labels)
+    sx, sy, sz = labels.spacing_mm
+    millilitres = {n: round(float((merged == v).sum()) * sx * sy * sz / 1000, 1) for v, n in names.items()}
+    base.labelled = base.labelled or vocabulary(labels)
+    base.spacing_mm = (round(sx * factor, 4), round(sy * factor, 4))
+    for z in range(image.shape[2]):
+        pixels, mask = image[:, :, z].T, merged[:, :, z].T
+        if factor == 2:
+            pixels, mask = halve(pixels), halve_labels(mask)
+        structures, traces = mask_structures(mask, names, base.spacing_mm)
+        for structure in structures:
+            structure.volume_ml = millilitres[structure.name]
+            structure.code = codes.get(structure.name)
+        table = replace(base, id=f"{base.source}-{z:03d}", slice_index=z, structures=structures, traces=traces)
+        writer.add(table, np.ascontiguousarray(pixels), mask)
+
+
+def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
+    """Add the abdominal CT (train), the contrast-enhanced DICOM series (held out) and the abdominal MR (train)."""
+    codes = snomed_codes(archive)
+    abdomen = {"region": "abdomen", "package": "totalsegmentator", "plane": "axial"}
+
+    image = read_nifti(archive.read(REFERENCE + "example_ct.nii.gz"))
+    labels = read_nifti(archive.read(REFERENCE + "example_seg_fast_force_split.nii.gz"))
+    phase = json.loads(archive.read(REFERENCE + "phase_prediction.json"))["phase"]
+    assert phase == "native", phase
+    base = Table("", "ct-abdomen", "train", "totalsegmentator/example_ct", "CT", **abdomen)
+    base.contrast, base.window = "none", (40, 400)
+    add_organs(writer, window(image.array, 40, 400), labels, base, codes)
+
+    folder = REFERENCE + "example_ct_dicom/CT."
+    files = [archive.read(name) for name in archive.names() if name.startswith(folder)]
+    image, labels = read_dicom_series(files, archive.read(REFERENCE + "example_seg_dicom.nii.gz"))
+    body = body_area(image.array)
+    image, labels = replace(image, array=image.array[body]), replace(labels, array=labels.array[body])
+    base = Table("", "ct-contrast", "test", "totalsegmentator/example_ct_dicom", "CT", **abdomen)
+    base.contrast, base.window = "given", (40, 400)
+    add_organs(writer, window(image.array, 40, 400), labels, base, codes, factor=2)
+
+    image = read_nifti(archive.read(REFERENCE + "example_mr_sm.nii.gz"))
+    labels = read_nifti(archive.read(REFERENCE + "example_seg_mr.nii.gz"))
+    base = Table("", "mr-abdomen", "train", "totalsegmentator/example_mr_sm", "MR", **abdomen)
+    add_organs(writer, percentile_window(image.array), labels, base, codes)
+    add_aorta(writer, archive, codes)
+
+
+def body_area(hounsfield: np.ndarray, margin: int = 16) -> tuple[slice, slice]:
+    """Return the x and y range, of even sizes, that the body takes up in any slice: without the air and the table."""
+    parts, _ = ndimage.label(hounsfield > BODY_HU)
+    body = (parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))).any(2)
+    ranges = []
+    for axis in (0, 1):
+        taken = np.nonzero(body.any(1 - axis))[0]
+        start, stop = max(int(taken[0]) - margin, 0), min(int(taken[-1]) + 1 + margin, body.shape[axis])
+        ranges.append(slice(start, stop - (stop - start) % 2))
+    return ranges[0], ranges[1]
+
+
+def add_aorta(writer: Writer, archive: Archive, codes: dict[str, str]) -> None:
+    """Add every fourth slice of a contrast-enhanced chest CT, of which only the aorta is labelled."""
+    folder = REFERENCE + "aorta_report/"
+    data = archive.read(folder + "example_ct.nii.gz")
+    image = read_nifti(data)
+    aorta = crop_onto(data, archive.read(folder + "test_result/models/organ_aorta_T264.nii.gz"))
+    millilitres = round(float(aorta.sum()) * float(np.prod(image.spacing_mm)) / 1000, 1)
+    x, y, _ = (round(v, 4) for v in image.spacing_mm)
+    pixels = window(image.array, 40, 400)
+    for z in range(0, 164, 4):
+        table = Table(f"ct-aorta-{z:03d}", "ct-aorta", "train", "totalsegmentator/aorta_report", "CT", "chest", "")
+        table.region = "abdomen" if z < 40 else "chest"  # the dome of the diaphragm is near slice 40
+        table.package, table.plane, table.contrast, table.window = "totalsegmentator", "axial", "given", (40, 400)
+        table.slice_index, table.spacing_mm, table.labelled = z, (x, y), ["aorta"]
+        mask = aorta[:, :, z].T
+        table.structures, table.traces = mask_structures(mask, {1: "aorta"}, (x, y))
+        for structure in table.structures:
+            structure.volume_ml, structure.code = millilitres, codes["aorta"]
+        writer.add(table, np.ascontiguousarray(pixels[:, :, z].T), mask)
+
+
+def crop_onto(whole: bytes, part: bytes) -> np.ndarray:
+    """Return the label map of a cropped volume on the grid of the whole one, in LPS order."""
+    big, small = open_nifti(whole), open_nifti(part)
+    offset = np.rint(np.linalg.solve(big.affine, small.affine @ [0, 0, 0, 1]))[:3].astype(int)
+    assert np.allclose(big.affine[:3, :3], small.affine[:3, :3])
+    grid = np.zeros(big.shape, np.uint8)
+    x, y, z = (slice(o, o + n) for o, n in zip(offset, small.shape, strict=True))
+    grid[x, y, z] = np.asarray(small.dataobj) > 0
+    return to_lps(grid, big.affine)[0]

@@ -1,0 +1,173 @@
+"""Lesions of the pyradiomics cases, the outlined liver lesion, nuclei, and single pictures with curated boxes."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pydicom
+import tifffile
+from PIL import Image
+from scipy import ndimage
+from scipy.spatial.distance import pdist
+
+from .tables import MIN_AREA_PX, Structure, Table, Writer
+from .volumes import Archive, halve, halve_labels, percentile_window, read_nrrd, window
+
+# case -> split, modality, region, contrast, patient's side (None: cannot be told), lesion-free slices to add
+LESIONS: dict[str, tuple[str, str, str, str | None, str | None, int]] = {
+    "brain1": ("train", "MR", "brain", "given", "left", 4),
+    "brain2": ("test", "MR", "brain", "given", "left", 3),
+    "breast1": ("train", "MR", "breast", None, None, 3),
+    "lung1": ("train", "CT", "chest", None, "right", 4),
+    "lung2": ("test", "CT", "chest", None, "left", 4),
+}
+SITES = {"brain": "brain", "breast": "breast", "chest": "lung"}
+FREE_GAP = 3  # slices between a lesion-free slice and the lesion
+TILE = 128
+FLUORESCENCE, FUNDUS = "fluorescence microscopy", "fundus photograph"
+
+
+def lesion_structures(mask: np.ndarray, spacing: tuple[float, float], site: str, side: str | None) -> list[Structure]:
+    """Return one structure per connected lesion of a slice (H, W), with its largest in-plane diameter."""
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    found = []
+    for value in range(1, count + 1):
+        rows, columns = np.nonzero(parts == value)
+        if len(rows) < MIN_AREA_PX:
+            continue
+        box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+        # Corners of the pixels, so that a single pixel has a diameter.
+        corners = np.concatenate([np.stack([columns + dx, rows + dy], 1) for dx in (0, 1) for dy in (0, 1)])
+        diameter = float(pdist(np.unique(corners, axis=0) * np.array(spacing)).max())
+        found.append(
+            Structure(
+                f"{site} lesion",
+                box,
+                "expert",
+                side,
+                area_mm2=round(len(rows) * spacing[0] * spacing[1], 1),
+                diameter_mm=round(diameter, 1),
+                mask_value=value,
+            )
+        )
+    return found
+
+
+def free_slices(has_lesion: np.ndarray, number: int) -> list[int]:
+    """Return slices well away from the lesion, spread evenly over the middle four fifths of the volume."""
+    near = ndimage.binary_dilation(has_lesion, iterations=FREE_GAP)
+    depth = len(has_lesion)
+    candidates = [z for z in range(depth // 10, depth - depth // 10) if not near[z]]
+    picks = np.linspace(0, len(candidates) - 1, number + 2)[1:-1]
+    return [candidates[round(float(p))] for p in picks]
+
+
+def add_lesions(writer: Writer, archive: Archive) -> None:
+    """Add the slices with a lesion and some without; the chest slices at half size."""
+    for case, (split, modality, region, contrast, side, free) in LESIONS.items():
+        image = read_nrrd(archive.read(f"data/{case}_image.nrrd"))
+        lesion = read_nrrd(archive.read(f"data/{case}_label.nrrd")).array > 0
+        assert image.array.shape == lesion.shape, case
+        is_ct = modality == "CT"
+        pixels = window(image.array, -600, 1500) if is_ct else percentile_window(image.array)
+        has_lesion = lesion.any((0, 1))
+        x, y, z_mm = image.spacing_mm
+        millilitres = round(float(lesion.sum()) * x * y * z_mm / 1000, 2)
+        factor = 2 if is_ct else 1
+        spacing = (round(x * factor, 4), round(y * factor, 4))
+        site = SITES[region]
+        base = Table("", "lesion", split, f"pyradiomics/{case}", modality, region, "pyradiomics", "axial", contrast)
+        base.spacing_mm, base.labelled = spacing, [f"{site} lesion"]
+        base.window = (-600, 1500) if is_ct else None
+        for z in sorted([*np.nonzero(has_lesion)[0].tolist(), *free_slices(has_lesion, free)]):
+            plane, mask = pixels[:, :, z].T, lesion[:, :, z].T.astype(np.int32)
+            if factor == 2:
+                plane, mask = halve(plane), halve_labels(mask)
+            structures = lesion_structures(mask, spacing, site, side)
+            if has_lesion[z] and not structures:
+                continue  # a rim of the lesion below the smallest box: neither a lesion nor lesion-free
+            for structure in structures:
+                structure.volume_ml = millilitres
+            parts = ndimage.label(mask, np.ones((3, 3)))[0]
+            table = replace(base, id=f"lesion-{case}-{z:03d}", slice_index=z, structures=structures)
+            writer.add(table, np.ascontiguousarray(plane), parts)
+
+
+def add_overlay(writer: Writer, archive: Archive) -> None:
+    """Add the abdominal MR whose overlay plane holds an outline drawn round a liver lesion."""
+    dataset = pydicom.dcmread(io.BytesIO(archive.read("pydicom/data/test_files/examples_overlay.dcm")))
+    outline = dataset.overlay_array(0x6000) > 0
+    parts, _ = ndimage.label(outline, np.ones((3, 3)))
+    # The other component is a text: only the outline encloses anything.
+    enclosed = [int((ndimage.binary_fill_holes(parts == v) & (parts != v)).sum()) for v in range(1, parts.max() + 1)]
+    mask = ndimage.binary_fill_holes(parts == 1 + int(np.argmax(enclosed)))
+    row_mm, column_mm = (float(v) for v in dataset.PixelSpacing)
+    spacing = (round(column_mm, 4), round(row_mm, 4))
+    structures = lesion_structures(mask, spacing, "liver", "right")
+    assert len(structures) == 1
+    name = "mr-liver-overlay"
+    table = Table(name, name, "train", "pydicom/examples_overlay", "MR", "abdomen", "pydicom")
+    table.plane, table.contrast, table.spacing_mm = "axial", "given", spacing
+    table.labelled, table.structures = ["liver lesion"], structures
+    center, width = float(dataset.WindowCenter[0]), float(dataset.WindowWidth[0])
+    writer.add(table, window(dataset.pixel_array.astype(np.float64), center, width), mask.astype(np.uint8))
+
+
+def add_nuclei(writer: Writer, archive: Archive) -> None:
+    """Add sixteen tiles of one fluorescence image with its nuclei; one image, so all of them train."""
+    pixels = percentile_window(tifffile.imread(io.BytesIO(archive.read("stardist/data/images/img2d.tif"))))
+    labels = tifffile.imread(io.BytesIO(archive.read("stardist/data/images/mask2d.tif")))
+    for row in range(4):
+        for column in range(4):
+            area = np.s_[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
+            tile = labels[area]
+            mask = np.zeros(tile.shape, np.uint8)
+            structures = []
+            for value in np.unique(tile[tile > 0]):
+                ys, xs = np.nonzero(tile == value)
+                if len(ys) < MIN_AREA_PX:
+                    continue
+                mask[tile == value] = len(structures) + 1
+                box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+                structures.append(Structure("nucleus", box, "expert", mask_value=len(structures) + 1))
+            table = Table(
+                f"nuclei-{row}{column}", "nuclei", "train", "stardist/img2d", FLUORESCENCE, "cells", "stardist"
+            )
+            table.labelled, table.structures = ["nucleus"], structures
+            writer.add(table, np.ascontiguousarray(pixels[area]), mask)
+
+
+def add_pictures(writer: Writer, archive: Archive) -> None:
+    """Add a fundus photograph, retinal microaneurysms, immunohistochemistry and a cell, with curated boxes."""
+
+    def read(name: str) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(archive.read(f"skimage/data/{name}"))))
+
+    def curated(name: str, box: tuple[int, int, int, int], side: str | None = None) -> Structure:
+        return Structure(name, box, "curated", side)
+
+    retina = Image.fromarray(read("retina.jpg"))
+    scale = 448 / retina.width
+    small = np.asarray(retina.resize((448, 448), Image.Resampling.LANCZOS))
+    disc = tuple(round(v * scale) for v in (140, 570, 320, 770))
+    table = Table("fundus", "fundus", "train", "scikit-image/retina", FUNDUS, "eye", "scikit-image")
+    table.labelled = ["optic disc"]
+    table.structures = [curated("optic disc", (disc[0], disc[1], disc[2], disc[3]), "left")]
+    writer.add(table, small)
+
+    name = "microaneurysms"
+    table = Table(name, "fundus", "train", "scikit-image/microaneurysms", FUNDUS, "eye", "scikit-image")
+    table.labelled = ["microaneurysm"]
+    table.structures = [curated("microaneurysm", (14, 19, 19, 25)), curated("microaneurysm", (47, 70, 51, 73))]
+    writer.add(table, read("microaneurysms.png"))
+
+    ihc = Image.fromarray(read("ihc.png")).resize((256, 256), Image.Resampling.LANCZOS)
+    table = Table("ihc", "ihc", "train", "scikit-image/ihc", "histology", "colon", "scikit-image")
+    table.licence = "no known copyright restrictions"
+    table.structures = [curated("gland", (125, 154, 192, 256))]
+    writer.add(table, np.asarray(ihc))
+
+    table = Table("phase-cell", "phase-cell", "train", "scikit-image/cell", "phase microscopy", "cells", "scikit-image")
+    table.labelled = ["cell"]
+    table.structures = [curated("cell", (367, 315, 490, 435))]
+    writer.add(table, read("cell.png"))
