@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .sources import Source, Text, definitions, docstring_node
+from .sources import Source, Text, docstring_node
 
 MODULE, CLASS_QUESTION, CLASS_VERB = "module-question", "class-question", "class-imperative"
 ENTRY, POINTER = "entry-elliptical", "entry-pointer"
@@ -143,7 +143,7 @@ def opening_rules(node: ast.AST, docstring: str) -> Iterator[str]:
 
 def docstring_offences(source: Source) -> Iterator[Offence]:
     """Yield what the docstrings of modules, classes and functions do wrong, idioms aside."""
-    for node in (source.tree, *definitions(source)):
+    for node in (source.tree, *source.definitions):
         constant = docstring_node(node)
         if constant is None:
             continue

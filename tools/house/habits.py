@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .imports import Import, imports_of
-from .sources import Definition, Function, Source, docstring_node, functions
+from .sources import Definition, Function, Source, docstring_node
 
 REGISTERED = ("custom_op", "triton_op")
 
@@ -44,11 +44,11 @@ def is_jit(node: Function) -> bool:
 
 
 def typed_functions(files: Iterable[Source]) -> Iterator[Function]:
-    """Yield the functions whose annotations count: all but Triton kernels, whose arguments are tensors in Python's eyes.
+    """Yield the functions whose annotations count: all but Triton kernels, whose arguments Python has no types for.
 
     Lambdas cannot be annotated and are not counted.
     """
-    return (node for source in files for node in functions(source) if not is_jit(node))
+    return (node for source in files for node in source.functions if not is_jit(node))
 
 
 def annotated_arguments(files: Iterable[Source]) -> Share:
@@ -90,7 +90,7 @@ def number_of(files: Iterable[Source], kind: type[ast.AST]) -> int:
 
 def jit_functions(files: Iterable[Source]) -> int:
     """Return the number of functions that Triton compiles."""
-    return sum(is_jit(node) for source in files for node in functions(source))
+    return sum(is_jit(node) for source in files for node in source.functions)
 
 
 def autograd_functions(files: Iterable[Source]) -> int:

@@ -1,4 +1,4 @@
-"""Who imports whom, file by file: circles, arrows up, and the longest chain.
+"""Graph of imports, file by file: circles, arrows up, and the longest chain.
 
 An arrow leads from a file to the file that defines what it imports. `from medmo_core.boxes import Boxes` leads to the
 file of a module `boxes`, or, where `boxes` is a package, to the file that its `__init__` takes `Boxes` from; the
@@ -9,6 +9,7 @@ inside functions and those under TYPE_CHECKING too. Modules named by a string (`
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .sources import FOLDERS, SHIPPED, Function, Source, of_parts, sources
@@ -101,6 +102,12 @@ def _walk(node: ast.AST, lazy: bool, typing: bool) -> Iterator[tuple[ast.Import 
             yield from _walk(child, inside, typing or (isinstance(child, ast.If) and _is_typing(child)))
 
 
+@cache
+def _statements(source: Source) -> list[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+    """Return the import statements of a file: whether each is lazy, whether it is for types only."""
+    return list(_walk(source.tree, False, False))
+
+
 def imports_of(module: str, source: Source) -> list[Import]:
     """Return what a file imports, at any depth, one item a name.
 
@@ -109,7 +116,7 @@ def imports_of(module: str, source: Source) -> list[Import]:
         source: the file.
     """
     found = []
-    for node, lazy, typing in _walk(source.tree, False, False):
+    for node, lazy, typing in _statements(source):
         for alias in node.names:
             if isinstance(node, ast.Import):
                 found.append(Import(alias.name, "", node.lineno, lazy, typing))
@@ -122,7 +129,7 @@ def imports_of(module: str, source: Source) -> list[Import]:
 def _handed_on(module: str, source: Source) -> dict[str, Import]:
     """Return what a package takes from elsewhere, by the name that it gives it."""
     taken = {}
-    for node, lazy, typing in _walk(source.tree, False, False):
+    for node, lazy, typing in _statements(source):
         if isinstance(node, ast.ImportFrom) and not lazy:
             base = _absolute(module, True, node)
             for alias in node.names:

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .sources import Definition, Source, docstring_node, functions
+from .habits import is_jit
+from .sources import Definition, Function, Source, docstring_node
 
 
 @dataclass(frozen=True, order=True)
@@ -20,11 +21,13 @@ class Length:
         lines: lines, docstring included.
         bare: lines without the docstring.
         name: file, and the name in it.
+        is_kernel: whether Triton compiles it.
     """
 
     lines: int
     bare: int
     name: str
+    is_kernel: bool = False
 
 
 def percentile(values: Iterable[int], share: float) -> int:
@@ -38,7 +41,8 @@ def length_of(source: Source, node: Definition) -> Length:
     lines = (node.end_lineno or node.lineno) - node.lineno + 1
     docstring = docstring_node(node)
     spent = (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1 if docstring else 0
-    return Length(lines, lines - spent, f"{source.name}: {node.name}")
+    kernel = isinstance(node, Function) and is_jit(node)
+    return Length(lines, lines - spent, f"{source.name}: {node.name}", kernel)
 
 
 def file_lengths(files: Iterable[Source]) -> list[Length]:
@@ -48,7 +52,7 @@ def file_lengths(files: Iterable[Source]) -> list[Length]:
 
 def function_lengths(files: Iterable[Source]) -> list[Length]:
     """Return the lengths of all functions and methods, nested ones included."""
-    return [length_of(source, node) for source in files for node in functions(source)]
+    return [length_of(source, node) for source in files for node in source.functions]
 
 
 def class_lengths(files: Iterable[Source]) -> list[Length]:

@@ -78,6 +78,16 @@ class Source:
         return list(ast.walk(self.tree))
 
     @cached_property
+    def definitions(self) -> list[Definition]:
+        """Functions, methods and classes of the file, nested ones included."""
+        return [node for node in self.nodes if isinstance(node, Definition)]
+
+    @cached_property
+    def functions(self) -> list[Function]:
+        """Functions and methods of the file, nested ones included; lambdas are expressions."""
+        return [node for node in self.definitions if isinstance(node, Function)]
+
+    @cached_property
     def texts(self) -> list[Text]:
         """Comments and string literals, in order."""
         found = []
@@ -117,20 +127,6 @@ def of_parts(files: Iterable[Source], parts: Iterable[str]) -> list[Source]:
     """Return the files that belong to some parts of the project."""
     wanted = set(parts)
     return [source for source in files if source.part in wanted]
-
-
-def definitions(source: Source) -> Iterator[Definition]:
-    """Yield the functions, methods and classes of a file, nested ones included."""
-    for node in source.nodes:
-        if isinstance(node, Definition):
-            yield node
-
-
-def functions(source: Source) -> Iterator[Function]:
-    """Yield the functions and methods of a file, nested ones included; lambdas are expressions."""
-    for node in source.nodes:
-        if isinstance(node, Function):
-            yield node
 
 
 def docstring_node(node: ast.AST) -> ast.Constant | None:
