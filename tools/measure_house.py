@@ -17,7 +17,7 @@ from pathlib import Path
 from house import table
 from house.docstrings import docstring_figures, offences
 from house.figures import measure
-from house.sources import SHIPPED, of_parts, sources
+from house.sources import FOLDERS, LIBRARY, SHIPPED, of_parts, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; None: those of the process.
 
     Returns:
-        The exit status.
+        The exit status; 2 for a folder that is no checkout.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help="with --list: beginnings of the paths to list")
@@ -80,6 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--beside", type=Path, metavar="OLD.json", help="figures to compare with")
     parser.add_argument("--list", choices=["docstrings"], help="print the offenders instead of the figures")
     words = parser.parse_args(arguments)
+    if not of_parts(sources(words.root), LIBRARY):
+        parser.error(
+            f"no Python file of the library below {words.root}: expected {', '.join(FOLDERS[p] for p in LIBRARY)}"
+        )
     if words.list:
         return list_docstrings(words.root.resolve(), words.paths)
     return show(words.root.resolve(), words.json, words.beside)

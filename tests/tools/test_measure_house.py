@@ -440,5 +440,11 @@ def test_a_figure_is_worse_in_its_direction_and_only_where_it_shows() -> None:
     assert table.beside([], [few])[1] == []
 
 
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--root", str(tmp_path)])
+    assert ended.value.code == 2 and "expected kernels/medmo_kernels, medmo_core, recipes" in capsys.readouterr().err
+
+
 def test_an_empty_checkout_has_figures(tmp_path: Path) -> None:
     assert {figure.key: figure.value for figure in measure(tmp_path)}["files.library"] == 0
