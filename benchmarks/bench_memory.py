@@ -31,9 +31,11 @@ from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import Lora, RunConfig
 from medmo_recipes.training.distributed.sharding import shard
+from medmo_recipes.training.distributed.shards import local_part
 from medmo_recipes.training.distributed.world import World
-from medmo_recipes.training.model.kit import DTYPES, choose_trainable, load_kit
-from medmo_recipes.training.optim.adam import Hyper, local_part
+from medmo_recipes.training.model.kit import DTYPES, load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.optim.adam import Hyper
 from medmo_recipes.training.optim.optimizer import Optimizer
 from medmo_recipes.training.sizing.activations import Shape
 from medmo_recipes.training.sizing.dry_run import estimate_memory

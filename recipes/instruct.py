@@ -21,11 +21,14 @@ from medmo_core.batch import Batch
 from medmo_core.losses import TokenLosses
 
 from .settings.run_config import RunConfig
-from .training.distributed.world import connect, leave, say
+from .training.distributed.torchrun import leave
+from .training.distributed.world import connect, say
+from .training.loading.sources import load_mixture
 from .training.loop.fit import fit, new_loader
 from .training.loop.launch import launch
 from .training.loop.run import open_run
-from .training.model.kit import choose_trainable, load_kit, load_mixture
+from .training.model.kit import load_kit
+from .training.model.trainable import choose_trainable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,28 +33,25 @@ from medmo_core.data.sources.mixture import Mixture
 
 from .pages.rollout_page import template, write_page
 from .reinforcement.alarms import Alarms
+from .reinforcement.completions import PolicyBatch, divide, silent, to_completions
 from .reinforcement.engine import InPlaceEngine, RolloutEngine
-from .reinforcement.figures import Update, step_figures
-from .reinforcement.groups import (
-    Group,
-    PolicyBatch,
-    divide,
-    draw_prompts,
-    sample_answers,
-    score_answers,
-    silent,
-    to_completions,
-)
+from .reinforcement.figures import answer_figures, step_figures
+from .reinforcement.groups import Group, draw_prompts, sample_answers, score_answers
 from .reinforcement.image_features import encode_images, keeps_features
 from .reinforcement.reference_policy import Reference, make_reference
 from .reinforcement.reward_calls.reward_set import RewardSet
-from .reinforcement.reward_log import answer_figures, figures, log_histograms
+from .reinforcement.reward_log import figures, log_histograms
+from .reinforcement.update import Update
 from .settings.run_config import RunConfig
-from .training.distributed.world import connect, leave, say, sum_gradients
+from .training.distributed.shards import sum_gradients
+from .training.distributed.torchrun import leave
+from .training.distributed.world import connect, say
+from .training.loading.sources import load_mixture
 from .training.loop.fit import summarise
 from .training.loop.launch import launch
 from .training.loop.run import Run, open_run
-from .training.model.kit import choose_trainable, load_kit, load_mixture
+from .training.model.kit import load_kit
+from .training.model.trainable import choose_trainable
 from .training.monitoring.meter import Meter, Tally
 from .training.monitoring.phases import Phases
 from .training.monitoring.profiling import profiled

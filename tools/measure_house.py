@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from house import table
-from house.docstrings import docstring_figures, offences
-from house.figures import measure
-from house.sources import FOLDERS, LIBRARY, SHIPPED, of_parts, sources
+from .house import table
+from .house.docstrings import docstring_figures, offences
+from .house.figures import measure
+from .house.sources import FOLDERS, LIBRARY, SHIPPED, of_parts, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 

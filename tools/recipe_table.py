@@ -19,7 +19,8 @@ from medmo_core.models.medmo import MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.command_line import apply_overrides
 from medmo_recipes.settings.run_config import RunConfig
-from medmo_recipes.training.model.kit import choose_trainable, load_kit
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.monitoring.flops import PEAK_FLOPS, UsefulFlops, Work
 from medmo_recipes.training.monitoring.log import count
 from medmo_recipes.training.sizing.activations import Shape

@@ -12,7 +12,7 @@ from medmo_core.data.processor import Item
 from medmo_core.data.records.sample import Sample
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
-from medmo_recipes.reinforcement.groups import join
+from medmo_recipes.reinforcement.completions import join
 
 from ..modules.documents import pixel_values, random_model
 

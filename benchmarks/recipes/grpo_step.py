@@ -27,8 +27,8 @@ from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_core.profile import QWEN3_VL
 from medmo_core.rewards import box_reward
+from medmo_recipes.reinforcement.completions import Completion, PolicyBatch, pack_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
-from medmo_recipes.reinforcement.groups import Completion, PolicyBatch, pack_completions
 from medmo_recipes.settings.run_config import Optim, Rollout
 from medmo_recipes.training.optim.optimizer import Optimizer
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
-from medmo_recipes.reinforcement.groups import Completion, PolicyBatch, pack_completions
+from medmo_recipes.reinforcement.completions import Completion, PolicyBatch, pack_completions
 
 from ..suite.comparison import Comparison
 from .layouts import Learning, compare_layouts, shape_of

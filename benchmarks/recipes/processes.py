@@ -36,9 +36,11 @@ from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.distributed.sharding import prepare
 from medmo_recipes.training.distributed.world import World, connect
 from medmo_recipes.training.loading.skipped import SkippedSamples
+from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.loop.fit import new_loader, train_step
 from medmo_recipes.training.loop.run import Run
-from medmo_recipes.training.model.kit import choose_trainable, load_kit, load_mixture
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.optim.optimizer import Optimizer
 
 from ..suite.comparison import OURS, Comparison, Ready, Way, Work

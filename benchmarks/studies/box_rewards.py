@@ -30,8 +30,9 @@ from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
 from medmo_core.metrics import bootstrap_ci, paired_bootstrap
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation.ask import answer, answer_limit
 from medmo_recipes.evaluation.load_for_inference import load_for_inference
-from medmo_recipes.evaluation.scores import answer, answer_limit, image_key, score_answers
+from medmo_recipes.evaluation.scores import image_key, score_answers
 from medmo_recipes.reinforcement.advantages import combine, group_advantages
 from medmo_recipes.reinforcement.engine import InPlaceEngine
 from medmo_recipes.reinforcement.groups import sample_answers

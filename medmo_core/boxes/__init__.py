@@ -1,6 +1,6 @@
 """Boxes: typed corners with their frame and image size, the grammars models write them in, and their text."""
 
-from .boxes import FRAMES, Boxes, ParsedBoxes, parse_boxes, print_boxes
+from .boxes import FRAMES, Boxes
 from .grammars import GRAMMARS, Grammar
 from .image_boxes import (
     AnyBoxes,
@@ -12,6 +12,7 @@ from .image_boxes import (
     resize_like,
 )
 from .many_texts import corners_px, parse_many
+from .text import ParsedBoxes, parse_boxes, print_boxes
 
 __all__ = [
     "FRAMES",

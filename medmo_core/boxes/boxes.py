@@ -10,20 +10,14 @@ Shapes: N boxes, xyxy = x1, y1, x2, y2 with x to the right and y down.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .grammars import GRAMMARS, Grammar, Row
-from .recognise import NAMED_FRAMES, Found, recognise
-
-B_co = TypeVar("B_co", covariant=True)
 FRAMES = ("pixel", "norm1000", "unit")
 EDGE_TOLERANCE = 1e-6  # share of the image side that rounding may add outside the image; clamped away
 
@@ -249,127 +243,3 @@ def box_fault(row: Sequence[float], frame: str, size: tuple[int, int]) -> str | 
             f"[{limit_x:g}, {limit_y:g}]); clip it, or check the frame and the image size"
         )
     return None
-
-
-@dataclass(frozen=True)
-class ParsedBoxes(Generic[B_co]):
-    """What a text says about boxes.
-
-    Attributes:
-        boxes: the usable boxes, in the frame the text was read in: `Boxes`, or `ImageBoxes` of several images.
-        ok: the text follows a grammar and every box in it could be used as written. An explicit "no box" is ok.
-        grammar: the grammar that was recognised, or None.
-        errors: what was wrong, in words; a box that only had to be clipped is kept and named here.
-    """
-
-    boxes: B_co
-    ok: bool
-    grammar: str | None
-    errors: tuple[str, ...]
-
-
-def named_grammar(name: str) -> Grammar:
-    """Return the grammar of a name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in GRAMMARS:
-        raise ValueError(f"unknown box grammar {name!r}: use one of {', '.join(GRAMMARS)}, or 'auto' to parse")
-    return GRAMMARS[name]
-
-
-def print_boxes(
-    boxes: Boxes, grammar: str = "qwen3_vl_json", frame: str | None = None, step: int = 1
-) -> str:
-    """Write boxes as the text a model is to say.
-
-    Args:
-        boxes: the boxes and their labels.
-        grammar: key of `GRAMMARS`.
-        frame: frame of the written numbers; None: the grammar's own (`norm1000` for most). `norm1000` and `pixel` are
-            rounded to integers inside the image, `unit` to four decimals.
-        step: integers are rounded to multiples of it; frame `unit` takes 1 only.
-
-    Raises:
-        ValueError: the grammar is unknown or cannot say the labels (see `Grammar.labels`), or `step` does not fit.
-    """
-    chosen = named_grammar(grammar)
-    return chosen.print(written_rows(boxes, chosen, frame, step), frame or chosen.frame)
-
-
-def written_rows(boxes: Boxes, chosen: Grammar, frame: str | None, step: int) -> list[Row]:
-    """Return the labels and numbers that `print_boxes` writes; arguments and faults are its own."""
-    target = boxes.to(frame or chosen.frame)
-    if chosen.bins != 1000 and target.frame != "norm1000":
-        raise ValueError(f"grammar {chosen.name!r} writes bins of the image side: print it in frame 'norm1000'")
-    if step < 1 or (step > 1 and target.frame == "unit"):
-        raise ValueError(f"step is {step}, expected a whole number above 0, and 1 in frame 'unit'")
-    decimals = 4 if target.frame == "unit" else None  # None: round() returns whole numbers
-    scale = chosen.bins / 1000
-    limits = [round(limit * scale, decimals) for limit in frame_limits(target.frame, boxes.size)] * 2
-    rows: list[Row] = []
-    for index, (label, row) in enumerate(zip(target.labels, target.xyxy.tolist(), strict=True)):
-        fault = chosen.label_fault(label)
-        if fault:
-            raise ValueError(f"box {index}: {fault}")
-        rounded = (round(value * scale / step, decimals) * step for value in row)
-        rows.append((label, tuple(min(max(value, 0), limit) for value, limit in zip(rounded, limits, strict=True))))
-    return rows
-
-
-def parse_boxes(text: Any, size: tuple[int, int], grammar: str = "auto", frame: str = "norm1000") -> ParsedBoxes[Boxes]:
-    """Read the boxes out of a text; never raises on any text.
-
-    Args:
-        text: what a model wrote. Anything that is not a string reads as an empty text.
-        size: (width, height) px of the image (or canvas) the numbers refer to.
-        grammar: key of `GRAMMARS`, or `auto` to recognise it.
-        frame: frame of the numbers in the text, unless the text itself names one (`"box_format": "pixel"`).
-
-    Returns:
-        The boxes in the frame of the text, with what went wrong. Reversed, non-finite and wholly outside boxes are
-        dropped, partly outside ones clipped; both clear `ok`.
-
-    Raises:
-        ValueError: only for a wrong `size`, `grammar` or `frame`, never because of `text`.
-    """
-    size = checked_size(size)
-    frame_limits(frame, size)
-    if grammar != "auto":
-        named_grammar(grammar)
-    found = recognise(text if isinstance(text, str) else "", grammar)
-    frame = NAMED_FRAMES.get(found.named_frame or "", frame)
-    boxes, errors = usable_boxes(found, frame, size)
-    return ParsedBoxes(boxes, found.grammar is not None and not errors, found.grammar, tuple(errors))
-
-
-def usable_boxes(found: Found, frame: str, size: tuple[int, int]) -> tuple[Boxes, list[str]]:
-    """Return the boxes that can be used, as `parse_boxes` says, and what was wrong, in words."""
-    rows, labels, errors = _usable(found, frame, size)
-    # frombuffer reads a flat array several times faster than torch.tensor reads lists, but takes no empty one.
-    flat = array("d", list(chain.from_iterable(rows)))
-    corners = torch.frombuffer(flat, dtype=torch.float64) if rows else torch.zeros(0, dtype=torch.float64)
-    return Boxes.of_checked(corners.view(-1, 4), frame, size, tuple(labels)), errors
-
-
-def _usable(found: Found, frame: str, size: tuple[int, int]) -> tuple[list[Sequence[float]], list[str], list[str]]:
-    """Sort what was found into rows inside the image, labels and errors."""
-    limit_x, limit_y = frame_limits(frame, size)
-    rows: list[Sequence[float]] = []
-    labels: list[str] = []
-    errors = list(found.errors)
-    for index, (label, row) in enumerate(found.rows):
-        x1, y1, x2, y2 = row
-        if not (0 <= x1 <= x2 <= limit_x and 0 <= y1 <= y2 <= limit_y):
-            fault = box_fault(row, frame, size)
-            clipped = [min(max(v, 0.0), limit) for v, limit in zip(row, (limit_x, limit_y) * 2, strict=True)]
-            if fault:
-                errors.append(f"box {index} ({label or 'no label'}) {fault}")
-                ordered = all(math.isfinite(v) for v in row) and x1 <= x2 and y1 <= y2
-                if not ordered or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
-                    continue
-            row = clipped
-        rows.append(row)
-        labels.append(label)
-    return rows, labels, errors

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .boxes import Boxes, ParsedBoxes, named_grammar, usable_boxes, written_rows
+from .boxes import Boxes
 from .grammars import GRAMMARS, Row
 from .recognise import NAMED_FRAMES, recognise
+from .text import ParsedBoxes, named_grammar, usable_boxes, written_rows
 
 __all__ = ["AnyBoxes", "ImageBoxes", "by_image", "no_boxes", "parse_image_boxes", "print_image_boxes", "resize_like"]
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxes import Boxes, ParsedBoxes, checked_size, edges, parse_boxes
+from .boxes import Boxes, checked_size, edges
 from .recognise import PLAIN_GRAMMAR, plain_list
+from .text import ParsedBoxes, parse_boxes
 
 __all__ = ["corners_px", "parse_many"]
 

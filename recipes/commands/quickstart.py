@@ -14,7 +14,6 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,13 @@ import torch
 
 from ..configs import CONFIGS
 from ..evaluation.load_for_inference import load_for_inference
+from ..evaluation.suites import evaluate_embedded
 from ..pages import quickstart_page as pages
+from ..pages.quickstart_page import Outcome
 from ..reinforcement.sharpening import TEMPERATURES, sampled_box_reward
 from ..settings.run_config import ConfigError, RunConfig
-from ..training.distributed.world import torchrun
+from ..training.distributed.torchrun import torchrun
 from ..training.model.kit import Kit, load_kit
-from .evaluate import Evaluation, evaluate_embedded
 
 NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
 STAGES = ("align", "instruct", "reinforce")
@@ -36,25 +36,6 @@ SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
     "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},
 }
-
-
-@dataclass
-class Outcome:
-    """What the run found.
-
-    Attributes:
-        evaluations: "random" and each stage -> its scores.
-        sampled: temperature -> mean box reward of the instruct model's samples on held-out prompts.
-        sampled_after: the same of the reinforced model, at temperature 1.
-        seconds: part of the run -> wall clock.
-        num_parameters: of the model.
-    """
-
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    sampled: dict[float, float] = field(default_factory=dict)
-    sampled_after: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    num_parameters: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,24 +7,15 @@ not independent; they speak of these scans only, however many images there are.
 Shapes: N pairs of an image and its caption.
 """
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from medmo_core.boxes import AnyBoxes, Boxes, ImageBoxes, ParsedBoxes, resize_like
-from medmo_core.data.packing import pack
+from medmo_core.boxes import AnyBoxes, ImageBoxes, ParsedBoxes, resize_like
 from medmo_core.data.processor import Processor
-from medmo_core.data.records.sample import ImageRef, Sample
+from medmo_core.data.records.sample import Sample
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
-from medmo_core.models.medmo import MedMO
 from medmo_core.profile import CheckpointProfile
-
-SPARE_TOKENS = 16  # an answer may be half as long again as the longest true one, and this much more
-MAX_ANSWER_TOKENS = 1024
 
 METRICS: dict[str, tuple[str, ...]] = {
     "vqa": ("vqa_accuracy",),
@@ -32,8 +23,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "report": ("report_fact_f1",),
 }
 """Task -> its metrics."""
-
-Member = TypeVar("Member")
 
 
 class Baselines(Protocol):
@@ -120,82 +109,6 @@ class Score:
     def to_json(self) -> dict[str, float | int | None]:
         """Return plain values; an interval that cannot be given is None."""
         return {name: None if value != value else value for name, value in asdict(self).items()}
-
-
-def answer(
-    model: MedMO,
-    processor: Processor,
-    samples: Sequence[Sample],
-    *,
-    max_new_tokens: int,
-    batch_size: int = 64,
-) -> list[str]:
-    """Answer samples greedily; their own answers are not shown to the model.
-
-    Args:
-        model: the model.
-        processor: encodes prompts, decodes answers.
-        samples: what is asked.
-        max_new_tokens: longest answer, see `answer_limit`.
-        batch_size: answers decoded together.
-
-    Returns:
-        One text per sample.
-    """
-    texts: list[str] = []
-    for chunk in batched(samples, batch_size):
-        batch = pack([processor.encode(sample, for_generation=True) for sample in chunk])
-        outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=max_new_tokens)
-        texts += [processor.tokenizer.decode(generations[0].tokens) for generations in outcomes]
-    return texts
-
-
-def answer_limit(processor: Processor, samples: Sequence[Sample]) -> int:
-    """Return how many tokens an answer may take: room for one and a half times the longest true one."""
-    longest = max((len(processor.tokenizer.encode(processor.target_text(sample))) for sample in samples), default=0)
-    return min(MAX_ANSWER_TOKENS, longest + longest // 2 + SPARE_TOKENS)
-
-
-def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
-    """Yield consecutive runs of at most `size` members."""
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
-
-
-def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
-    """Give every question the images of another sample, and leave the question and its truth as they are.
-
-    A model that looks must fall to what needs no looking. A sample comes back unchanged where no other has as many
-    images and other ones. The result is for asking only: score the answers against the samples themselves, whose boxes
-    fit their own image.
-    """
-    order = list(range(len(samples)))
-    random.Random(seed).shuffle(order)
-    donors: dict[int, Sample] = {}
-    for place, index in enumerate(order):
-        others = order[place + 1 :] + order[:place]
-        own, count = _pictures(samples[index]), len(samples[index].images)
-        fitting = (samples[o] for o in others if len(samples[o].images) == count)
-        donors[index] = next((s for s in fitting if not own & _pictures(s)), samples[index])
-    return [_shown_with(sample, donors[index].images) for index, sample in enumerate(samples)]
-
-
-def _shown_with(sample: Sample, images: tuple[ImageRef, ...]) -> Sample:
-    """Return the sample with other images; boxes that its question gives keep their place relative to the image."""
-    boxes = list(sample.boxes)
-    for index in set(range(len(boxes))) - set(sample.sought):
-        box = boxes[index]
-        old, new = sample.images[box.image].size, images[box.image].size
-        if old is None or new is None:
-            raise ValueError(f"{sample.id}: the question gives a box, so width and height of its image must be stated")
-        row = torch.tensor([box.xyxy_px], dtype=torch.float64)
-        x1, y1, x2, y2 = Boxes(row, "pixel", old).resize(new).xyxy[0].tolist()
-        boxes[index] = replace(box, xyxy_px=(x1, y1, x2, y2))
-    return replace(sample, images=images, boxes=tuple(boxes))
-
-
-def _pictures(sample: Sample) -> set[tuple[Any, ...]]:
-    return {(i.path, i.frame, i.slice_index, i.plane) for i in sample.images}
 
 
 def image_key(sample: Sample, *, crop: bool) -> str:
@@ -354,35 +267,3 @@ def summarise(predictions: Sequence[Prediction], metric: str, *, seed: int = 0) 
     gain_low, gain_high = paired_bootstrap(values, others, groups=images, seed=seed)
     baseline = sum(others) / len(others)
     return replace(score, baseline=baseline, gain=score.value - baseline, gain_low=gain_low, gain_high=gain_high)
-
-
-@torch.no_grad()
-def caption_scores(
-    model: MedMO, processor: Processor, images: Sequence[Sample], captions: Sequence[str], *, batch_size: int = 64
-) -> Tensor:
-    """Score every caption against every image by its log-likelihood given the image, per token.
-
-    Args:
-        model: the model.
-        processor: encodes.
-        images: N samples; their images and questions are used.
-        captions: candidate texts.
-        batch_size: documents per pass.
-
-    Returns:
-        (N, number of captions) float64.
-    """
-    documents = [with_answer(image, caption) for image in images for caption in captions]
-    scores: list[Tensor] = []
-    for chunk in batched(documents, batch_size):
-        batch = pack([processor.encode(document) for document in chunk]).to(model.head_weight.device)
-        assert batch.labels is not None
-        lengths = [int((part >= 0).sum()) for part in batch.labels.split(batch.lengths())]
-        scores += [part.double().mean() for part in model.token_logprobs(batch).cpu().split(lengths)]
-    return torch.stack(scores).view(len(images), len(captions))
-
-
-def with_answer(sample: Sample, text: str) -> Sample:
-    """Return the sample with `text` as its only assistant turn."""
-    turns = [message for message in sample.messages if message["role"] != "assistant"]
-    return replace(sample, messages=(*turns, {"role": "assistant", "content": text}), answer=None)

@@ -1,8 +1,8 @@
 """What the quickstart shows: tables on the terminal, verdicts, pictures, and the report's page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -14,14 +14,11 @@ from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.facts import SAMPLE_ROOT
 from medmo_core.datasets.embedded.tasks import eval_samples
 
-from ..commands.evaluate import Evaluation, format_table, paired_gain
+from ..evaluation.results import Evaluation, format_table, paired_gain
 from ..evaluation.scores import Prediction, Score
 from ..settings.run_config import RunConfig
-from ..training.monitoring.summary import read_metrics
+from ..training.monitoring.log import read_metrics
 from .report import Cell, Picture, Report, Table, Verdict
-
-if TYPE_CHECKING:
-    from ..commands.quickstart import Outcome
 
 METRIC_NAMES = {
     "vqa_accuracy": "VQA accuracy",
@@ -63,9 +60,7 @@ def _beats_baseline(claim: str, score: Score) -> Verdict:
     if score.gain is None or score.gain_low is None or score.gain_high is None:
         return Verdict(claim, f"{score.value:.3f}, no baseline", False)
     interval = f"{score.gain:+.3f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}]"
-    measured = (
-        f"{score.value:.3f} against {score.baseline:.3f}: {interval}, {score.n} questions, {_these_scans(score)}"
-    )
+    measured = f"{score.value:.3f} against {score.baseline:.3f}: {interval}, {score.n} questions, {_these_scans(score)}"
     return Verdict(claim, measured, score.gain_low > 0)
 
 
@@ -199,3 +194,20 @@ def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:
     return sheet
 
 
+@dataclass
+class Outcome:
+    """What the run found.
+
+    Attributes:
+        evaluations: "random" and each stage -> its scores.
+        sampled: temperature -> mean box reward of the instruct model's samples on held-out prompts.
+        sampled_after: the same of the reinforced model, at temperature 1.
+        seconds: part of the run -> wall clock.
+        num_parameters: of the model.
+    """
+
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    sampled: dict[float, float] = field(default_factory=dict)
+    sampled_after: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    num_parameters: int = 0

@@ -7,7 +7,8 @@ from typing import Any
 
 from medmo_core.durable import write_text
 
-from ..training.monitoring.summary import COLOURS, read_metrics
+from ..training.monitoring.log import read_metrics
+from ..training.monitoring.summary import COLOURS
 
 WIDTH, HEIGHT = 400, 150  # of a chart, in its own units
 MAX_POINTS = 400  # of a curve; more steps are thinned out

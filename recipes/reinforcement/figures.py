@@ -3,52 +3,26 @@
 Shapes: L completion tokens.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluation.scores import read_boxes
+from ..training.distributed.world import World
+
+if TYPE_CHECKING:
+    from medmo_core.profile import CheckpointProfile
+if TYPE_CHECKING:
+    from .groups import Group
+
+import math
 
 import torch
-from torch import Tensor
-
-from medmo_core.losses import PolicyLoss
 
 from ..settings.run_config import Grpo
-from ..training.distributed.world import World
-from .groups import OVERLONG, Group, PolicyBatch, sampled_tokens
-
-SUMS = ("tokens", "clipped", "kl", "sampler_gap", "importance", "importance_limited")
-
-
-@dataclass
-class Update:
-    """One pass over a sampled batch, as this process saw it."""
-
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
-    """Over tokens with a weight, by the names in SUMS."""
-    losses: list[Tensor] = field(default_factory=list)
-    """Of each micro-batch."""
-    loss: float = 0.0
-    """Of the step, over all processes."""
-    grad_norm: float = 0.0
-    lr: float | None = None
-    """None: nothing could be learned, and no step was taken."""
-
-    def add(self, policy: PolicyLoss, batch: PolicyBatch, old_logps: Tensor, grpo: Grpo) -> None:
-        """Count a micro-batch.
-
-        Args:
-            policy: its loss.
-            batch: the micro-batch.
-            old_logps: (L,) of the policy that sampled, as the trainer computes them.
-            grpo: the importance that limits are counted of.
-        """
-        counted = batch.token_weights > 0
-        gap = torch.where(counted, (old_logps - batch.sampled_logps).abs(), 0.0)
-        limited = policy.importance >= grpo.importance_cap if grpo.importance.endswith("truncate") else (
-            policy.importance == 0.0)  # fmt: skip
-        parts = (counted, policy.clipped, policy.kl * counted, gap, policy.importance * counted, limited & counted)
-        self.sums += torch.stack([part.double().sum() for part in parts]).cpu()
-        self.losses.append(policy.total.detach().double().cpu())
+from .groups import OVERLONG, Group, sampled_tokens
+from .update import SUMS, Update
 
 
 def step_figures(
@@ -117,3 +91,30 @@ def step_figures(
     if grpo.resample_rounds:
         values["discarded_ratio"] = per("discarded", "groups")
     return values
+
+
+def answer_figures(groups: Sequence["Group"], world: World, profile: "CheckpointProfile") -> dict[str, float]:
+    """Return what the answers to grounding prompts look like; empty where there are none. Every process calls this.
+
+    Args:
+        groups: of this process; may be empty.
+        world: the processes.
+        profile: how the model writes boxes.
+
+    Returns:
+        `boxes` and `true_boxes`: mean number of usable boxes in an answer, and of true ones. `unreadable_ratio`: share
+        of answers without readable boxes and without a statement that there are none.
+    """
+    own = np.zeros(4)
+    for group in groups:
+        sample = group.prompt.sample
+        truth = sample.truth_boxes()
+        if sample.task != "grounding" or truth is None:
+            continue
+        for text in group.texts:
+            parsed = read_boxes(text, truth, profile)
+            own += (1, len(parsed.boxes), len(truth), parsed.grammar is None)
+    answers, boxes, true_boxes, unreadable = np.sum(world.gather(own), axis=0).tolist()
+    if not answers:
+        return {}
+    return {"boxes": boxes / answers, "true_boxes": true_boxes / answers, "unreadable_ratio": unreadable / answers}

@@ -12,7 +12,7 @@ from ..settings.run_config import RunConfig
 from ..training.distributed.sharding import prepare
 from ..training.distributed.world import World
 from ..training.model.lora import has_adapters, without_adapters
-from .groups import PolicyBatch
+from .completions import PolicyBatch
 
 Reference = Callable[[PolicyBatch], Tensor]
 """Batch -> (L,) log-probabilities of its completion tokens."""

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.scores import read_boxes
 from ..training.distributed.world import World
 from ..training.monitoring.log import RunLog
 from .reward_calls.reward_set import RewardSet
 
 if TYPE_CHECKING:
-    from medmo_core.profile import CheckpointProfile
-
     from .groups import Group
 
 NUM_BINS = 20
@@ -90,30 +87,3 @@ def log_histograms(log: RunLog, step: int, groups: Sequence["Group"], world: Wor
             counts, edges = np.histogram(known, bins=NUM_BINS)  # between the least and the greatest value
             low, high = float(edges[0]), float(edges[-1])
             log.event("reward_histogram", step=step, reward=short, low=low, high=high, counts=counts.tolist())
-
-
-def answer_figures(groups: Sequence["Group"], world: World, profile: "CheckpointProfile") -> dict[str, float]:
-    """Return what the answers to grounding prompts look like; empty where there are none. Every process calls this.
-
-    Args:
-        groups: of this process; may be empty.
-        world: the processes.
-        profile: how the model writes boxes.
-
-    Returns:
-        `boxes` and `true_boxes`: mean number of usable boxes in an answer, and of true ones. `unreadable_ratio`: share
-        of answers without readable boxes and without a statement that there are none.
-    """
-    own = np.zeros(4)
-    for group in groups:
-        sample = group.prompt.sample
-        truth = sample.truth_boxes()
-        if sample.task != "grounding" or truth is None:
-            continue
-        for text in group.texts:
-            parsed = read_boxes(text, truth, profile)
-            own += (1, len(parsed.boxes), len(truth), parsed.grammar is None)
-    answers, boxes, true_boxes, unreadable = np.sum(world.gather(own), axis=0).tolist()
-    if not answers:
-        return {}
-    return {"boxes": boxes / answers, "true_boxes": true_boxes / answers, "unreadable_ratio": unreadable / answers}

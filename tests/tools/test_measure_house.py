@@ -7,10 +7,11 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from house import comments, docstrings, habits, imports, lengths, names, table
-from house.figures import Figure, measure
-from house.sources import LIBRARY, SHIPPED, Source, of_parts, sources
-from measure_house import main
+
+from tools.house import comments, docstrings, habits, imports, lengths, names, table
+from tools.house.figures import Figure, measure
+from tools.house.sources import LIBRARY, SHIPPED, Source, of_parts, sources
+from tools.measure_house import main
 
 Plant = Callable[..., list[Source]]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .write import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from .names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt"]

@@ -19,7 +19,8 @@ from ...profile import CheckpointProfile
 from ..config import ModelConfig
 from ..medmo import MedMO
 from .folder import Checkpoint, listed, open_checkpoint, opened
-from .write import CONFIG_FILE, DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
+from .names import CONFIG_FILE
+from .write import DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
 
 OfficialName = Callable[[str], str | None]
 LocalRows = Callable[[Tensor], tuple[Tensor, slice]]

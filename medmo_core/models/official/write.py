@@ -16,11 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...profile import CheckpointProfile
+from .names import CONFIG_FILE, INDEX_FILE, TIED_HEAD, WEIGHTS_FILE
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TIED_HEAD = "lm_head.weight"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 VIDEO_PIXELS = {"shortest_edge": 4096, "longest_edge": 25165824}
 IMAGE_PIXELS = {"shortest_edge": 65536, "longest_edge": 16777216}

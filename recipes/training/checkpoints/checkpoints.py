@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from medmo_core.durable import publish, remove, sweep, write_json, write_text
 
 from ...settings.run_config import RunConfig
+from ..distributed.shards import local_part
 from ..distributed.world import World
-from ..optim.adam import local_part
 from ..optim.optimizer import Optimizer
 from .background import Background
 from .manifest import CheckpointError, FileSum, find_damage, sum_file, write_manifest

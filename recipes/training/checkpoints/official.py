@@ -7,7 +7,8 @@ from torch import Tensor
 from medmo_core.models.official.write import save_checkpoint
 
 from ...evaluation.load_for_inference import write_pixel_limits
-from ..distributed.world import World, whole_tensors
+from ..distributed.shards import whole_tensors
+from ..distributed.world import World
 from ..model.kit import Kit
 from ..model.lora import has_adapters, merged_tensors, save_adapter
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed.world import reshard
-from ..optim.adam import local_part
+from ..distributed.shards import local_part, reshard
 from ..optim.optimizer import Optimizer
 
 MODEL = "model:"

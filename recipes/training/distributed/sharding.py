@@ -27,8 +27,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Shard
 
 from medmo_core.models.medmo import MedMO
 from medmo_core.models.official.folder import open_checkpoint
@@ -36,6 +34,7 @@ from medmo_core.models.official.read import load_weights
 from medmo_core.modules.blocks import blocks_of, set_forward
 
 from ...settings.run_config import ConfigError, Parallel, RunConfig
+from .shards import local_rows
 from .world import World, say
 
 ENTRY_POINTS = ("loss", "token_losses", "token_logprobs", "policy_loss", "hidden_states", "encode_images", "generate")
@@ -200,19 +199,6 @@ def _narrow_while_running(tower: nn.Module, whole: Collection[nn.Parameter], dty
 
     tower.register_forward_pre_hook(enter)
     tower.register_forward_hook(leave, always_call=True)
-
-
-def local_rows(parameter: Tensor) -> tuple[Tensor, slice]:
-    """Return this process's memory of a parameter, and which rows of the whole it holds."""
-    if not isinstance(parameter, DTensor):
-        return parameter.detach(), slice(None)
-    start, stop = 0, parameter.shape[0]
-    for dim, placement in enumerate(parameter.placements):
-        if isinstance(placement, Shard):  # along the rows, in equal chunks of which the last may be short or empty
-            rows = -(-parameter.shape[0] // parameter.device_mesh.size(dim))
-            start = min(rows * parameter.device_mesh.get_local_rank(dim), parameter.shape[0])
-            stop = min(start + rows, parameter.shape[0])
-    return parameter.to_local().detach(), slice(start, stop)
 
 
 @contextmanager

@@ -8,24 +8,22 @@ at the latest when an exchange with the missing one times out, and name its caus
 """
 
 import os
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
+
+from .torchrun import attempt, num_launched
 
 FIRST_FAILURE = "medmo/first_failure"  # key in the store that all processes share
-BUCKET_BYTES = 64 * 2**20  # one all-reduce per bucket: large enough for bandwidth, small beside the model
 
 
 class ProcessFailed(RuntimeError):
@@ -119,16 +117,6 @@ def say(world: World, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def num_launched() -> int:
-    """Return how many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def attempt() -> int:
-    """Return how often torchrun has started this launch's processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 @contextmanager
 def connect(
     device: str = "auto", *, num_threads: int = 0, shard: bool = False, timeout_s: float = 600.0
@@ -200,86 +188,3 @@ def _first_failure(store: dist.Store, rank: int, error: BaseException) -> str | 
     except RuntimeError:  # the store went with the process that held it
         return None
     return None if first == own else first
-
-
-def torchrun(module: str, words: Sequence[str], *, num_processes: int) -> int:
-    """Run a module under torchrun on this machine and wait for it; returns its exit status.
-
-    Args:
-        module: dotted name.
-        words: its command line.
-        num_processes: processes, of one thread each.
-    """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    # Said here, since torchrun warns when nobody says how many threads a process may use.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, "-m", module, *words], env=environment, check=False).returncode
-
-
-def leave(status: int) -> NoReturn:
-    """End the program with an exit status; the last line of a stage launched as a program.
-
-    Among several processes it ends at once, without tearing torch down: about one FSDP2 run over gloo in thirty aborts
-    there ("terminate called without an active exception", torch 2.13, also without any of our code), after all is
-    written, and torchrun would call the finished run a failure.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if num_launched() > 1:
-        os._exit(status)
-    raise SystemExit(status)
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Replace each gradient by its sum over all processes.
-
-    A parameter without a gradient here counts as zero: another process may have had the only image of the step, and
-    every process must take part in the same sums in the same order.
-    """
-    if world.size == 1:
-        return
-    bucket: list[Tensor] = []
-    size = 0
-    for parameter in parameters:
-        if isinstance(parameter, DTensor):  # sharded: its backward pass has summed it already
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if bucket and (size >= BUCKET_BYTES or bucket[0].dtype != parameter.grad.dtype):
-            _sum_bucket(bucket)
-            bucket, size = [], 0
-        bucket.append(parameter.grad)
-        size += parameter.grad.numel() * parameter.grad.element_size()
-    if bucket:
-        _sum_bucket(bucket)
-
-
-def _sum_bucket(gradients: list[Tensor]) -> None:
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def reshard(model: nn.Module) -> None:
-    """Let a model's parameters be its shards again; without shards nothing happens.
-
-    After a forward pass that no backward pass followed some are still whole: whoever reads parameters by name calls
-    this before.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def whole_tensors(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """Return every parameter whole, on the CPU of the main process (empty elsewhere); every process calls this."""
-    reshard(model)
-    whole: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()
-        if world.is_main:
-            whole[name] = tensor.cpu()
-    return whole

@@ -17,7 +17,7 @@ from medmo_core.batch import Batch
 from medmo_core.data.records.sample import Sample
 from medmo_core.losses import TokenLosses
 
-from ..distributed.world import reshard, sum_gradients
+from ..distributed.shards import reshard, sum_gradients
 from ..loading.loader import Loader
 from ..loading.plan import TokenBudget
 from ..loading.skipped import SkippedSamples

@@ -22,9 +22,11 @@ from ..checkpoints.background import Background
 from ..checkpoints.checkpoints import Best, CheckpointError, Checkpoints, Resumed
 from ..checkpoints.official import official_tensors, write_final, write_official
 from ..distributed.sharding import prepare
-from ..distributed.world import World, attempt
+from ..distributed.torchrun import attempt
+from ..distributed.world import World
 from ..loading.skipped import LISTED, SkippedSamples
-from ..model.kit import Kit, name_factor
+from ..model.kit import Kit
+from ..model.parts import name_factor
 from ..monitoring.log import RunLog
 from ..optim.optimizer import Optimizer
 from .run_folder import claim

@@ -14,7 +14,8 @@ from medmo_core.durable import write_json
 
 from ...settings.run_config import ConfigError, Train
 from ..checkpoints.checkpoints import Checkpoints
-from ..distributed.world import World, attempt, say
+from ..distributed.torchrun import attempt
+from ..distributed.world import World, say
 
 MARKER = ".launch.json"
 

@@ -46,7 +46,7 @@ def target_layers(model: MedMO, lora: Lora) -> list[str]:
     Raises:
         ConfigError: a word that means no parameter, or none of a layer that can carry an adapter.
     """
-    from .kit import PARTS, select  # build calls this file
+    from .parts import PARTS, select  # build calls this file
 
     layers = adaptable_layers(model)
     found: set[str] = set()

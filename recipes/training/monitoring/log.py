@@ -139,3 +139,16 @@ class RunLog:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Return the lines of metrics by step, each step as it was done last, and the events in order."""
+    lines: dict[int, dict[str, float]] = {}
+    events = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        values = json.loads(text)
+        if "event" in values:
+            events.append(values)
+        else:
+            lines[values["step"]] = values  # a resumed run may do steps again
+    return [lines[step] for step in sorted(lines)], events

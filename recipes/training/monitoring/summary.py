@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .log import count, duration
+from .log import count, duration, read_metrics
 
 SHOWN_SKIPPED = 20
 SMOOTHED_OVER = 50  # the thick line of a curve is a running median over two such parts of the run
@@ -37,19 +37,6 @@ def write_summary(folder: Path) -> Path:
     path = folder / "summary.md"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
-    """Return the lines of metrics by step, each step as it was done last, and the events in order."""
-    lines: dict[int, dict[str, float]] = {}
-    events = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        values = json.loads(text)
-        if "event" in values:
-            events.append(values)
-        else:
-            lines[values["step"]] = values  # a resumed run may do steps again
-    return [lines[step] for step in sorted(lines)], events
 
 
 def read_skipped(folder: Path) -> list[dict[str, Any]]:

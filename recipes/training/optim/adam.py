@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
 from torch.optim.adamw import adamw
 
-from ..distributed.sharding import local_rows
+from ..distributed.shards import local_part
 
 HALVES = (torch.bfloat16, torch.float16)
 """Types too coarse to add small updates to."""
@@ -180,26 +180,6 @@ def _fused_step(slices: list[_Slice], lr: float, weight_decay: float, hyper: Hyp
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_dims(placements: Sequence[Placement]) -> list[int]:
-    """Return the mesh dimensions over which a tensor is divided."""
-    return [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
-
-
-def first_index(parameter: Tensor) -> int:
-    """Return the place of this process's first number in the whole parameter, counted through its rows."""
-    return (local_rows(parameter)[1].start or 0) * row_size(parameter)
-
-
-def row_size(parameter: Tensor) -> int:
-    """Return how many numbers one row (all but the first dimension) of the whole parameter has."""
-    return parameter.shape[1:].numel()
 
 
 def squared_norms(gradients: Mapping[str, Tensor]) -> dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, Tensor]:

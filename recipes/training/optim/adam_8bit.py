@@ -14,7 +14,8 @@ from torch import Tensor
 
 from medmo_core.optional import import_optional
 
-from .adam import Part, row_size
+from ..distributed.shards import row_size
+from .adam import Part
 from .adam_bf16 import Moment, RoundingAdamW, WideMoment
 
 BLOCK = 256

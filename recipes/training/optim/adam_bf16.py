@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .adam import Hyper, Part, first_index
+from ..distributed.shards import first_index
+from .adam import Hyper, Part
 
 CHUNK = 2**24
 """Numbers updated at a time: 64 MiB for each fp32 intermediate, whatever the size of the parameter."""

@@ -10,15 +10,16 @@ large passes to many small ones. Over processes sharded gradients are summed in 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...settings.run_config import ConfigError, Optim
-from .adam import Hyper, Part, Rule, WideAdamW, sharded_dims, squared_norms
+from ..distributed.shards import sharded_dims
+from ..model.parts import NO_FACTOR, NameFactor
+from .adam import Hyper, Part, Rule, WideAdamW, squared_norms
 from .adam_8bit import QuantisedAdamW
 from .adam_bf16 import RoundingAdamW
 
@@ -44,27 +45,6 @@ def learning_rate(step: int, steps: int, optim: Optim) -> float:
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices that multiply activations, not to norms, biases or embeddings."""
     return parameter.ndim >= 2 and "embed_tokens" not in name and "pos_embed" not in name
-
-
-@dataclass(frozen=True)
-class NameFactor:
-    """Parameter name -> product of the factors whose word means it (`build.name_factor` makes them)."""
-
-    factors: Mapping[str, float] = field(default_factory=dict)
-    """Word -> factor."""
-    chosen: Mapping[str, set[str]] = field(default_factory=dict)
-    """Word -> names of the parameters it means."""
-
-    def words(self, name: str) -> tuple[str, ...]:
-        """Return the words that mean this parameter."""
-        return tuple(word for word, names in self.chosen.items() if name in names)
-
-    def __call__(self, name: str) -> float:
-        """Return this parameter's factor."""
-        return math.prod(self.factors[word] for word in self.words(name))
-
-
-NO_FACTOR = NameFactor()
 
 
 class Optimizer:

@@ -5,12 +5,16 @@ import torch
 from medmo_core.batch import IGNORE_INDEX, Batch
 
 from ...settings.run_config import ConfigError, RunConfig
-from ..distributed.world import World, num_launched
+from ..distributed.torchrun import num_launched
+from ..distributed.world import World
 from ..loading.loader import Loader
 from ..loading.plan import TokenBudget
 from ..loading.skipped import SkippedSamples
+from ..loading.sources import load_mixture
 from ..model.float8 import check_device
-from ..model.kit import Kit, choose_trainable, load_kit, load_mixture, parameter_parts, stands_in
+from ..model.kit import Kit, load_kit, stands_in
+from ..model.parts import parameter_parts
+from ..model.trainable import choose_trainable
 from ..monitoring.log import count
 from ..optim.optimizer import check_types
 from .activations import Shape

@@ -16,7 +16,7 @@ from benchmarks.suite.schema import Row
 from medmo_core.batch import Batch
 from medmo_core.data.processor import Item
 from medmo_core.models import MedMO
-from medmo_recipes.reinforcement.groups import PolicyBatch
+from medmo_recipes.reinforcement.completions import PolicyBatch
 
 CPU = torch.device("cpu")
 SHAPE = Shape("debug", torch.float32, 2, 3, side=4, changes=layouts.NARROW)

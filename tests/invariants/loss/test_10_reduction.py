@@ -12,7 +12,8 @@ from torch import Tensor
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_recipes.training.distributed.world import World, connect, whole_tensors
+from medmo_recipes.training.distributed.shards import whole_tensors
+from medmo_recipes.training.distributed.world import World, connect
 
 NUM_STEPS = 3
 LENGTHS = (3, 7, 4, 1, 6, 2)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from medmo_recipes.training.distributed.world import World, connect, whole_tensors
+from medmo_recipes.training.distributed.shards import whole_tensors
+from medmo_recipes.training.distributed.world import World, connect
 from medmo_recipes.training.optim import optimizer as optim_module
 
 CLIP_NORM = 0.05

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch
-from medmo_recipes.training.distributed.world import World, connect, whole_tensors
+from medmo_recipes.training.distributed.shards import whole_tensors
+from medmo_recipes.training.distributed.world import World, connect
 from medmo_recipes.training.loop import fit as fit_module
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.settings.run_config import ConfigError, Lora
-from medmo_recipes.training.model.kit import Trainable, choose_trainable
+from medmo_recipes.training.model.trainable import Trainable, choose_trainable
 from medmo_recipes.training.optim.optimizer import Optimizer
 
 STEPS = 3

@@ -12,7 +12,7 @@ import torch
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement import reference_policy as module
-from medmo_recipes.reinforcement.groups import Completion, PolicyBatch, pack_completions
+from medmo_recipes.reinforcement.completions import Completion, PolicyBatch, pack_completions
 from medmo_recipes.reinforcement.reference_policy import make_reference
 from medmo_recipes.training.distributed.world import World
 

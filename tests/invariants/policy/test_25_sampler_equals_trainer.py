@@ -17,8 +17,9 @@ from medmo_core.data.packing import pack
 from medmo_core.data.processor import Item
 from medmo_core.generation.sampling import Sampler
 from medmo_core.models import MedMO
+from medmo_recipes.reinforcement.completions import join
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
-from medmo_recipes.reinforcement.groups import join, sampled_tokens
+from medmo_recipes.reinforcement.groups import sampled_tokens
 from medmo_recipes.settings.run_config import ConfigError, Rollout, RunConfig
 
 STOPS = tuple(range(8))

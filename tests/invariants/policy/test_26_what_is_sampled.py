@@ -14,8 +14,9 @@ from medmo_core.data.packing import pack
 from medmo_core.generation.sampling import Sampler
 from medmo_core.models import Generation, MedMO
 from medmo_recipes.reinforcement import groups as rollout_module
+from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
-from medmo_recipes.reinforcement.groups import Group, join, pack_completions, to_completions
+from medmo_recipes.reinforcement.groups import Group
 from medmo_recipes.settings.run_config import Grpo, Rollout
 from medmo_recipes.training.distributed.world import World
 

@@ -16,7 +16,8 @@ from medmo_core.generation.decoding import Generation
 from medmo_core.losses import grpo as module
 from medmo_core.losses import importance_weights, policy_loss
 from medmo_recipes.reinforcement import groups as rollout_module
-from medmo_recipes.reinforcement.groups import Group, pack_completions, to_completions
+from medmo_recipes.reinforcement.completions import pack_completions, to_completions
+from medmo_recipes.reinforcement.groups import Group
 from medmo_recipes.settings.run_config import Grpo, Rollout
 from medmo_recipes.training.distributed.world import World
 

@@ -7,7 +7,7 @@ import pytest
 
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.commands import quickstart
-from medmo_recipes.commands.evaluate import Evaluation
+from medmo_recipes.evaluation.results import Evaluation
 from medmo_recipes.evaluation.scores import Prediction, Score
 from medmo_recipes.pages import quickstart_page as quickstart_pages
 from medmo_recipes.settings.run_config import ConfigError

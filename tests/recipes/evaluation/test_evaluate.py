@@ -12,31 +12,14 @@ from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_recipes.commands import evaluate as evaluate_module
-from medmo_recipes.commands.evaluate import (
-    Evaluation,
-    distinct_captions,
-    evaluate,
-    evaluate_embedded,
-    evaluate_file,
-    format_table,
-    paired_gain,
-    retrieval_metrics,
-    write_evaluation,
-)
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation.ask import answer, answer_limit, caption_scores, with_answer
 from medmo_recipes.evaluation.baselines import fit_baselines
-from medmo_recipes.evaluation.scores import (
-    Prediction,
-    answer,
-    answer_limit,
-    caption_scores,
-    image_key,
-    read_boxes,
-    score_answers,
-    shuffle_images,
-    summarise,
-    with_answer,
-)
+from medmo_recipes.evaluation.controls import shuffle_images
+from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
+from medmo_recipes.evaluation.retrieval import distinct_captions, retrieval_metrics
+from medmo_recipes.evaluation.scores import Prediction, image_key, read_boxes, score_answers, summarise
+from medmo_recipes.evaluation.suites import evaluate, evaluate_embedded, evaluate_file
 from medmo_recipes.training.model.kit import Kit, load_kit
 
 

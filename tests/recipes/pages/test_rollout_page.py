@@ -23,9 +23,10 @@ from medmo_core.generation.decoding import Generation
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.pages.rollout_index import MAX_POINTS, chart
 from medmo_recipes.pages.rollout_page import MAX_SIDE, MAX_TEXT, write_page
+from medmo_recipes.reinforcement.figures import answer_figures
 from medmo_recipes.reinforcement.groups import Group
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
-from medmo_recipes.reinforcement.reward_log import answer_figures, figures, log_histograms, short_names
+from medmo_recipes.reinforcement.reward_log import figures, log_histograms, short_names
 from medmo_recipes.settings.run_config import Rewards
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.model.kit import load_kit

@@ -15,19 +15,15 @@ from medmo_core.generation.decoding import Generation
 from medmo_core.losses.grpo import Importance, Loss
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement.advantages import Advantage
+from medmo_recipes.reinforcement.completions import Completion, divide, join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine
 from medmo_recipes.reinforcement.groups import (
     Answers,
-    Completion,
-    divide,
     draw_prompts,
-    join,
-    pack_completions,
     question,
     sample_answers,
     sampled_tokens,
     score_answers,
-    to_completions,
 )
 from medmo_recipes.reinforcement.image_features import encode_images, keeps_features
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet

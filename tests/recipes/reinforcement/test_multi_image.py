@@ -20,21 +20,13 @@ from medmo_core.metrics.matching import box_problems
 from medmo_core.rewards import REWARDS
 from medmo_recipes import reinforce
 from medmo_recipes.commands import evaluate as evaluate_module
-from medmo_recipes.commands.evaluate import evaluate, evaluate_file
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.scores import score_answers as score_texts_of
-from medmo_recipes.evaluation.scores import shuffle_images
+from medmo_recipes.evaluation.suites import evaluate, evaluate_file
+from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
-from medmo_recipes.reinforcement.groups import (
-    Group,
-    draw_prompts,
-    join,
-    pack_completions,
-    sample_answers,
-    sampled_tokens,
-    score_answers,
-    to_completions,
-)
+from medmo_recipes.reinforcement.groups import Group, draw_prompts, sample_answers, sampled_tokens, score_answers
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.settings.run_config import Grpo, Rewards, Rollout, RunConfig
 from medmo_recipes.training.distributed.world import World

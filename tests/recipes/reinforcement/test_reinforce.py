@@ -18,7 +18,8 @@ from medmo_core.models.medmo import MedMO
 from medmo_core.rewards import REWARDS
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.reinforcement.groups import join, sampled_tokens
+from medmo_recipes.reinforcement.completions import join
+from medmo_recipes.reinforcement.groups import sampled_tokens
 from medmo_recipes.reinforcement.reward_calls.reward_call import RewardError
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.distributed.world import ProcessFailed

@@ -9,7 +9,8 @@ from medmo_core.rewards import REWARDS
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.loop.launch import launch
-from medmo_recipes.training.model.kit import choose_trainable, load_kit
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.sizing.dry_run import dry_run
 
 OFFICIAL = {"4b": 4_437_815_808, "8b": 8_767_123_696}

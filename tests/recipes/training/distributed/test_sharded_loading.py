@@ -14,8 +14,10 @@ from medmo_core.models.official import read as weights_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.distributed.sharding import prepare
-from medmo_recipes.training.distributed.world import connect, whole_tensors
-from medmo_recipes.training.model.kit import choose_trainable, is_filled_later, load_kit
+from medmo_recipes.training.distributed.shards import whole_tensors
+from medmo_recipes.training.distributed.world import connect
+from medmo_recipes.training.model.kit import is_filled_later, load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 
 
 class CountedFile:

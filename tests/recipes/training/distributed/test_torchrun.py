@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from medmo_recipes import align
-from medmo_recipes.training.distributed.world import connect, torchrun
+from medmo_recipes.training.distributed.torchrun import torchrun
+from medmo_recipes.training.distributed.world import connect
 
 SETTINGS = [
     "--config=debug_align",

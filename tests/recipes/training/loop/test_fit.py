@@ -22,7 +22,9 @@ from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loading.loader import Loader
 from medmo_recipes.training.loading.skipped import BadData, SkippedSamples
 from medmo_recipes.training.loop import fit as fit_module
-from medmo_recipes.training.model.kit import choose_trainable, load_kit, parameter_parts
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.parts import parameter_parts
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.monitoring.spikes import NonFiniteLoss
 
 
@@ -214,7 +216,7 @@ def sample_batches(tmp_path: Path, count: int) -> list:
 
 def make_loader(run: RunConfig, count: int, world: World | None = None, *, equal: bool = False) -> Loader:
     """A loader of one document per batch over the config's mixture."""
-    from medmo_recipes.training.model.kit import load_mixture
+    from medmo_recipes.training.loading.sources import load_mixture
 
     kit = load_kit(run, "meta")
     return Loader(

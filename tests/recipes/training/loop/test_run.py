@@ -21,7 +21,8 @@ from medmo_recipes.training.checkpoints.shard_reader import read_model
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loop import run_folder as claim_module
 from medmo_recipes.training.loop.run import Run, open_run
-from medmo_recipes.training.model.kit import choose_trainable, load_kit
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

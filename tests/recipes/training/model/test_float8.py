@@ -8,7 +8,7 @@ from medmo_core.batch import Batch
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.settings.run_config import ConfigError
 from medmo_recipes.training.model.float8 import LAYERS, check_device, convert
-from medmo_recipes.training.model.kit import choose_trainable
+from medmo_recipes.training.model.trainable import choose_trainable
 
 
 def make() -> tuple[MedMO, Batch]:

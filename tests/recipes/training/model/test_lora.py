@@ -18,9 +18,11 @@ from medmo_recipes import instruct
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, Lora, RunConfig
 from medmo_recipes.training.distributed.sharding import prepare
-from medmo_recipes.training.distributed.world import connect, whole_tensors
-from medmo_recipes.training.model.kit import choose_trainable, load_kit
+from medmo_recipes.training.distributed.shards import whole_tensors
+from medmo_recipes.training.distributed.world import connect
+from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.lora import ADAPTER, adapted_layers, is_adapter, merged_tensors, save_adapter
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.sizing.dry_run import estimate_memory
 
 EVERYWHERE = ("encoder", "projector", "decoder")

@@ -12,7 +12,9 @@ from medmo_core.data.packing import pack
 from medmo_core.data.processor import Item
 from medmo_kernels import runtime
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.model.kit import Kit, choose_trainable, load_kit, load_mixture
+from medmo_recipes.training.loading.sources import load_mixture
+from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.monitoring import flops
 from medmo_recipes.training.monitoring.flops import UsefulFlops, Work, peak_flops
 

@@ -17,8 +17,9 @@ from medmo_recipes import align, instruct
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.distributed.world import World
+from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.loop.loss_sums import LossSums
-from medmo_recipes.training.model.kit import load_kit, load_mixture
+from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.monitoring import summary as summary_module
 from medmo_recipes.training.monitoring.spikes import NEEDED, LossSpike, Watch
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from medmo_recipes.settings.run_config import ConfigError, Optim
+from medmo_recipes.training.model.parts import NameFactor
 from medmo_recipes.training.optim import adam, adam_bf16
 from medmo_recipes.training.optim.adam_8bit import has_8bit_moments
 from medmo_recipes.training.optim.adam_bf16 import random_bits, round_stochastically
-from medmo_recipes.training.optim.optimizer import NameFactor, Optimizer
+from medmo_recipes.training.optim.optimizer import Optimizer
 
 KINDS = ("adamw", "adamw_bf16", "adamw_8bit")
 CPU = torch.device("cpu")

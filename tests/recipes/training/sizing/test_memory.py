@@ -8,7 +8,8 @@ import torch
 from benchmarks import bench_memory as bench
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, Lora, RunConfig
-from medmo_recipes.training.model.kit import choose_trainable, load_kit
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.optim.adam_8bit import QuantisedAdamW
 from medmo_recipes.training.optim.optimizer import RULES, Optimizer
 from medmo_recipes.training.sizing.activations import Shape, stages

@@ -12,7 +12,8 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.command_line import apply_overrides
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.loop.launch import launch
-from medmo_recipes.training.model.kit import load_kit, select
+from medmo_recipes.training.model.kit import load_kit
+from medmo_recipes.training.model.parts import select
 from tools import recipe_table
 
 ROOT = Path(__file__).resolve().parents[4]

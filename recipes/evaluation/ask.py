@@ -1,0 +1,92 @@
+"""Answers of a model to samples, decoded greedily in packed batches, and its likelihood of given captions.
+
+Shapes: N pairs of an image and its caption.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from medmo_core.data.packing import pack
+from medmo_core.data.processor import Processor
+from medmo_core.data.records.sample import Sample
+from medmo_core.models.medmo import MedMO
+
+SPARE_TOKENS = 16  # an answer may be half as long again as the longest true one, and this much more
+MAX_ANSWER_TOKENS = 1024
+Member = TypeVar("Member")
+
+
+def answer(
+    model: MedMO,
+    processor: Processor,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Answer samples greedily; their own answers are not shown to the model.
+
+    Args:
+        model: the model.
+        processor: encodes prompts, decodes answers.
+        samples: what is asked.
+        max_new_tokens: longest answer, see `answer_limit`.
+        batch_size: answers decoded together.
+
+    Returns:
+        One text per sample.
+    """
+    texts: list[str] = []
+    for chunk in batched(samples, batch_size):
+        batch = pack([processor.encode(sample, for_generation=True) for sample in chunk])
+        outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=max_new_tokens)
+        texts += [processor.tokenizer.decode(generations[0].tokens) for generations in outcomes]
+    return texts
+
+
+def answer_limit(processor: Processor, samples: Sequence[Sample]) -> int:
+    """Return how many tokens an answer may take: room for one and a half times the longest true one."""
+    longest = max((len(processor.tokenizer.encode(processor.target_text(sample))) for sample in samples), default=0)
+    return min(MAX_ANSWER_TOKENS, longest + longest // 2 + SPARE_TOKENS)
+
+
+def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
+    """Yield consecutive runs of at most `size` members."""
+    for start in range(0, len(members), size):
+        yield members[start : start + size]
+
+
+@torch.no_grad()
+def caption_scores(
+    model: MedMO, processor: Processor, images: Sequence[Sample], captions: Sequence[str], *, batch_size: int = 64
+) -> Tensor:
+    """Score every caption against every image by its log-likelihood given the image, per token.
+
+    Args:
+        model: the model.
+        processor: encodes.
+        images: N samples; their images and questions are used.
+        captions: candidate texts.
+        batch_size: documents per pass.
+
+    Returns:
+        (N, number of captions) float64.
+    """
+    documents = [with_answer(image, caption) for image in images for caption in captions]
+    scores: list[Tensor] = []
+    for chunk in batched(documents, batch_size):
+        batch = pack([processor.encode(document) for document in chunk]).to(model.head_weight.device)
+        assert batch.labels is not None
+        lengths = [int((part >= 0).sum()) for part in batch.labels.split(batch.lengths())]
+        scores += [part.double().mean() for part in model.token_logprobs(batch).cpu().split(lengths)]
+    return torch.stack(scores).view(len(images), len(captions))
+
+
+def with_answer(sample: Sample, text: str) -> Sample:
+    """Return the sample with `text` as its only assistant turn."""
+    turns = [message for message in sample.messages if message["role"] != "assistant"]
+    return replace(sample, messages=(*turns, {"role": "assistant", "content": text}), answer=None)

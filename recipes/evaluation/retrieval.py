@@ -1,0 +1,83 @@
+"""Retrieval of captions for images and of images for captions, by log-likelihood."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from medmo_core.data.processor import Processor
+from medmo_core.data.records.sample import Sample
+from medmo_core.metrics import bootstrap_ci, retrieval_ranks
+from medmo_core.models.medmo import MedMO
+
+from .ask import caption_scores
+from .scores import Score, image_key
+
+
+def distinct_captions(processor: Processor, samples: Sequence[Sample]) -> list[Sample]:
+    """Keep one sample per distinct caption and per image: a second right candidate would make every rank unfair."""
+    kept: dict[str, Sample] = {}
+    images: set[str] = set()
+    for sample in samples:
+        facts = str(sample.facts) if sample.facts else processor.target_text(sample)
+        image = image_key(sample, crop=True)
+        if facts not in kept and image not in images:
+            kept[facts] = sample
+            images.add(image)
+    return list(kept.values())
+
+
+def retrieval_metrics(
+    model: MedMO,
+    processor: Processor,
+    samples: Sequence[Sample],
+    *,
+    suffix: str = "",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """Rank captions for each image and images for each caption.
+
+    Args:
+        model: the model.
+        processor: of its checkpoint.
+        samples: N pairs with distinct captions.
+        suffix: added to the names.
+        batch_size: documents per pass.
+        seed: of the bootstrap.
+
+    Returns:
+        `retrieval_recall1` and `retrieval_median_rank` (a caption per image), `retrieval_image_recall1` and
+        `retrieval_image_median_rank` (an image per caption); the baseline is chance.
+    """
+    samples = distinct_captions(processor, samples)
+    if len(samples) < 2:
+        raise ValueError(f"retrieval needs at least two samples with distinct facts, got {len(samples)}")
+    captions = [processor.target_text(sample) for sample in samples]
+    scores = caption_scores(model, processor, samples, captions, batch_size=batch_size)
+    truth = list(range(len(samples)))
+    metrics: dict[str, Score] = {}
+    for name, table in (("retrieval", scores), ("retrieval_image", scores.T)):
+        ranks = [int(rank) for rank in retrieval_ranks(table, truth)]
+        for metric, score in _rank_scores(ranks, samples, seed).items():
+            metrics[f"{name}_{metric}{suffix}"] = score
+    return metrics
+
+
+def _rank_scores(ranks: Sequence[int], samples: Sequence[Sample], seed: int) -> dict[str, Score]:
+    """Summarise ranks (1 = first): recall@1 and median rank, each beside chance."""
+    images = [image_key(sample, crop=False) for sample in samples]
+    counts = {
+        "n": len(ranks),
+        "num_images": len(set(images)),
+        "num_scans": len({sample.group or image for sample, image in zip(samples, images, strict=True)}),
+    }
+    hits = [float(rank == 1) for rank in ranks]
+    low, high = bootstrap_ci(hits, groups=images, seed=seed)
+    chance, value = 1.0 / len(ranks), sum(hits) / len(hits)
+    gain = {"gain": value - chance, "gain_low": low - chance, "gain_high": high - chance}
+    middle = float(median(ranks))
+    return {
+        "recall1": Score(value=value, low=low, high=high, baseline=chance, **gain, **counts),
+        # A median over so few ranks has no interval worth printing.
+        "median_rank": Score(value=middle, low=math.nan, high=math.nan, baseline=(len(ranks) + 1) / 2, **counts),
+    }

@@ -1,0 +1,182 @@
+"""Suites of questions: the embedded held-out images, pairs of them, and a user's own file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medmo_core.data.processor import Processor
+from medmo_core.data.records.sample import Sample
+from medmo_core.data.sources.mixture import JsonlSource
+from medmo_core.datasets.embedded.pairs import eval_pairs
+from medmo_core.datasets.embedded.tasks import eval_samples
+from medmo_core.models.medmo import MedMO
+from medmo_recipes.evaluation.baselines import embedded_baselines, fit_baselines
+
+from .ask import answer, answer_limit
+from .controls import shuffle_images
+from .results import Evaluation
+from .retrieval import distinct_captions, retrieval_metrics
+from .scores import METRICS, Baselines, score_answers, summarise
+
+PAIRS = "sample:pair"
+NUM_BASELINE_PAIRS = 400
+
+
+def evaluate(
+    model: MedMO,
+    processor: Processor,
+    samples: Mapping[str, Sequence[Sample]],
+    *,
+    baselines: Baselines | None = None,
+    shuffled: Sequence[str] = ("vqa", "grounding"),
+    suffix: str = "",
+    batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score a model on samples by task; training mode and weights are left as they are.
+
+    Args:
+        model: the model.
+        processor: of its checkpoint.
+        samples: task (vqa, grounding, report, retrieval) -> samples with their truth; other tasks are refused.
+        baselines: fitted on training data; scored beside the model.
+        shuffled: tasks whose questions are asked again with another sample's image.
+        suffix: added to the names of metrics and predictions.
+        batch_size: answers decoded together.
+        max_new_tokens: longest answer; None: half as long again as the longest true one.
+        seed: of shuffling and bootstrap.
+
+    Raises:
+        ValueError: a task that has no metric, or a sample without the truth its task needs.
+    """
+    result = Evaluation()
+    for task, chosen in samples.items():
+        if task == "retrieval":
+            result.metrics |= retrieval_metrics(
+                model, processor, chosen, suffix=suffix, batch_size=batch_size, seed=seed
+            )
+            continue
+        if task not in METRICS:
+            raise ValueError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
+        if not chosen:
+            raise ValueError(f"task {task!r}: no samples to score")
+        asked = {task + suffix: list(chosen)}
+        if task in shuffled:
+            asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, seed)
+        limit = max_new_tokens or answer_limit(processor, chosen)
+        for key, questions in asked.items():
+            texts = answer(model, processor, questions, batch_size=batch_size, max_new_tokens=limit)
+            # Truth, baseline and image of the sample itself, also where another image was shown.
+            predictions = score_answers(chosen, texts, processor, baselines)
+            result.predictions[key] = predictions
+            for metric in METRICS[task]:
+                result.metrics[metric + key.removeprefix(task)] = summarise(predictions, metric, seed=seed)
+    return result
+
+
+def evaluate_embedded(
+    model: MedMO,
+    processor: Processor,
+    *,
+    num_samples: int = 200,
+    num_reports: int = 30,
+    num_captions: int = 20,
+    split: str = "test",
+    batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score a model on held-out embedded images: under fixed random crops with the control, and whole.
+
+    Args:
+        model: the model.
+        processor: of its checkpoint.
+        num_samples: questions of vqa and of grounding each.
+        num_reports: images to report on.
+        num_captions: size of the retrieval pool at most; one caption per distinct set of facts.
+        split: of the embedded data.
+        batch_size: answers decoded together.
+        max_new_tokens: longest answer.
+        seed: names the crops and everything else that is drawn.
+    """
+    sizes = {"vqa": num_samples, "grounding": num_samples, "report": num_reports, "retrieval": 4 * num_captions}
+    result = Evaluation()
+    for crops, suffix in (("fixed", ""), ("none", "_full")):
+        tasks = sizes if crops == "fixed" else {"vqa": num_samples, "grounding": num_samples}
+        samples = {task: eval_samples(task, split, crops=crops, n=n, seed=seed) for task, n in tasks.items()}
+        if "retrieval" in samples:
+            samples["retrieval"] = distinct_captions(processor, samples["retrieval"])[:num_captions]
+        part = evaluate(
+            model,
+            processor,
+            samples,
+            baselines=embedded_baselines(crops=crops),
+            shuffled=("vqa", "grounding") if crops == "fixed" else (),
+            suffix=suffix,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        result.metrics |= part.metrics
+        result.predictions |= part.predictions
+    return result
+
+
+def evaluate_pairs(
+    model: MedMO,
+    processor: Processor,
+    *,
+    num_samples: int = 200,
+    split: str = "test",
+    batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score a model on questions about two views of one embedded volume; arguments as for `evaluate_embedded`."""
+    return evaluate(
+        model,
+        processor,
+        {"grounding": eval_pairs(split, num_samples, seed)},
+        baselines=fit_baselines(eval_pairs("train", NUM_BASELINE_PAIRS, seed)),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+
+
+def evaluate_file(
+    model: MedMO,
+    processor: Processor,
+    path: Path,
+    *,
+    root: Path | None = None,
+    split: str = "test",
+    batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score a model on one split of a JSONL file; baselines are fitted on its split "train" where there is one.
+
+    Raises:
+        ValueError: the file has a fault, no sample of that split, or no task that can be scored.
+    """
+    root = path.parent if root is None else root
+    source = JsonlSource(path, root)
+    chosen: dict[str, list[Sample]] = {}
+    for sample in source.samples:
+        if (sample.split or "train") == split and sample.task in (*METRICS, "retrieval"):
+            chosen.setdefault(sample.task, []).append(sample)
+    if not chosen:
+        found = ", ".join(sorted({f"{s.task} in {s.split or 'train'}" for s in source.samples})) or "no sample at all"
+        scored = ", ".join([*METRICS, "retrieval"])
+        raise ValueError(f"{path}: nothing to score in split {split!r} (tasks with a metric: {scored}); it has {found}")
+    training = [s for s in source.samples if (s.split or "train") == "train"] if split != "train" else []
+    return evaluate(
+        model,
+        processor,
+        chosen,
+        baselines=fit_baselines(training) if training else None,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
