@@ -55,7 +55,7 @@ from .training.model.trainable import choose_trainable
 from .training.monitoring.meter import Meter, Tally
 from .training.monitoring.phases import Phases
 from .training.monitoring.profiling import profiled
-from .training.monitoring.spikes import BadStep, not_finite
+from .training.monitoring.spikes import BadStep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +201,7 @@ def sample_groups(stage: Stage, count: int, step: int, phases: Phases) -> list[G
         problems = [p for p in world.gather(problem) if p is not None]  # every process stops, or none
         if problems:
             names = [prompt.sample.id for prompt in prompts.values()]
-            raise not_finite(run, step, "; ".join(problems), names)
+            raise run.not_finite(step, "; ".join(problems), names)
     with phases("reward_s"), world.together("rewarding"):
         return score_answers(
             answers, stage.rewards, config.rewards.weights, kit.processor, config.rollout, config.grpo,
@@ -257,7 +257,7 @@ def learn_from(run: Run, rollouts: Rollouts, reference: Reference | None, step: 
             update.grad_norm, update.lr = run.optimizer.step(step * grpo.num_updates + index)
         except FloatingPointError as error:
             names = [c.item.sample.id for c in active]
-            raise not_finite(run, step, str(error), names) from error
+            raise run.not_finite(step, str(error), names) from error
     return update
 
 
@@ -268,7 +268,7 @@ def check_finite(run: Run, batches: Sequence[PolicyBatch], update: Update, step:
     if not math.isfinite(update.loss):
         names = [name for b, loss in zip(batches, update.losses, strict=True) if not loss.isfinite()
                  for name in dict.fromkeys(b.batch.sample_ids)]  # fmt: skip
-        raise not_finite(run, step, f"the loss is {update.loss}", names)
+        raise run.not_finite(step, f"the loss is {update.loss}", names)
 
 
 if __name__ == "__main__":

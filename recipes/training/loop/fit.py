@@ -24,7 +24,7 @@ from ..loading.skipped import SkippedSamples
 from ..monitoring.flops import UsefulFlops, Work
 from ..monitoring.meter import Meter, Tally
 from ..monitoring.profiling import profiled
-from ..monitoring.spikes import BadStep, Watch, not_finite, spike
+from ..monitoring.spikes import BadStep, SpikeGuard
 from ..monitoring.summary import write_summary
 from .loss_sums import LossSums
 from .run import Run
@@ -97,15 +97,15 @@ def train_step(
     means = sums.means(world)
     if not means.is_finite:
         optimizer.zero_grad()
-        raise not_finite(run, step, f"the loss is {means.minimised}", sums.not_finite())
+        raise run.not_finite(step, f"the loss is {means.minimised}", sums.not_finite())
     if means.loss > limit:
         optimizer.zero_grad()
-        raise spike(run, step, means.loss, limit, sums.above(limit))
+        raise run.spike(step, means.loss, limit, sums.above(limit))
     sum_gradients(optimizer.named.values(), world)
     try:
         norm, _ = optimizer.step(step)
     except FloatingPointError as error:
-        raise not_finite(run, step, str(error), [i for b in batches for i in b.sample_ids]) from error
+        raise run.not_finite(step, str(error), [i for b in batches for i in b.sample_ids]) from error
     return StepResult(
         loss=means.loss,
         z_loss=means.z_loss,
@@ -162,7 +162,7 @@ def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None
         with run.world.together("making the held-out batches"):
             fixed = held_out.step(0, look_ahead=False)
         held_out.close()
-    meter, watch = Meter(run.world), Watch(train.spike_ratio)
+    meter, watch = Meter(run.world), SpikeGuard(train.spike_ratio)
     if run.shared:
         loader.restore(run.shared["loader"])
         watch.restore(run.shared["watch"])
@@ -186,7 +186,7 @@ def summarise(run: Run, meter: Meter) -> None:
 
 
 def _loop(
-    run: Run, loader: Loader, minimise: Minimise, held_out: Sequence[Batch] | None, meter: Meter, watch: Watch
+    run: Run, loader: Loader, minimise: Minimise, held_out: Sequence[Batch] | None, meter: Meter, watch: SpikeGuard
 ) -> bool:
     train, world = run.config.train, run.world
     costs = UsefulFlops(run.kit.model)

@@ -7,7 +7,7 @@ import json
 import math
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..loading.skipped import LISTED, SkippedSamples
 from ..model.kit import Kit
 from ..model.parts import name_factor
 from ..monitoring.log import RunLog
+from ..monitoring.spikes import LossSpike, NonFiniteLoss
 from ..optim.optimizer import Optimizer
 from .run_folder import claim
 
@@ -104,6 +105,38 @@ class Run:
         """
         model, own = self.kit.model, {"skipped": self.skipped.state()}
         return self.checkpoints.save(step, self.config, model, self.optimizer, shared=shared, own=own)
+
+    def not_finite(self, step: int, quantity: str, suspects: Sequence[str]) -> NonFiniteLoss:
+        """Record and return why a step cannot be taken; every process calls this.
+
+        Args:
+            step: 0-based number of the step.
+            quantity: clause that says what is NaN or infinite, for the message, such as "the loss is nan".
+            suspects: samples of this process that may be to blame.
+        """
+        return NonFiniteLoss(self._refused("not_finite", step, quantity, suspects))
+
+    def spike(self, step: int, loss: float, limit: float, suspects: Sequence[str]) -> LossSpike:
+        """Record and return why a step is not taken; every process calls this.
+
+        Args:
+            step: 0-based number of the step.
+            loss: loss of the step.
+            limit: highest loss that is no spike, which this one exceeds.
+            suspects: samples of this process whose own loss exceeds the limit too.
+        """
+        ratio = self.config.train.spike_ratio
+        reason = f"the loss is {loss:.4g}, {ratio * loss / limit:.3g} times the median of the last steps"
+        way_out = f"fix or remove them, or set train.spike_ratio={ratio:g} higher (0: never stop)"
+        return LossSpike(f"{self._refused('spike', step, reason, suspects)}; {way_out}")
+
+    def _refused(self, event: str, step: int, reason: str, suspects: Sequence[str]) -> str:
+        names = [name for names in self.world.gather(list(suspects)) for name in names]
+        self.log.event(event, step=step + 1, samples=names)
+        self.wait()  # a checkpoint that is still being written counts
+        newest = self.checkpoints.newest()
+        kept = f"the newest checkpoint is {newest}" if newest is not None else "there is no checkpoint yet"
+        return f"step {step + 1}: {reason}, with samples {', '.join(names)}. No weight was changed; {kept}"
 
     def close_step(self, step: int, shared: Mapping[str, Any] | None = None) -> bool:
         """Save and export if it is time after `step` (0-based); every process calls this.

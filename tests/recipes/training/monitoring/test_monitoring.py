@@ -21,7 +21,7 @@ from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.loop.loss_sums import LossSums
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.monitoring import summary as summary_module
-from medmo_recipes.training.monitoring.spikes import NEEDED, LossSpike, Watch
+from medmo_recipes.training.monitoring.spikes import NEEDED, LossSpike, SpikeGuard
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -95,7 +95,7 @@ def test_a_run_logs_losses_by_task_that_add_up_to_the_whole(tmp_path: Path) -> N
 
 
 def test_a_watch_judges_by_the_median_of_the_last_64() -> None:
-    watch = Watch(2.0)
+    watch = SpikeGuard(2.0)
     for number in range(NEEDED):
         assert watch.limit() == float("inf")
         watch.finished(1.0 + number)
@@ -103,10 +103,10 @@ def test_a_watch_judges_by_the_median_of_the_last_64() -> None:
     for _ in range(64):
         watch.finished(3.0)
     assert watch.limit() == 6.0
-    again = Watch(2.0)
+    again = SpikeGuard(2.0)
     again.restore(json.loads(json.dumps(watch.state())))
     assert again.limit() == 6.0
-    silent = Watch(0.0)
+    silent = SpikeGuard(0.0)
     for _ in range(64):
         silent.finished(1.0)
     assert silent.limit() == float("inf")
