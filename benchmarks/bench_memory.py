@@ -37,7 +37,7 @@ from medmo_recipes.training.model.kit import DTYPES, load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.optim.adam import Hyper
 from medmo_recipes.training.optim.optimizer import Optimizer
-from medmo_recipes.training.sizing.activations import Shape
+from medmo_recipes.training.sizing.activations import BatchShape
 from medmo_recipes.training.sizing.dry_run import estimate_memory
 from medmo_recipes.training.sizing.memory import Memory, estimate
 
@@ -116,7 +116,7 @@ def compare(case: Case) -> tuple[Memory, int]:
     """Return the estimate, and the peak of a step as torch counts it, in bytes."""
     model, mode = case.model()
     config, batch = case.config(), case.batch(model)
-    shape = Shape.of(batch)
+    shape = BatchShape.of(batch)
     estimated = estimate(model, config, shape, processes=case.processes, passes=case.passes, device="cpu")
     with said_to_be(case.processes) as world:
         if case.processes > 1:

@@ -52,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @dataclass
-class Run:
+class Collection:
     """The run so far, and its file."""
 
     path: Path
@@ -81,7 +81,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def run(pytestconfig: pytest.Config) -> Run:
+def run(pytestconfig: pytest.Config) -> Collection:
     """Open the result file: a new one, or that of an earlier part of the same run."""
     device, short = default_device(), pytestconfig.getoption("--short")
     machine, best = describe(device), ceilings(device)
@@ -96,11 +96,11 @@ def run(pytestconfig: pytest.Config) -> Run:
         result = replace(before, ceilings=highest)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in result.ceilings.items())
     print(f"\n{machine.device}, commit {machine.commit}, {rates}\nresults: {path}", flush=True)
-    return Run(path, result, device, float(pytestconfig.getoption("--budget-s")))
+    return Collection(path, result, device, float(pytestconfig.getoption("--budget-s")))
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, run: Run) -> Iterator[Row]:
+def row(request: pytest.FixtureRequest, run: Collection) -> Iterator[Row]:
     """Return the row of one entry; skips where the way cannot run here, fails where it is wrong."""
     comparison, way, direction = request.param
     if run.result.short:

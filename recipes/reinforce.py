@@ -1,4 +1,4 @@
-"""Stage 3, reinforce: let the model answer, reward what is right, make it likelier (GRPO).
+"""PolicyTraining 3, reinforce: let the model answer, reward what is right, make it likelier (GRPO).
 
     python -m medmo_recipes.reinforce --config tiny_reinforce
     torchrun --nproc-per-node 8 -m medmo_recipes.reinforce --config medmo_8b_reinforce
@@ -31,12 +31,12 @@ from torch import Tensor
 
 from medmo_core.data.sources.mixture import Mixture
 
-from .pages.rollout_page import template, write_page
+from .pages.rollout_page import page_template, write_page
 from .reinforcement.alarms import Alarms
 from .reinforcement.completions import PolicyBatch, divide, silent, to_completions
 from .reinforcement.engine import InPlaceEngine, RolloutEngine
 from .reinforcement.figures import answer_figures, step_figures
-from .reinforcement.groups import Group, draw_prompts, sample_answers, score_answers
+from .reinforcement.groups import Group, draw_prompts, reward_answers, sample_answers
 from .reinforcement.image_features import encode_images, keeps_features
 from .reinforcement.reference_policy import Reference, make_reference
 from .reinforcement.reward_calls.reward_set import RewardSet
@@ -47,7 +47,7 @@ from .training.distributed.shards import sum_gradients
 from .training.distributed.torchrun import leave
 from .training.distributed.world import connect, say
 from .training.loading.sources import load_mixture
-from .training.loop.fit import summarise
+from .training.loop.fit import summarise_run
 from .training.loop.launch import launch
 from .training.loop.run import Run, open_run
 from .training.model.kit import load_kit
@@ -80,14 +80,14 @@ def run(config: RunConfig) -> bool:
         say(world, "rewards " + ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()))
 
         with open_run(config, world, kit) as opened:
-            stage = Stage(opened, mixture, InPlaceEngine(kit.model), rewards, reference)
+            stage = PolicyTraining(opened, mixture, InPlaceEngine(kit.model), rewards, reference)
             finished = fit_policy(stage)
             if finished:
                 opened.finish()
             return finished
 
 
-class Stage:
+class PolicyTraining:
     """What a reinforcement run has beside its standing equipment, and what of it a checkpoint holds."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Stage:
         self.meter, self.alarms = Meter(run.world), Alarms(run.config.watching)
         self.pages = Path(run.config.train.out_dir) / "rollouts"
         if run.config.watching.page_every:
-            template("rollout_page.html.j2")  # what it needs is told now, not after many steps
+            page_template("rollout_page.html.j2")  # what it needs is told now, not after many steps
         self.next_draw = 0  # of the mixture; all processes count alike
         if run.shared:
             self.next_draw = run.shared["next_draw"]
@@ -109,7 +109,7 @@ class Stage:
         return {"next_draw": self.next_draw, "meter": self.meter.state(), "alarms": self.alarms.state()}
 
 
-def fit_policy(stage: Stage) -> bool:
+def fit_policy(stage: PolicyTraining) -> bool:
     """Sample and update from the run's first step to train.steps; returns False when asked to stop, after saving."""
     run, train = stage.run, stage.run.config.train
     try:
@@ -117,16 +117,16 @@ def fit_policy(stage: Stage) -> bool:
             with profiled(Path(train.out_dir) / "profile", run.world, wanted=step + 1 == train.profile_step):
                 take_step(stage, step)
             if run.close_step(step, shared=stage.state()):
-                summarise(run, stage.meter)
+                summarise_run(run, stage.meter)
                 return False
     except BadStep:
-        summarise(run, stage.meter)
+        summarise_run(run, stage.meter)
         raise
-    summarise(run, stage.meter)
+    summarise_run(run, stage.meter)
     return True
 
 
-def take_step(stage: Stage, step: int) -> None:
+def take_step(stage: PolicyTraining, step: int) -> None:
     """Sample, learn, and tell of one step (0-based)."""
     run, train = stage.run, stage.run.config.train
     phases, started, number = Phases(run.world), time.perf_counter(), step + 1
@@ -160,7 +160,7 @@ class Rollouts:
     """Nothing could be learned from them; others were drawn in their place."""
 
 
-def sample_step(stage: Stage, step: int, phases: Phases) -> Rollouts:
+def sample_step(stage: PolicyTraining, step: int, phases: Phases) -> Rollouts:
     """Draw this process's prompts of a step, sample their completions and reward them; every process calls this.
 
     With grpo.resample_rounds as many prompts are drawn again as groups were flat, over all processes, until none is or
@@ -180,7 +180,7 @@ def sample_step(stage: Stage, step: int, phases: Phases) -> Rollouts:
     return rollouts
 
 
-def sample_groups(stage: Stage, count: int, step: int, phases: Phases) -> list[Group]:
+def sample_groups(stage: PolicyTraining, count: int, step: int, phases: Phases) -> list[Group]:
     """Sample and reward the next `count` prompts of the mixture, shared among the processes."""
     run = stage.run
     config, world, kit = run.config, run.world, run.kit
@@ -188,7 +188,7 @@ def sample_groups(stage: Stage, count: int, step: int, phases: Phases) -> list[G
     stage.next_draw += count
     with phases("wait_s"):
         prompts, faults = draw_prompts(stage.mixture.draw, kit.processor, numbers)
-        run.skipped.record(len(numbers), faults)
+        run.skipped.add(len(numbers), faults)
     with phases("rollout_s"):
         try:
             if keeps_features(kit.model):  # a frozen tower is whole on every process
@@ -203,7 +203,7 @@ def sample_groups(stage: Stage, count: int, step: int, phases: Phases) -> list[G
             names = [prompt.sample.id for prompt in prompts.values()]
             raise run.not_finite(step, "; ".join(problems), names)
     with phases("reward_s"), world.together("rewarding"):
-        return score_answers(
+        return reward_answers(
             answers, stage.rewards, config.rewards.weights, kit.processor, config.rollout, config.grpo,
             step=step, max_steps=config.train.steps,
         )  # fmt: skip

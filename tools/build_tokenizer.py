@@ -20,7 +20,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from medmo_core.data.processor import Processor
 from medmo_core.data.text.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer, dress
 from medmo_core.datasets.embedded.facts import load_facts
-from medmo_core.datasets.embedded.tasks import TASKS, SampleTasks
+from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
 from medmo_core.profile import MEDMO, QWEN3_VL
 
 OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/text/tokenizer/tokenizer.json"
@@ -83,7 +83,7 @@ def texts() -> Iterator[str]:
     untrained = Tokenizer(build_untrained())
     writers = [Processor(untrained, {}, profile, min_pixels=1, max_pixels=1) for profile in (QWEN3_VL, MEDMO)]
     for task in TASKS:
-        source = SampleTasks(task, "train", crops=True)
+        source = EmbeddedTasks(task, "train", crops=True)
         for number in range(DRAWS):
             sample = source.get(number % len(source), random.Random(f"tokenizer/{task}/{number}"))
             yield from (part["text"] for m in sample.messages for part in m["content"] if part["type"] == "text")

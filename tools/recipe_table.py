@@ -21,9 +21,9 @@ from medmo_recipes.settings.command_line import apply_overrides
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
-from medmo_recipes.training.monitoring.flops import PEAK_FLOPS, UsefulFlops, Work
+from medmo_recipes.training.monitoring.flops import PEAK_FLOPS, BatchWork, UsefulFlops
 from medmo_recipes.training.monitoring.log import count
-from medmo_recipes.training.sizing.activations import Shape
+from medmo_recipes.training.sizing.activations import BatchShape
 from medmo_recipes.training.sizing.memory import estimate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/training.md"
@@ -99,10 +99,10 @@ def estimate_variant(variant: Variant) -> Estimate:
     assert config.model == CONFIGS[first]().model, "the stages of one size are expected to train one model"
     model = model_of(first)
     side = round(config.data.max_pixels**0.5 / model.encoder.specs[model.primary_encoder].token_px)
-    work = Work.planned(model, grid=(side, side), text_tokens=TEXT_TOKENS, learned=LEARNED)
+    work = BatchWork.planned(model, grid=(side, side), text_tokens=TEXT_TOKENS, learned=LEARNED)
     samples = MFU * PEAK_FLOPS[GPU] * variant.num_gpus / UsefulFlops(model).of(work)
     share = -(-config.train.docs_per_step // variant.num_gpus)
-    shape = Shape.planned(model, pixels=config.data.max_pixels, text_tokens=TEXT_TOKENS, learned=LEARNED)
+    shape = BatchShape.planned(model, pixels=config.data.max_pixels, text_tokens=TEXT_TOKENS, learned=LEARNED)
     memory = estimate(
         model,
         config,

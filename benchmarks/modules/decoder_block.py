@@ -17,7 +17,7 @@ from medmo_core.modules.rope import mrope_table
 from ..peers.transformers_model import Flavour, flavours
 from ..suite.comparison import Comparison, Work
 from .documents import random_model, skeleton
-from .sides import BACKWARD, BOTH, FORWARD, Part, Side, compare, unpacked
+from .sides import BACKWARD, BOTH, FORWARD, ModelPart, Side, compare, unpacked
 
 RAGGED = (2048, 1900, 1700, 1500, 1300, 1100, 900, 750, 600, 500, 400, 300, 250, 200, 150, 100)
 
@@ -117,7 +117,7 @@ def _comparison(
     preset: str, name: str, what: str, lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Comparison:
     width = PRESETS[preset].text.hidden_size
-    part = Part(
+    part = ModelPart(
         partial(make_model, preset, device, dtype), our_side, their_side,
         partial(Pack.make, (9, 5, 2), width, device), partial(Pack.make, lengths, width, device),
     )  # fmt: skip

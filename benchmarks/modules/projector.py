@@ -13,7 +13,7 @@ from medmo_core.models.medmo import MedMO
 from ..peers.transformers_model import Flavour, flavours
 from ..suite.comparison import Comparison, Work
 from .documents import random_model
-from .sides import BACKWARD, BOTH, FORWARD, Part, Side, compare
+from .sides import BACKWARD, BOTH, FORWARD, ModelPart, Side, compare
 
 Taps = tuple[Tensor, ...]
 """(N, width) features of the last block, then of each tap."""
@@ -87,7 +87,7 @@ def _comparison(
     preset: str, case: str, patches: int, taps: int, dtype: torch.dtype, device: torch.device
 ) -> Comparison:
     width = PRESETS[preset].vision.hidden_size
-    part = Part(
+    part = ModelPart(
         partial(make_model, preset, taps - 1, device, dtype), our_side, their_side,
         partial(make_taps, taps, 32, width, device), partial(make_taps, taps, patches, width, device),
     )  # fmt: skip

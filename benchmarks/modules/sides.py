@@ -84,7 +84,7 @@ def unpacked(packed: Tensor, rows: Tensor | None, shape: Sequence[int]) -> Tenso
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """How a part of a model is compared.
 
     Attributes:
@@ -105,7 +105,7 @@ class Part:
 class _Setup:
     """What the ways of a comparison share."""
 
-    def __init__(self, part: Part, dtype: torch.dtype, differentiated: bool) -> None:
+    def __init__(self, part: ModelPart, dtype: torch.dtype, differentiated: bool) -> None:
         self.part, self.dtype, self.differentiated = part, dtype, differentiated
         self.model = part.model()
 
@@ -138,7 +138,7 @@ class _Setup:
 
 
 def compare(
-    part: Part,
+    part: ModelPart,
     dtype: torch.dtype,
     flavours: Sequence[tuple[Flavour, str]],
     *,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from medmo_core.models.medmo import MedMO
+from medmo_recipes.training.monitoring.flops import BatchWork as Counted
 from medmo_recipes.training.monitoring.flops import UsefulFlops
-from medmo_recipes.training.monitoring.flops import Work as Counted
 
 from ..peers.transformers_model import Flavour, flavours
-from ..suite.comparison import Comparison, Work
+from ..suite.comparison import BatchWork, Comparison
 from .documents import ENCODER, pixel_values, random_model, skeleton
-from .sides import BOTH, FORWARD, Part, Side, compare
+from .sides import BOTH, FORWARD, ModelPart, Side, compare
 
 LEARNABLE_PATCHES = 8192
 """With more than these the activations of a whole tower, none computed again, do not fit beside one another."""
@@ -66,7 +66,7 @@ def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
     return random_model(preset, device, dtype, vocab_size=64, num_hidden_layers=1)
 
 
-def work_of(preset: str, images: Images) -> dict[str, Work]:
+def work_of(preset: str, images: Images) -> dict[str, BatchWork]:
     """Count the operations."""
     patches, model = images.count * images.side**2, skeleton(preset)
     counted = Counted(0, 0, 0, 0, patches // model.merge_size**2, {ENCODER: patches},
@@ -74,7 +74,7 @@ def work_of(preset: str, images: Images) -> dict[str, Work]:
     work = {}
     for direction, trains in ((FORWARD, False), (BOTH, True)):
         flops = UsefulFlops(model.requires_grad_(trains)).of(counted)
-        work[direction] = Work(flops=flops, items=images.count, unit="images")
+        work[direction] = BatchWork(flops=flops, items=images.count, unit="images")
     if patches > LEARNABLE_PATCHES:
         del work[BOTH]
     return work
@@ -90,7 +90,7 @@ def comparisons(device: torch.device, *, short: bool) -> list[Comparison]:
         sizes = [Images(2, 8)] if short else [Images(1, 32), Images(4, 16)]
     return [
         compare(
-            Part(
+            ModelPart(
                 partial(make_model, preset, device, dtype),
                 our_side,
                 their_side,

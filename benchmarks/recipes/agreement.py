@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.losses import TokenLosses
 from medmo_core.models import MedMO
 from medmo_recipes.settings.run_config import Optim
@@ -57,7 +57,7 @@ def largest_difference(found: Outcome, truth: Outcome) -> float:
 
 
 @torch.no_grad()
-def plain_pass(model: MedMO, prompts: Sequence[Item], answers: Sequence[Sequence[Sequence[int]]]) -> TokenLosses:
+def plain_pass(model: MedMO, prompts: Sequence[Document], answers: Sequence[Sequence[Sequence[int]]]) -> TokenLosses:
     """Score answers by the forward pass of training, each beside a prompt of its own: the truth about sampling.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, mrope_position_ids
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
@@ -27,7 +27,9 @@ def recomputing_model(preset: str, device: torch.device, dtype: torch.dtype) -> 
     return model
 
 
-def make_prompt(config: ModelConfig, sides: Sequence[int], text: int, *, name: str = "image", seed: int = 0) -> Item:
+def make_prompt(
+    config: ModelConfig, sides: Sequence[int], text: int, *, name: str = "image", seed: int = 0
+) -> Document:
     """Draw a prompt: four tokens of text, images, the rest of the text.
 
     Args:
@@ -51,7 +53,7 @@ def make_prompt(config: ModelConfig, sides: Sequence[int], text: int, *, name: s
         video_token_id=config.video_token_id,
     )  # fmt: skip
     shape = (sum(side**2 for side in sides), 3 * vision.patch_size**2)
-    return Item(
+    return Document(
         input_ids=np.array(ids),
         labels=None,
         position_ids=positions.numpy(),
@@ -67,17 +69,17 @@ def make_answers(config: ModelConfig, count: int, length: int, *, seed: int = 1)
     return np.random.default_rng(seed).integers(0, config.bos_token_id, (count, length)).tolist()
 
 
-def answered(prompt: Item, answers: Sequence[Sequence[int]]) -> list[Item]:
+def answered(prompt: Document, answers: Sequence[Sequence[int]]) -> list[Document]:
     """Return a document per answer; they hold the same image, and packing may share it."""
     return [join(prompt, answer) for answer in answers]
 
 
-def unshared(item: Item) -> Item:
+def unshared(item: Document) -> Document:
     """Return the item with pixels of its own: nothing shows that another has the same."""
     return replace(item, patches={name: rows.copy() for name, rows in item.patches.items()})
 
 
-def padded(items: Sequence[Item], config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def padded(items: Sequence[Document], config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return documents as transformers takes them: rows padded at the right, normalised pixels of doubled frames.
 
     Args:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from medmo_core.boxes import Boxes
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_core.profile import QWEN3_VL
@@ -84,7 +84,7 @@ class Size:
         """Build our model; the same weights each time."""
         return recomputing_model(self.preset, device, self.dtype)
 
-    def make_prompts(self, config: ModelConfig) -> list[Item]:
+    def make_prompts(self, config: ModelConfig) -> list[Document]:
         """Draw the prompts."""
         numbers = range(self.prompts)
         return [make_prompt(config, (self.side,), self.text, name=f"image {n}", seed=n) for n in numbers]

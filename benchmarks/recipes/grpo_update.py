@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import Completion, PolicyBatch, pack_completions
 
@@ -17,7 +17,7 @@ GROUP, LENGTH = 8, 40
 """Answers, and tokens of each."""
 
 
-def lay_out(items: Sequence[Item], share: bool) -> PolicyBatch:
+def lay_out(items: Sequence[Document], share: bool) -> PolicyBatch:
     """Pack a group with one advantage a completion."""
     lengths = [int((item.labels >= 0).sum()) for item in items if item.labels is not None]
     rows = zip(items, torch.linspace(-1.0, 1.3, len(items)).tolist(), lengths, strict=True)

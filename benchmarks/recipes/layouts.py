@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 
 from ..modules.documents import random_model
@@ -38,7 +38,7 @@ TEXT = 20
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayoutShape:
     """A model, and what its answers are about.
 
     Attributes:
@@ -69,7 +69,7 @@ class Shape:
         return f"{self.model_name}, {answers}, image of {self.side**2 // 4:,} tokens"
 
     @property
-    def small(self) -> "Shape":
+    def small(self) -> "LayoutShape":
         """Small widths and a small image, in float64."""
         return replace(self, preset="debug", dtype=torch.float64, side=min(self.side, 16), changes=NARROW)
 
@@ -80,17 +80,17 @@ class Shape:
             model.checkpoint_activations("all")
         return model
 
-    def prompt(self, model: MedMO) -> Item:
+    def prompt(self, model: MedMO) -> Document:
         """Draw the prompt."""
         return make_prompt(model.config, (self.side,), TEXT)
 
 
-def shape_of(device: torch.device, answers: int, length: int, *, short: bool) -> Shape:
+def shape_of(device: torch.device, answers: int, length: int, *, short: bool) -> LayoutShape:
     """Return the 4B on a GPU, small widths on a CPU, and in the short form little of all."""
     if device.type == "cuda":
-        shape = Shape("medmo-4b", torch.bfloat16, answers, length)
+        shape = LayoutShape("medmo-4b", torch.bfloat16, answers, length)
     else:
-        shape = Shape("debug", torch.float32, answers, length, changes=NARROW)
+        shape = LayoutShape("debug", torch.float32, answers, length, changes=NARROW)
     return replace(shape, answers=min(answers, 3), length=min(length, 6), side=16) if short else shape
 
 
@@ -104,11 +104,11 @@ class Learning:
         checked_step: runs what must agree in float64.
     """
 
-    lay_out: Callable[[Sequence[Item], bool], Any]
+    lay_out: Callable[[Sequence[Document], bool], Any]
     step: Callable[[MedMO, Any], Tensor]
     checked_step: Callable[[MedMO, Any], Tensor]
 
-    def layout(self, shape: Shape, model: MedMO, way: str) -> Any:
+    def layout(self, shape: LayoutShape, model: MedMO, way: str) -> Any:
         """Lay the answers out in one of the ways."""
         items = answered(shape.prompt(model), make_answers(model.config, shape.answers, shape.length))
         return self.lay_out([unshared(item) for item in items] if way == EACH_ROW else items, way == OURS)
@@ -123,7 +123,7 @@ class Layouts:
         device: where it runs.
     """
 
-    def __init__(self, learning: Learning, shape: Shape, device: torch.device) -> None:
+    def __init__(self, learning: Learning, shape: LayoutShape, device: torch.device) -> None:
         self.learning, self.shape = learning, shape
         self.model = Shared(partial(shape.model, device))
         self.exact: dict[str, Outcome] = {}
@@ -165,7 +165,7 @@ class Layouts:
 
 
 def compare_layouts(
-    subject: str, learning: Learning, shape: Shape, device: torch.device, ways: Sequence[str] = WAYS, **place: Any
+    subject: str, learning: Learning, shape: LayoutShape, device: torch.device, ways: Sequence[str] = WAYS, **place: Any
 ) -> Comparison:
     """Compare one prompt with branches to separate rows.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import Generation, MedMO
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
 from medmo_recipes.reinforcement.groups import sampled_tokens
@@ -27,7 +27,7 @@ from ..suite.made_once import Shared
 from ..suite.schema import Check
 from .agreement import check_greedy, check_logps, plain_pass
 from .documents import make_prompt, unshared
-from .layouts import EACH_ROW, WAYS, Shape, shape_of
+from .layouts import EACH_ROW, WAYS, LayoutShape, shape_of
 
 ANSWERS, LENGTH = 8, 40
 DIRECTION = "rollout"
@@ -35,7 +35,7 @@ FIXED = "fixed batches"
 Groups = list[list[Generation]]
 
 
-def prefill(shape: Shape, model: MedMO, way: str, temperature: float) -> Callable[[], Groups]:
+def prefill(shape: LayoutShape, model: MedMO, way: str, temperature: float) -> Callable[[], Groups]:
     """Return a call that samples answers to one prompt in one of the ways."""
     prompt, each = shape.prompt(model), 1
     if way == OURS:
@@ -49,7 +49,7 @@ def prefill(shape: Shape, model: MedMO, way: str, temperature: float) -> Callabl
     return lambda: model.generate(batch.to(model.head_weight.device), num_generations=each, **settings)
 
 
-def check_prefill(shape: Shape, model: MedMO, way: str, temperature: float) -> Check:
+def check_prefill(shape: LayoutShape, model: MedMO, way: str, temperature: float) -> Check:
     """Compare answers with the plain pass; greedy ones (temperature 0) must be the most likely."""
     answers = [answer for group in prefill(shape, model, way, temperature)() for answer in group]
     scored = plain_pass(model, [shape.prompt(model)], [[answer.tokens for answer in answers]])
@@ -57,7 +57,7 @@ def check_prefill(shape: Shape, model: MedMO, way: str, temperature: float) -> C
     return logps if temperature else weakest(logps, check_greedy(scored, shape.dtype))
 
 
-def compare_prefill(shape: Shape, device: torch.device, **place: Any) -> Comparison:
+def compare_prefill(shape: LayoutShape, device: torch.device, **place: Any) -> Comparison:
     """Compare a prompt run once with a prompt in each row."""
     model = Shared(partial(shape.model, device))
 
@@ -92,7 +92,7 @@ class Uneven:
         stop_share: of so many tokens one ends an answer.
     """
 
-    shape: Shape
+    shape: LayoutShape
     prompts: int = 24
     prompt_length: int = 80
     longest: int = 128
@@ -144,7 +144,7 @@ def compare_refill(uneven: Uneven, device: torch.device) -> Comparison:
         return Ready({DIRECTION: call}, same_answers(way) if device.type == "cpu" else logps_of(on, call()))
 
     def logps_of(on: MedMO, groups: Groups) -> Check:
-        prompts: Sequence[Item] = [request.prompt for request in uneven.requests(on)]
+        prompts: Sequence[Document] = [request.prompt for request in uneven.requests(on)]
         scored = plain_pass(on, prompts, [[sampled_tokens(answer) for answer in group] for group in groups])
         return check_logps(scored, [p for group in groups for answer in group for p in answer.logps], shape.dtype)
 

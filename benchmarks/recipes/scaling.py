@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 
 from ..modules.judged import widened
@@ -34,7 +34,7 @@ LOOPS = "NumPy and SciPy"
 
 
 @dataclass(frozen=True)
-class Document:
+class DocumentSize:
     """A document that grows.
 
     Attributes:
@@ -60,7 +60,7 @@ class Document:
         """Build the model; the same weights each time."""
         return recomputing_model(self.preset, device, self.dtype)
 
-    def item(self, model: MedMO) -> Item:
+    def item(self, model: MedMO) -> Document:
         """Draw it."""
         prompt = make_prompt(model.config, (self.side,) * self.images, self.text - self.text // 2)
         return answered(prompt, make_answers(model.config, 1, self.text // 2))[0]
@@ -75,7 +75,7 @@ class TrainLoss:
         device: where it runs.
     """
 
-    def __init__(self, document: Document, flavour: Flavour, device: torch.device) -> None:
+    def __init__(self, document: DocumentSize, flavour: Flavour, device: torch.device) -> None:
         self.document, self.flavour, self.device = document, flavour, device
         self.ours = Shared(partial(document.model, device))
         self.theirs: Shared[nn.Module] = Shared(self.build_theirs)
@@ -127,7 +127,7 @@ class TrainLoss:
         return Ready({DIRECTION: call}, Check(against, error, BOUND[self.document.dtype]))
 
 
-def compare_loss(document: Document, device: torch.device, axis: str, at: float) -> Comparison:
+def compare_loss(document: DocumentSize, device: torch.device, axis: str, at: float) -> Comparison:
     """Compare the training losses at a place of a curve."""
     flavour, absent = next(found for found in transformers_model.flavours(device) if found[0].linear_patch_embed)
     made = TrainLoss(document, flavour, device)
@@ -160,10 +160,10 @@ def comparisons(device: torch.device, *, short: bool) -> list[Comparison]:
     """Return the comparisons for this machine."""
     groups, boxes = (2, 4, 8, 16), (1, 4, 16, 64)
     if device.type == "cuda":
-        document, side = Document("medmo-4b", torch.bfloat16, 1, 32, 254), 64
+        document, side = DocumentSize("medmo-4b", torch.bfloat16, 1, 32, 254), 64
         texts, images = (766, 1_790, 3_838, 7_934), (1, 4, 16, 32)
     else:
-        document, side = Document("debug", torch.float32, 1, 16, 62), 24
+        document, side = DocumentSize("debug", torch.float32, 1, 16, 62), 24
         texts, images = (190, 958, 1_982), (1, 4, 16)
     if short:
         document, side, texts, images, groups, boxes = replace(document, side=8), 8, (30,), (2,), (2,), (2,)

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_recipes.settings.run_config import Optim
@@ -41,7 +41,7 @@ Step = Callable[[], tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Document:
+class DocumentSize:
     """One document.
 
     Attributes:
@@ -72,7 +72,7 @@ class Size:
     """
 
     preset: str
-    documents: tuple[Document, ...]
+    documents: tuple[DocumentSize, ...]
     dtype: torch.dtype
     kind: Any
 
@@ -90,7 +90,7 @@ class Size:
         """Build our model; the same weights each time."""
         return recomputing_model(self.preset, device, self.dtype)
 
-    def items(self, config: ModelConfig) -> list[Item]:
+    def items(self, config: ModelConfig) -> list[Document]:
         """Draw the documents."""
         return [
             item
@@ -103,25 +103,25 @@ class Size:
 
 
 MIX = (
-    Document((80,), 40, 20),  # a question about a slide of 1,280 px
-    Document((48,), 40, 10),
-    Document((32,), 30, 120),  # a caption, 512 px
-    Document((), 150, 150),  # text
-    Document((80,), 60, 300),  # a report
-    Document((48, 48), 80, 300),  # a report about two views of 768 px
-    Document((64,), 40, 60),  # boxes
-    Document((), 50, 30),
+    DocumentSize((80,), 40, 20),  # a question about a slide of 1,280 px
+    DocumentSize((48,), 40, 10),
+    DocumentSize((32,), 30, 120),  # a caption, 512 px
+    DocumentSize((), 150, 150),  # text
+    DocumentSize((80,), 60, 300),  # a report
+    DocumentSize((48, 48), 80, 300),  # a report about two views of 768 px
+    DocumentSize((64,), 40, 60),  # boxes
+    DocumentSize((), 50, 30),
 )
 """7,766 tokens; rows as long as the longest take 15,696."""
 SMALL = (
-    Document((16,), 20, 6),
-    Document((10,), 20, 6),
-    Document((6,), 10, 30),
-    Document((), 40, 40),
-    Document((16,), 20, 80),
-    Document((10, 10), 20, 80),
-    Document((12,), 20, 16),
-    Document((), 16, 8),
+    DocumentSize((16,), 20, 6),
+    DocumentSize((10,), 20, 6),
+    DocumentSize((6,), 10, 30),
+    DocumentSize((), 40, 40),
+    DocumentSize((16,), 20, 80),
+    DocumentSize((10, 10), 20, 80),
+    DocumentSize((12,), 20, 16),
+    DocumentSize((), 16, 8),
 )
 SIZES = {
     "cuda": Size("medmo-4b", MIX, torch.bfloat16, "adamw_bf16"),
@@ -131,7 +131,7 @@ SIZES = {
 """By kind of device."""
 
 
-def our_step(model: MedMO, items: Sequence[Item], kind: Any) -> Step:
+def our_step(model: MedMO, items: Sequence[Document], kind: Any) -> Step:
     """Return the trainer's step, in one micro-batch."""
     device, batches = model.head_weight.device, [pack(items)]
     model.train()

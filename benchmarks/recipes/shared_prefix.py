@@ -7,7 +7,7 @@ from torch import Tensor
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 
 from ..suite.comparison import Comparison
@@ -17,7 +17,7 @@ CASES = ((8, 50), (5, 60))
 """Answers, and tokens of each; on a CPU the first alone."""
 
 
-def lay_out(items: Sequence[Item], share: bool) -> Batch:
+def lay_out(items: Sequence[Document], share: bool) -> Batch:
     """Pack documents."""
     return pack(items, share_prefixes=share)
 

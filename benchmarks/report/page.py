@@ -20,7 +20,7 @@ from . import kernels_unmeasured as static_part
 from . import plots, targets
 from . import tables as report_tables
 from .ratios import Contest, contests
-from .targets import Found, Target
+from .targets import Judgement, Target
 
 HERE = Path(__file__).parents[1]
 RESULTS, PAGE = HERE / "results", HERE / "RESULTS.md"
@@ -98,16 +98,16 @@ def refused(results: Sequence[Stored]) -> list[str]:
     ]
 
 
-def judged(results: Sequence[Stored], wanted: Sequence[Target]) -> list[tuple[Found, str]]:
+def judged(results: Sequence[Stored], wanted: Sequence[Target]) -> list[tuple[Judgement, str]]:
     """Look up each target on every device of its kind; the device's name is empty where there is none."""
-    found: list[tuple[Found, str]] = []
+    found: list[tuple[Judgement, str]] = []
     for target in wanted:
         devices = [stored for stored in results if stored.result.machine.kind == target.kind]
         for stored in devices:
             figure = targets.judge(target, stored.contests, stored.result.ceilings)
             found.append((figure, stored.result.machine.device))
         if not devices:
-            found.append((Found(target), ""))
+            found.append((Judgement(target), ""))
     return found
 
 

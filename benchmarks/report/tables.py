@@ -6,7 +6,7 @@ from itertools import groupby
 from ..suite.comparison import OURS
 from ..suite.schema import Result, Row
 from .ratios import Contest, Ratio, ceiling_share
-from .targets import Found
+from .targets import Judgement
 
 RED = "🔴"
 """Marks a loss: GitHub keeps no colours of text."""
@@ -151,7 +151,7 @@ def _standings(found: Sequence[tuple[Contest, Row, Ratio]]) -> str:
     return table(["level", "subject", "case", "direction", "ours", "other", "its median", "ratio"], rows)
 
 
-def targets_table(found: Sequence[tuple[Found, str]], *, brief: bool = False) -> str:
+def targets_table(found: Sequence[tuple[Judgement, str]], *, brief: bool = False) -> str:
     """Return the table of targets, each with the device on which it was looked up.
 
     Args:

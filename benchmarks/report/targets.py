@@ -70,7 +70,7 @@ class Target(Section):
 
 
 @dataclass(frozen=True)
-class Found:
+class Judgement:
     """What a result says about a target.
 
     Attributes:
@@ -107,14 +107,14 @@ def read(path: Path = FILE) -> list[Target]:
     return [Target(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def judge(target: Target, contests: Sequence[Contest], ceilings: Mapping[str, float]) -> Found:
+def judge(target: Target, contests: Sequence[Contest], ceilings: Mapping[str, float]) -> Judgement:
     """Look up a target in a result's comparisons."""
     meant = [contest for contest in contests if target.speaks_of(*contest.place[:3], contest.place[4])]
     figures: list[tuple[float, Contest, Row]] = []
     for contest in meant:
         row = contest.ours
         if row is None or row.status != "timed":
-            return Found(target, contest=contest, text=f"ours has no figure ({contest.name})", meant=len(meant))
+            return Judgement(target, contest=contest, text=f"ours has no figure ({contest.name})", meant=len(meant))
         if not target.against:
             value = _own(target, row, ceilings)
             if value is not None:
@@ -125,10 +125,10 @@ def judge(target: Target, contests: Sequence[Contest], ceilings: Mapping[str, fl
         if timed:
             figures.append((_against(target, contest, row, timed[0]), contest, timed[0]))
     if not figures:
-        return Found(target, meant=len(meant))
+        return Judgement(target, meant=len(meant))
     value, contest, other = (max if target.measure == "us" else min)(figures, key=lambda figure: figure[0])
     text = str(contest.ratios[other.way]) if target.measure == "ratio" else target.shown(value)
-    return Found(target, value, contest, other.way if target.against else "", text, len(figures), len(meant))
+    return Judgement(target, value, contest, other.way if target.against else "", text, len(figures), len(meant))
 
 
 def _own(target: Target, row: Row, ceilings: Mapping[str, float]) -> float | None:

@@ -35,8 +35,7 @@ from medmo_recipes.evaluation.load_for_inference import load_for_inference
 from medmo_recipes.evaluation.scores import image_key, score_answers
 from medmo_recipes.reinforcement.advantages import combine, group_advantages
 from medmo_recipes.reinforcement.engine import InPlaceEngine
-from medmo_recipes.reinforcement.groups import sample_answers
-from medmo_recipes.reinforcement.groups import score_answers as reward_answers
+from medmo_recipes.reinforcement.groups import reward_answers, sample_answers
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.reinforcement.sharpening import TEMPERATURES, sampled_box_reward
 from medmo_recipes.settings.command_line import apply_overrides
@@ -53,7 +52,7 @@ METRICS = {"f1": "F1 at 0.5", "iou": "mean IoU", "false_positive": "boxes where 
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What is run in a round; the fields of its file.
 
     Attributes:
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, help="JSON to write; default: of the plan's name, among the page's")
     parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args(argv)
-    plan = Plan(**json.loads(arguments.plan.read_text(encoding="utf-8")))
+    plan = StudyPlan(**json.loads(arguments.plan.read_text(encoding="utf-8")))
     path = arguments.figures or FIGURES / arguments.plan.name
     if not arguments.page:
         measured = run_all(plan, arguments.init, arguments.out, arguments.jobs)
@@ -119,7 +118,7 @@ def stored_rounds(folder: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
-def run_all(plan: Plan, init: Path, out: Path, jobs: int) -> dict[str, dict[str, Any]]:
+def run_all(plan: StudyPlan, init: Path, out: Path, jobs: int) -> dict[str, dict[str, Any]]:
     """Train and measure every arm with every seed, several at a time; "arm/seed" -> what `measure` returns."""
     tasks: list[tuple[str, int | None]] = [(START, None), *((arm, seed) for seed in plan.seeds for arm in plan.arms)]
     measured: dict[str, dict[str, Any]] = {}
@@ -135,7 +134,7 @@ def run_all(plan: Plan, init: Path, out: Path, jobs: int) -> dict[str, dict[str,
     return measured
 
 
-def run_one(plan: Plan, arm: str, seed: int | None, init: Path, out: Path) -> dict[str, Any]:
+def run_one(plan: StudyPlan, arm: str, seed: int | None, init: Path, out: Path) -> dict[str, Any]:
     """Train one arm with one seed (None: the checkpoint as it is) and measure it; a stored result is returned as is."""
     torch.set_num_threads(1)
     folder = out / (START if seed is None else f"{arm.replace(' ', '_')}-{seed}")
@@ -185,7 +184,7 @@ def measure(kit: Kit, questions: Mapping[str, int], temperatures: Sequence[float
     return values | {"sampled": {f"{t:g}": value for t, value in sampled.items()}}
 
 
-def agreement(plan: Plan, kit: Kit) -> dict[str, float]:
+def agreement(plan: StudyPlan, kit: Kit) -> dict[str, float]:
     """Say how alike the first arm and each other one judge the same completions of training questions.
 
     Returns:
@@ -210,7 +209,7 @@ def agreement(plan: Plan, kit: Kit) -> dict[str, float]:
     return {arm: float(own @ other / (own.norm() * other.norm()).clamp(min=1e-12)) for arm, other in pairs}
 
 
-def summarise(plan: Plan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Reduce the answers to means and intervals: over seeds per question first, then over images."""
     start = measured[START]
     images = {key: start[f"{key} images"] for key in METRICS}

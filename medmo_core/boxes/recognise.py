@@ -19,7 +19,7 @@ NAMED_FRAMES = {"pixel": "pixel", "pixels": "pixel", "norm1000": "norm1000", "un
 
 
 @dataclass
-class Found:
+class Recognised:
     """What recognition found: rows, the grammar's name, faults, and the frame the text itself named.
 
     `images` maps the index of a row to the value of its key `image`, where it has one.
@@ -56,7 +56,7 @@ _PLAIN_BOX = re.compile(
 _LABEL_KEYS = ("label", "class", "category", "name")
 
 
-def recognise(text: str, grammar: str = "auto") -> Found:
+def recognise(text: str, grammar: str = "auto") -> Recognised:
     """Find the boxes in a text and the grammar they are written in.
 
     Args:
@@ -82,7 +82,7 @@ def recognise(text: str, grammar: str = "auto") -> Found:
     return found
 
 
-def _recognise_any(text: str) -> Found:
+def _recognise_any(text: str) -> Recognised:
     text = text[:MAX_TEXT].strip()
     # A label may hold any text, even tags: take whole JSON as it is before unwrapping anything.
     whole = text.removeprefix("```json").removesuffix("```").strip() if text.startswith("```json") else text
@@ -116,7 +116,7 @@ def _unwrap(text: str) -> tuple[str, list[str], bool]:
     return text, errors, wrapped
 
 
-def _recognise_body(text: str) -> Found:
+def _recognise_body(text: str) -> Recognised:
     if any(f'"{key}"' in text or f"'{key}'" in text for key in (*_CORNER_KEYS, "detections")):
         return _recognise_json(text)
     for opening, closing in _BOX_TAGS:
@@ -124,12 +124,12 @@ def _recognise_body(text: str) -> Found:
             return _recognise_tags(text, opening, closing)
     bare = text.strip()
     if bare in ("[]", "[ ]", "[[]]"):
-        return Found(grammar="qwen3_vl_json")
+        return Recognised(grammar="qwen3_vl_json")
     if "[" in text:
         return _recognise_lists(text)
     if len(bare) <= 200 and _NONE_SENTENCE.fullmatch(bare) and not _HEDGE.search(bare):
-        return Found(grammar="medmo_class_list")
-    return Found()
+        return Recognised(grammar="medmo_class_list")
+    return Recognised()
 
 
 def _loads(text: str) -> Any:
@@ -165,8 +165,8 @@ def plain_list(text: Any) -> tuple[str, tuple[str, ...]] | None:
     return (numbers, labels) if len(text) == expected else None
 
 
-def _recognise_json(text: str) -> Found:
-    found = Found()
+def _recognise_json(text: str) -> Recognised:
+    found = Recognised()
     named = _NAMED_FRAME.search(text)
     if named:
         found.named_frame = named.group(1)
@@ -217,7 +217,7 @@ def _lenient_object(text: str) -> dict[str, Any]:
     return values | {"image": int(image.group(1))} if image else values
 
 
-def _take_object(item: Any, found: Found) -> None:
+def _take_object(item: Any, found: Recognised) -> None:
     key = next((key for key in _CORNER_KEYS if isinstance(item, dict) and key in item), None)
     if key is None:
         found.errors.append(f"an object without corners ({', '.join(_CORNER_KEYS)})")
@@ -253,8 +253,8 @@ def _numbers(text: str) -> list[float] | None:
     return [float(word) for word in words] if all(_NUMBER.fullmatch(word) for word in words) else None
 
 
-def _recognise_tags(text: str, opening: str, closing: str) -> Found:
-    found = Found()
+def _recognise_tags(text: str, opening: str, closing: str) -> Recognised:
+    found = Recognised()
     position = text.find(opening)
     previous_end = 0
     while position >= 0:
@@ -273,7 +273,7 @@ def _recognise_tags(text: str, opening: str, closing: str) -> Found:
     return found
 
 
-def _take_content(content: str, label: str, opening: str, found: Found) -> None:
+def _take_content(content: str, label: str, opening: str, found: Recognised) -> None:
     """Read the boxes between one pair of tags."""
     bins = _REX_BIN.findall(content)
     if bins:
@@ -305,9 +305,9 @@ def _label_before(text: str) -> str:
     return clean_label(tagged.group(1) if tagged else text)
 
 
-def _recognise_lists(text: str) -> Found:
+def _recognise_lists(text: str) -> Recognised:
     """Read `Label: [[..], [..]]`, `label: [..]` line by line, and bare lists."""
-    found = Found()
+    found = Recognised()
     previous_end, label, labelled = 0, "", False
     for match in _INNER_LIST.finditer(text):
         gap = text[previous_end : match.start()]

@@ -13,7 +13,7 @@ import torch
 
 from .boxes import Boxes, box_fault, checked_size, frame_limits
 from .grammars import GRAMMARS, Grammar, Row
-from .recognise import NAMED_FRAMES, Found, recognise
+from .recognise import NAMED_FRAMES, Recognised, recognise
 
 B_co = TypeVar("B_co", covariant=True)
 
@@ -109,7 +109,7 @@ def parse_boxes(text: Any, size: tuple[int, int], grammar: str = "auto", frame: 
     return ParsedBoxes(boxes, found.grammar is not None and not errors, found.grammar, tuple(errors))
 
 
-def usable_boxes(found: Found, frame: str, size: tuple[int, int]) -> tuple[Boxes, list[str]]:
+def usable_boxes(found: Recognised, frame: str, size: tuple[int, int]) -> tuple[Boxes, list[str]]:
     """Return the boxes that can be used, as `parse_boxes` says, and what was wrong, in words."""
     rows, labels, errors = _usable(found, frame, size)
     # frombuffer reads a flat array several times faster than torch.tensor reads lists, but takes no empty one.
@@ -118,7 +118,7 @@ def usable_boxes(found: Found, frame: str, size: tuple[int, int]) -> tuple[Boxes
     return Boxes.of_checked(corners.view(-1, 4), frame, size, tuple(labels)), errors
 
 
-def _usable(found: Found, frame: str, size: tuple[int, int]) -> tuple[list[Sequence[float]], list[str], list[str]]:
+def _usable(found: Recognised, frame: str, size: tuple[int, int]) -> tuple[list[Sequence[float]], list[str], list[str]]:
     """Sort what was found into rows inside the image, labels and errors."""
     limit_x, limit_y = frame_limits(frame, size)
     rows: list[Sequence[float]] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import IGNORE_INDEX, Batch
-from .processor import Item
+from .processor import Document
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PrefixTree:
         prefix: how many first tokens of all of them become the prompt; 0: there is one item and no prompt.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[Document, ...]
     prefix: int
 
     @property
@@ -56,7 +56,7 @@ class PrefixTree:
         return self.prefix + sum(len(item.input_ids) - self.prefix for item in self.items)
 
 
-def prefix_trees(items: Sequence[Item]) -> list[PrefixTree]:
+def prefix_trees(items: Sequence[Document]) -> list[PrefixTree]:
     """Find neighbours that can share their beginning.
 
     They hold the same arrays of patches, or no images and the same sample, and begin with the same tokens. What they
@@ -76,12 +76,12 @@ def prefix_trees(items: Sequence[Item]) -> list[PrefixTree]:
     return trees
 
 
-def _about(item: Item) -> tuple[int, ...]:
+def _about(item: Document) -> tuple[int, ...]:
     """Return what items about the same thing have in common: the arrays of patches, or without images the sample."""
     return tuple(id(rows) for rows in item.patches.values()) or (id(item.sample),)
 
 
-def _common_prefix(items: Sequence[Item]) -> int:
+def _common_prefix(items: Sequence[Document]) -> int:
     """Return how many first tokens the items can share; 0 where those would not hold all images."""
     first, *others = items
     length = min(_most_shared(item) for item in items)
@@ -92,13 +92,13 @@ def _common_prefix(items: Sequence[Item]) -> int:
     return length if length >= max(item.visual_end for item in items) else 0
 
 
-def _most_shared(item: Item) -> int:
+def _most_shared(item: Document) -> int:
     """Return how many first tokens of an item a prompt may take: up to its first label, and never all."""
     learned = [] if item.labels is None else np.flatnonzero(item.labels != IGNORE_INDEX)
     return min([len(item.input_ids) - 1, *learned[:1]])
 
 
-def pack(items: Sequence[Item], share_prefixes: bool = False) -> Batch:
+def pack(items: Sequence[Document], share_prefixes: bool = False) -> Batch:
     """Lay documents end to end.
 
     Args:
@@ -143,11 +143,11 @@ def pack(items: Sequence[Item], share_prefixes: bool = False) -> Batch:
     )
 
 
-def _documents(items: Sequence[Item], share_prefixes: bool) -> tuple[list[Item], Tensor | None]:
+def _documents(items: Sequence[Document], share_prefixes: bool) -> tuple[list[Document], Tensor | None]:
     """Return the documents of a batch, and for each its prompt, where any has one."""
     if not share_prefixes:
         return list(items), None
-    documents: list[Item] = []
+    documents: list[Document] = []
     prompt_of: list[int] = []
     for tree in prefix_trees(items):
         if not tree.prefix:
@@ -163,15 +163,15 @@ def _documents(items: Sequence[Item], share_prefixes: bool) -> tuple[list[Item],
     return documents, torch.tensor(prompt_of) if max(prompt_of) >= 0 else None
 
 
-def _cut(item: Item, tokens: slice) -> Item:
+def _cut(item: Document, tokens: slice) -> Document:
     labels = None if item.labels is None else item.labels[tokens]
     return replace(item, input_ids=item.input_ids[tokens], labels=labels, position_ids=item.position_ids[:, tokens])
 
 
-def _distinct(seeing: Sequence[Item]) -> tuple[list[Item], Tensor | None]:
+def _distinct(seeing: Sequence[Document]) -> tuple[list[Document], Tensor | None]:
     """Return one item per set of images, and which of their images each document shows, where any is shown twice."""
     first: dict[tuple[int, ...], tuple[int, int]] = {}  # identity of the arrays -> their first image, and how many
-    kept: list[Item] = []
+    kept: list[Document] = []
     shown: list[int] = []
     num_images = 0
     for item in seeing:
@@ -186,7 +186,7 @@ def _distinct(seeing: Sequence[Item]) -> tuple[list[Item], Tensor | None]:
     return kept, torch.tensor(shown) if len(kept) < len(seeing) else None
 
 
-def _labels(items: Sequence[Item]) -> Tensor | None:
+def _labels(items: Sequence[Document]) -> Tensor | None:
     if all(item.labels is None for item in items):
         return None
     rows = [np.full_like(i.input_ids, IGNORE_INDEX) if i.labels is None else i.labels for i in items]

@@ -37,7 +37,7 @@ class TooLong(ValueError):
 
 
 @dataclass(frozen=True)
-class Item:
+class Document:
     """One document ready to be packed.
 
     Attributes:
@@ -129,7 +129,7 @@ class Processor:
         self.root = None if root is None else Path(root)
         self._cache = _PictureCache(cache_bytes)
 
-    def encode(self, sample: Sample, *, for_generation: bool = False, pixels: bool = True) -> Item:
+    def encode(self, sample: Sample, *, for_generation: bool = False, pixels: bool = True) -> Document:
         """Return a sample as one document.
 
         Args:
@@ -155,7 +155,7 @@ class Processor:
         """
         return len(self.encode(sample, pixels=False).input_ids)
 
-    def encode_turns(self, sample: Sample, *, pixels: bool = True) -> list[Item]:
+    def encode_turns(self, sample: Sample, *, pixels: bool = True) -> list[Document]:
         """Return every turn of a sample as a document of its own, about the same images.
 
         Nothing of the other turns can be copied, so each answer must come from the images; `pack` lets them be encoded
@@ -182,7 +182,7 @@ class Processor:
         grids: dict[str, NDArray[np.int64]],
         *,
         for_generation: bool,
-    ) -> Item:
+    ) -> Document:
         try:
             encoded = encode_chat(
                 self.tokenizer,
@@ -207,7 +207,7 @@ class Processor:
             video_token_id=self.tokenizer.video_token_id,
             sample_id=sample.id,
         )
-        return Item(
+        return Document(
             input_ids=input_ids.numpy(),
             labels=None if for_generation else np.array(encoded.labels, dtype=np.int64),
             position_ids=position_ids.numpy(),

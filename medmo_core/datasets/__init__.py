@@ -3,9 +3,9 @@
 `DATASETS` maps a name to a function `(task, split, crops) -> Source`.
 """
 
-from .embedded.tasks import SampleTasks
+from .embedded.tasks import EmbeddedTasks
 
-DATASETS = {"sample": SampleTasks}
+DATASETS = {"sample": EmbeddedTasks}
 """Name -> source of training samples; a configuration names it as `sample:TASK`."""
 
-__all__ = ["DATASETS", "SampleTasks"]
+__all__ = ["DATASETS", "EmbeddedTasks"]

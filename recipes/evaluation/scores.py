@@ -241,7 +241,7 @@ def _baseline_scores(samples: Sequence[Sample], baselines: Baselines | None) -> 
     return results
 
 
-def summarise(predictions: Sequence[Prediction], metric: str, *, seed: int = 0) -> Score:
+def mean_score(predictions: Sequence[Prediction], metric: str, *, seed: int = 0) -> Score:
     """Average one metric, with a bootstrap interval over images.
 
     Args:

@@ -15,7 +15,7 @@ from .ask import answer, answer_limit
 from .controls import shuffle_images
 from .results import Evaluation
 from .retrieval import distinct_captions, retrieval_metrics
-from .scores import METRICS, Baselines, score_answers, summarise
+from .scores import METRICS, Baselines, mean_score, score_answers
 
 PAIRS = "sample:pair"
 NUM_BASELINE_PAIRS = 400
@@ -70,7 +70,7 @@ def evaluate(
             predictions = score_answers(chosen, texts, processor, baselines)
             result.predictions[key] = predictions
             for metric in METRICS[task]:
-                result.metrics[metric + key.removeprefix(task)] = summarise(predictions, metric, seed=seed)
+                result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric, seed=seed)
     return result
 
 

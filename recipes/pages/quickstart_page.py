@@ -11,7 +11,7 @@ from medmo_core.boxes import Boxes
 from medmo_core.data.images.load import load_image
 from medmo_core.data.images.overlay import draw_overlay
 from medmo_core.data.records.sample import Sample
-from medmo_core.datasets.embedded.facts import SAMPLE_ROOT
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT
 from medmo_core.datasets.embedded.tasks import eval_samples
 
 from ..evaluation.results import Evaluation, format_table, paired_gain
@@ -173,7 +173,7 @@ def held_out_pictures(result: Evaluation) -> list[Picture]:
 
 def _picture(sample: Sample, prediction: Prediction) -> Picture:
     reference = sample.images[0]
-    pixels = load_image(reference.path, root=SAMPLE_ROOT, crop=reference.crop).pixels
+    pixels = load_image(reference.path, root=EMBEDDED_ROOT, crop=reference.crop).pixels
     size = (pixels.shape[1], pixels.shape[0])
     truth = sample.truth_boxes().resize(size)
     said = torch.tensor(prediction.boxes_px, dtype=torch.float64)

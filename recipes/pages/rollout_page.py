@@ -37,7 +37,7 @@ TRUE, GIVEN = "#{:02x}{:02x}{:02x}".format(*TRUE_COLOUR), "#ffffff"
 COLOURS = ("#ff9628", "#4ea1ff", "#ff5d8f", "#c48bff", "#ffd84d", "#2fd6d0", "#ff6b4a", "#a9d84a")
 
 
-def template(name: str) -> Any:
+def page_template(name: str) -> Any:
     """Return a page's template, which escapes whatever is put into it.
 
     Raises:
@@ -78,7 +78,7 @@ def write_page(
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest = max((len(group.texts) for group in groups), default=0)
-    html = template("rollout_page.html.j2").render(
+    html = page_template("rollout_page.html.j2").render(
         step=step,
         total=len(groups),
         names=list(short_names(list(groups[0].components)).values()) if groups else [],
@@ -88,7 +88,7 @@ def write_page(
     )
     path = folder / f"step-{step:06d}.html"
     write_text(path, html)
-    write_index(folder, template("rollout_index.html.j2"))
+    write_index(folder, page_template("rollout_index.html.j2"))
     return path
 
 

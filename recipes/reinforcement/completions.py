@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.data.packing import pack, prefix_trees
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 
 from ..settings.run_config import Grpo, Rollout
 from ..training.distributed.world import World
@@ -25,13 +25,13 @@ class Completion:
     """A document to learn from: prompt plus one completion, only the completion labelled.
 
     Attributes:
-        item: the document.
+        document: the document.
         advantage: of every one of its tokens.
         token_weight: of every one of its tokens in the step's loss; the denominators are in it.
         sampled_logps: what the sampler thought of each token.
     """
 
-    item: Item
+    document: Document
     advantage: float
     token_weight: float
     sampled_logps: Sequence[float]
@@ -59,7 +59,7 @@ class PolicyBatch:
         return PolicyBatch(self.batch.to(device), *tensors)
 
 
-def join(prompt: Item, tokens: Sequence[int]) -> Item:
+def join(prompt: Document, tokens: Sequence[int]) -> Document:
     """Return prompt and completion as one document; only the completion is labelled."""
     count = len(tokens)
     completion = np.asarray(tokens, dtype=prompt.input_ids.dtype)
@@ -97,8 +97,8 @@ def to_completions(groups: Sequence[Group], rollout: Rollout, grpo: Grpo, world:
             case "dr_grpo":  # a divisor that no length can change
                 weight = 1.0 / (num_completions * rollout.max_new_tokens)
         generation = group.generations[index]
-        item = join(group.prompt, sampled_tokens(generation))
-        completions.append(Completion(item, float(group.advantages[index]), weight, generation.logps))
+        document = join(group.prompt, sampled_tokens(generation))
+        completions.append(Completion(document, float(group.advantages[index]), weight, generation.logps))
     return completions
 
 
@@ -120,7 +120,7 @@ def pack_completions(completions: Sequence[Completion], *, share_prefixes: bool 
         return torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
 
     return PolicyBatch(
-        batch=pack([c.item for c in completions], share_prefixes),
+        batch=pack([c.document for c in completions], share_prefixes),
         advantages=per_token([c.advantage for c in completions]),
         token_weights=per_token([c.token_weight for c in completions]) * sampled_logps.isfinite(),
         sampled_logps=sampled_logps,
@@ -162,7 +162,7 @@ def _chunks(completions: Sequence[Completion], size: int) -> list[list[Completio
     """Cut completions into chunks of at most `size`, in order; only a prompt with more of them is cut itself."""
     chunks: list[list[Completion]] = []
     start = 0
-    for tree in prefix_trees([completion.item for completion in completions]):
+    for tree in prefix_trees([completion.document for completion in completions]):
         stop = start + len(tree.items)
         for first in range(start, stop, size):
             piece = completions[first : min(first + size, stop)]

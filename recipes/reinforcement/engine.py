@@ -14,7 +14,7 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.generation.decoding import Generation
 from medmo_core.models.medmo import MedMO
 
@@ -32,7 +32,7 @@ class Request:
     """
 
     name: str
-    prompt: Item
+    prompt: Document
 
 
 class RolloutEngine(Protocol):
@@ -51,9 +51,9 @@ class InPlaceEngine:
     """The policy itself as its own sampler: no second copy of the weights, so none that could be stale.
 
     Only a reference to the model is kept. Keys, values and image features live for one call; features that a prompt
-    brings along (`Item.features`) are used as they are, and are the caller's to keep fresh. Every process of a sharded
-    model calls `sample` once a step, also one without prompts: the weights are gathered together, and then each
-    process decodes as long as it needs.
+    brings along (`Document.features`) are used as they are, and are the caller's to keep fresh. Every process of a
+    sharded model calls `sample` once a step, also one without prompts: the weights are gathered together, and then
+    each process decodes as long as it needs.
 
     Args:
         model: on its device; sharded or not.

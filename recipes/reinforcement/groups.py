@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medmo_core.data.processor import Item, Processor
+from medmo_core.data.processor import Document, Processor
 from medmo_core.data.records.sample import Sample
 from medmo_core.generation.decoding import Generation
 
 from ..settings.run_config import Grpo, Rollout
-from ..training.loading.documents import Documents
-from ..training.loading.skipped import Fault
+from ..training.loading.documents import DocumentMaker
+from ..training.loading.skipped import SkippedSample
 from .advantages import combine, group_advantages, overlong_penalties
 from .engine import Request, RolloutEngine
 from .reward_calls.reward_set import RewardSet
@@ -39,7 +39,7 @@ class Answers:
     """
 
     name: str
-    prompt: Item
+    prompt: Document
     generations: Sequence[Generation]
 
 
@@ -58,7 +58,7 @@ class Group:
     """
 
     name: str
-    prompt: Item
+    prompt: Document
     generations: Sequence[Generation]
     texts: Sequence[str]
     components: Mapping[str, Sequence[float | None]]
@@ -73,19 +73,21 @@ class Group:
 
 def draw_prompts(
     draw: Callable[[int], Sample], processor: Processor, numbers: Sequence[int]
-) -> tuple[dict[int, Item], list[Fault]]:
+) -> tuple[dict[int, Document], list[SkippedSample]]:
     """Encode the prompts of the given draws.
 
     Returns:
         Number -> prompt, and the draws that cannot be used, with the reason.
     """
-    documents = Documents(draw, processor, for_generation=True)
-    outcomes = {number: documents.items(number) for number in numbers}
-    prompts = {number: outcome[0] for number, outcome in outcomes.items() if not isinstance(outcome, Fault)}
-    return prompts, [outcome for outcome in outcomes.values() if isinstance(outcome, Fault)]
+    documents = DocumentMaker(draw, processor, for_generation=True)
+    outcomes = {number: documents.documents_of(number) for number in numbers}
+    prompts = {number: outcome[0] for number, outcome in outcomes.items() if not isinstance(outcome, SkippedSample)}
+    return prompts, [outcome for outcome in outcomes.values() if isinstance(outcome, SkippedSample)]
 
 
-def sample_answers(engine: RolloutEngine, prompts: Mapping[int, Item], rollout: Rollout, *, seed: int) -> list[Answers]:
+def sample_answers(
+    engine: RolloutEngine, prompts: Mapping[int, Document], rollout: Rollout, *, seed: int
+) -> list[Answers]:
     """Sample each prompt's completions.
 
     Args:
@@ -106,7 +108,7 @@ def sample_answers(engine: RolloutEngine, prompts: Mapping[int, Item], rollout: 
     return answers
 
 
-def score_answers(
+def reward_answers(
     answers: Sequence[Answers],
     rewards: RewardSet,
     weights: Mapping[str, float],

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models.medmo import MedMO
 
 from ..training.distributed.sharding import trains
@@ -21,7 +21,7 @@ def keeps_features(model: MedMO) -> bool:
 
 
 @torch.no_grad()
-def encode_images(model: MedMO, prompts: Mapping[int, Item], *, per_pass: int) -> dict[int, Item]:
+def encode_images(model: MedMO, prompts: Mapping[int, Document], *, per_pass: int) -> dict[int, Document]:
     """Return the prompts with the features of their images, which every document made of them carries on.
 
     Args:

@@ -11,7 +11,7 @@ from medmo_core.datasets.embedded.tasks import eval_samples
 from ..settings.run_config import Grpo, Rewards, Rollout
 from ..training.model.kit import Kit
 from .engine import InPlaceEngine
-from .groups import sample_answers, score_answers
+from .groups import reward_answers, sample_answers
 from .reward_calls.reward_set import RewardSet
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)
@@ -44,6 +44,6 @@ def sampled_box_reward(
     for temperature in temperatures:
         rollout = Rollout(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
         answers = sample_answers(engine, prompts, rollout, seed=seed)
-        groups = score_answers(answers, box, rewards.weights, kit.processor, rollout, Grpo(), step=0, max_steps=1)
+        groups = reward_answers(answers, box, rewards.weights, kit.processor, rollout, Grpo(), step=0, max_steps=1)
         means[temperature] = sum(float(group.rewards.mean()) for group in groups) / len(groups)
     return means

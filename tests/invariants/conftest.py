@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch, mrope_position_ids
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.settings.run_config import Optim, RunConfig
@@ -39,7 +39,7 @@ class Toy:
         torch.manual_seed(0)
         return MedMO.from_config(CONFIG, tie_word_embeddings=tied, initializer_range=0.15, dtype=torch.float64)
 
-    def prompt(self, name: str, grids: Sequence[tuple[int, int]] = (), *, text: int = 5, seed: int = 0) -> Item:
+    def prompt(self, name: str, grids: Sequence[tuple[int, int]] = (), *, text: int = 5, seed: int = 0) -> Document:
         """Return a document without labels: `text` tokens, then each image of (rows, columns) patches and 2 tokens."""
         rng = np.random.default_rng([seed, len(grids), text])
         ids = rng.integers(0, TEXT, text).tolist()
@@ -52,7 +52,7 @@ class Toy:
             video_token_id=47,
         )  # fmt: skip
         num_patches = sum(rows * columns for rows, columns in grids)
-        return Item(
+        return Document(
             input_ids=np.array(ids),
             labels=np.full(len(ids), IGNORE_INDEX),
             position_ids=positions.numpy(),
@@ -62,7 +62,7 @@ class Toy:
             visual_end=max((i + 1 for i, token in enumerate(ids) if token == CONFIG.image_token_id), default=0),
         )
 
-    def extend(self, prompt: Item, question: int, answer: int, *, seed: int = 0) -> Item:
+    def extend(self, prompt: Document, question: int, answer: int, *, seed: int = 0) -> Document:
         """Return a prompt followed by random tokens: a question, not learned, and an answer, learned."""
         count = question + answer
         new = np.random.default_rng([seed, question, answer]).integers(0, TEXT, count)
@@ -87,7 +87,7 @@ class Toy:
         assert found.keys() == {name for name, _ in model.named_parameters()}
         return torch.stack(losses).sum(), found
 
-    def assert_equals_separate_rows(self, model: MedMO, items: Sequence[Item], batches: Sequence[Batch]) -> None:
+    def assert_equals_separate_rows(self, model: MedMO, items: Sequence[Document], batches: Sequence[Batch]) -> None:
         """Check loss and every gradient of some packing against the items one by one."""
         expected, expected_gradients = self.gradients(model, [pack([item]) for item in items])
         loss, gradients = self.gradients(model, batches)

@@ -14,7 +14,7 @@ from ..images.sizes import stored_size
 from ..records.faults import Fault, RecordError
 from ..records.read import box_faults, read_sample
 from ..records.sample import ImageRef, Sample
-from .record_source import Found, Place, Span, checked, repeated
+from .record_source import FoundRecord, Place, Span, checked, repeated
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class JsonlFiles:
         """The file."""
         return (self.path,)
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[FoundRecord]:
         """Read all lines that are not blank."""
         for place, sample, faults in _records(self.path):
             rooted = None if sample is None else replace(sample, root=self.root)
-            yield Found(place, rooted, faults, file=str(self.path))
+            yield FoundRecord(place, rooted, faults, file=str(self.path))
 
     def read(self, place: Place, spans: Sequence[Span]) -> Sample:
         """Read one line again.

@@ -17,7 +17,7 @@ from ..images.load import ImageError
 from ..records.faults import Fault, RecordError
 from ..records.read import read_sample
 from ..records.sample import Sample
-from .record_source import Found, Place, Span
+from .record_source import FoundRecord, Place, Span
 
 JSON_COLUMNS = ("messages", "images", "boxes", "facts", "provenance")  # may be written as JSON text: their parts differ
 IMAGE_COLUMNS = ("image", "images")
@@ -71,19 +71,19 @@ class ParquetFiles:
     def __reduce__(self) -> tuple[Any, ...]:
         return ParquetFiles, (self.paths, self.root)
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[FoundRecord]:
         """Read the records of all row groups; bytes of images only where their size is not stated."""
         for number, path in enumerate(self.paths):
             if len(self._leaves(number, stored=True)) and not self._described_images(number):
                 fault = Fault("images", "hold bytes and nothing else", "a field path beside bytes; it may be null")
-                yield Found(Place(number, 0, 0, 0), None, [fault], file=str(path))
+                yield FoundRecord(Place(number, 0, 0, 0), None, [fault], file=str(path))
             row = 0
             for group in range(self._table(number).num_row_groups):
                 for index, values in enumerate(self._rows(number, group)):
                     row += 1
                     place = Place(number, group, index, row)
                     sample, faults = self._sample(values, place)
-                    yield Found(place, sample, faults, file=str(path))
+                    yield FoundRecord(place, sample, faults, file=str(path))
 
     def read(self, place: Place, spans: Sequence[Span]) -> Sample:
         """Read one record again.

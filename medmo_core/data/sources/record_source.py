@@ -52,7 +52,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRecord:
     """A record as the first reading finds it.
 
     Attributes:
@@ -83,7 +83,7 @@ class RecordFiles(Protocol):
         """Data root of images that are files of their own."""
         ...
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[FoundRecord]:
         """Read all records in order."""
         ...
 
@@ -96,7 +96,7 @@ class RecordFiles(Protocol):
         ...
 
 
-def checked(records: Iterable[Found]) -> Iterator[tuple[Found, Sample]]:
+def checked(records: Iterable[FoundRecord]) -> Iterator[tuple[FoundRecord, Sample]]:
     """Yield records with the sizes of all images and stop at the first that cannot be used.
 
     Raises:

@@ -19,7 +19,7 @@ from ..records.faults import Fault, RecordError
 from ..records.read import read_sample
 from ..records.sample import Sample
 from .jsonl import parse_json
-from .record_source import Found, Place, Span
+from .record_source import FoundRecord, Place, Span
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -95,7 +95,7 @@ class TarFiles:
         """None: pictures stand in the shards."""
         return None
 
-    def scan(self) -> Iterator[Found]:
+    def scan(self) -> Iterator[FoundRecord]:
         """Read the headers and records of all shards."""
         for number, path in enumerate(self.paths):
             members, unusable = _members(path)
@@ -103,14 +103,14 @@ class TarFiles:
             faults = [] if records else [Fault("", "holds no record", "a member KEY.json per sample")]
             faults += [Fault(name, f"is {what}", "a regular file", "write the shard anew") for name, what in unusable]
             if faults:
-                yield Found(Place(number, 0, 0, 0), None, faults, file=str(path))
+                yield FoundRecord(Place(number, 0, 0, 0), None, faults, file=str(path))
             with path.open("rb") as file:
                 for count, name in enumerate(records, start=1):
                     start, length = members[name]
                     file.seek(start)
                     yield self._found(Place(number, start, length, count), file.read(length), name, members)
 
-    def _found(self, place: Place, raw: bytes, name: str, members: dict[str, Span]) -> Found:
+    def _found(self, place: Place, raw: bytes, name: str, members: dict[str, Span]) -> FoundRecord:
         folder, key = posixpath.split(name.removesuffix(".json"))
         own = [key + suffix for suffix in PICTURE_SUFFIXES if posixpath.join(folder, key + suffix) in members]
         sample, faults = self._parse(raw, place, own)
@@ -123,7 +123,7 @@ class TarFiles:
             spans.append(span or (0, 0))
         if sample is not None:
             sample = self._rooted(sample, place, spans)
-        return Found(place, sample, faults, spans, file=f"{self.paths[place.file]}/{name}")
+        return FoundRecord(place, sample, faults, spans, file=f"{self.paths[place.file]}/{name}")
 
     def read(self, place: Place, spans: Sequence[Span]) -> Sample:
         """Read one record again.

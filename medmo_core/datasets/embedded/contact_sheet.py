@@ -6,16 +6,16 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .facts import SAMPLE_ROOT, FactsRecord, Structure, load_facts
+from .facts import EMBEDDED_ROOT, ImageFacts, Structure, load_facts
 
 TILE_PX, CAPTION_PX, COLUMNS, MARGIN_PX = 320, 34, 4, 6
 COLOURS = ("#ff4d4d", "#4dd2ff", "#ffe14d", "#7dff4d", "#ff8cf0", "#ffa64d", "#9d8cff", "#4dffc3")
 MAX_BOXES = 9  # named boxes per picture; nuclei are drawn without names
 
 
-def pick(records: tuple[FactsRecord, ...], per_group: int = 3) -> list[FactsRecord]:
+def pick(records: tuple[ImageFacts, ...], per_group: int = 3) -> list[ImageFacts]:
     """Return images of every volume: those that show most, spread over its slices."""
-    chosen: list[FactsRecord] = []
+    chosen: list[ImageFacts] = []
     for group in dict.fromkeys(r.group for r in records):
         members = [r for r in records if r.group == group and r.structures]
         number = min(per_group, len(members))
@@ -25,7 +25,7 @@ def pick(records: tuple[FactsRecord, ...], per_group: int = 3) -> list[FactsReco
     return chosen
 
 
-def contact_sheet(path: str | Path, *, records: list[FactsRecord] | None = None, columns: int = COLUMNS) -> Path:
+def contact_sheet(path: str | Path, *, records: list[ImageFacts] | None = None, columns: int = COLUMNS) -> Path:
     """Draw a sheet of the embedded images with boxes and names, and return where it is.
 
     Args:
@@ -52,9 +52,9 @@ def contact_sheet(path: str | Path, *, records: list[FactsRecord] | None = None,
     return target
 
 
-def tile(record: FactsRecord, side: int = TILE_PX) -> Image.Image:
+def tile(record: ImageFacts, side: int = TILE_PX) -> Image.Image:
     """Return one picture of `side` px with its boxes drawn."""
-    with Image.open(SAMPLE_ROOT / record.path) as stored:
+    with Image.open(EMBEDDED_ROOT / record.path) as stored:
         picture = stored.convert("RGB")
     scale = side / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)

@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 
 from ...data.records.sample import BoxAnnotation, Message, Sample
-from .facts import SAMPLE_ROOT, FactsRecord, View
+from .facts import EMBEDDED_ROOT, ImageFacts, View
 from .questions import ask
-from .tasks import Draft, SampleTasks, bind, box_annotations, draft_of, forms_of, from_question
+from .tasks import Draft, EmbeddedTasks, bind, box_annotations, draft_of, forms_of, from_question
 
 NUM_TURNS = 4
 TURN_WEIGHTS = {"grounding": 0.7, "vqa": 0.2, "caption": 0.03, "report": 0.04, "retrieval": 0.03}
@@ -29,9 +29,9 @@ class Dialogues:
 
     def __init__(self, split: str = "train", crops: bool = True) -> None:
         self.name = "sample:dialogue"
-        self.root: Path = SAMPLE_ROOT
+        self.root: Path = EMBEDDED_ROOT
         self.split, self.crops = split, crops
-        self._tasks = {task: SampleTasks(task, split, crops) for task in TURN_WEIGHTS}
+        self._tasks = {task: EmbeddedTasks(task, split, crops) for task in TURN_WEIGHTS}
 
     def __len__(self) -> int:
         return len(self._tasks["caption"])
@@ -54,7 +54,7 @@ def draw_task(rng: Random) -> str:
     return rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()))[0]
 
 
-def draft_in_view(task: str, record: FactsRecord, view: View, rng: Random) -> Draft | None:
+def draft_in_view(task: str, record: ImageFacts, view: View, rng: Random) -> Draft | None:
     """Write a turn of a task about a view that is given; None where the view does not allow it."""
     if task == "vqa":
         return from_question(ask(record, lambda _: view, rng, crops=False))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SAMPLE_ROOT = Path(__file__).parent / "files"
+EMBEDDED_ROOT = Path(__file__).parent / "files"
 MIN_AREA_PX = 16
 MIN_SHARE = 0.3  # of a structure's area that a window must show for it to count as visible
 MIN_SIDE_RATIO = 0.03  # of the window's side; a thinner box cannot be told from its neighbours
@@ -56,7 +56,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class FactsRecord:
+class ImageFacts:
     """The facts table of one image.
 
     Attributes:
@@ -87,7 +87,7 @@ class FactsRecord:
     structures: tuple[Structure, ...]
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> FactsRecord:
+    def from_json(cls, values: dict[str, Any]) -> ImageFacts:
         """Read one line of facts.jsonl."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         rows: list[dict[str, Any]] = values["structures"]
@@ -96,27 +96,27 @@ class FactsRecord:
 
 
 @cache
-def load_facts() -> tuple[FactsRecord, ...]:
+def load_facts() -> tuple[ImageFacts, ...]:
     """Return every facts table of the embedded set, sorted by id.
 
     Raises:
         FileNotFoundError: the installation lacks the set.
     """
-    path = SAMPLE_ROOT / "facts.jsonl"
+    path = EMBEDDED_ROOT / "facts.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: reinstall medmo, or rebuild the set with tools.embedded_set.build")
     with path.open(encoding="utf-8") as lines:
-        return tuple(FactsRecord.from_json(json.loads(line)) for line in lines)
+        return tuple(ImageFacts.from_json(json.loads(line)) for line in lines)
 
 
-def mask_of(record: FactsRecord) -> NDArray[np.uint8] | None:
+def mask_of(record: ImageFacts) -> NDArray[np.uint8] | None:
     """Return the mask (H, W) whose values are the structures' `mask_value`; None where only boxes are known."""
     return None if record.mask is None else _read_mask(record.mask)
 
 
 @cache
 def _read_mask(path: str) -> NDArray[np.uint8]:
-    with Image.open(SAMPLE_ROOT / path) as image:
+    with Image.open(EMBEDDED_ROOT / path) as image:
         return np.asarray(image, dtype=np.uint8)
 
 
@@ -150,7 +150,7 @@ class View:
         partial: names of structures it shows too little of to be called visible or absent.
     """
 
-    record: FactsRecord
+    record: ImageFacts
     window: Window
     seen: tuple[Seen, ...]
     partial: frozenset[str]
@@ -186,7 +186,7 @@ class View:
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
 
 
-def look(record: FactsRecord, window: Window | None = None, only: str | None = None) -> View:
+def look(record: ImageFacts, window: Window | None = None, only: str | None = None) -> View:
     """Return what a window of an image shows; boxes are drawn anew round the visible part of the masks.
 
     Args:

@@ -14,8 +14,8 @@ from random import Random
 from typing import NamedTuple
 
 from ...data.records.sample import Answer, BoxAnnotation, Message, Sample
-from .facts import SAMPLE_ROOT, FactsRecord, Seen, View, load_facts, look
-from .tasks import MAX_ATTEMPTS, SampleTasks, box_annotations, draw_view, image_of, single_targets, where_of
+from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, load_facts, look
+from .tasks import MAX_ATTEMPTS, EmbeddedTasks, box_annotations, draw_view, image_of, single_targets, where_of
 from .texts import listed
 
 FORM_WEIGHTS = {"track": 0.55, "gone": 0.05, "new": 0.2, "either": 0.2}
@@ -127,9 +127,9 @@ class Pairs:
 
     def __init__(self, split: str = "train", crops: bool = True) -> None:
         self.name = "sample:pair"
-        self.root: Path = SAMPLE_ROOT
+        self.root: Path = EMBEDDED_ROOT
         self.split, self.crops = split, crops
-        grounding = SampleTasks("grounding", split)
+        grounding = EmbeddedTasks("grounding", split)
         records = [grounding.record(index) for index in range(len(grounding))]
         self._slots = tuple(record for record in records if single_targets(look(record)))
 
@@ -154,7 +154,7 @@ class Pairs:
         assert draft is not None, f"{record.id} allows no question about a pair, though it was listed"
         return bind_pair("track", draft, pair)
 
-    def _draw_pair(self, record: FactsRecord, rng: Random) -> Pair:
+    def _draw_pair(self, record: ImageFacts, rng: Random) -> Pair:
         near = neighbours(record)
         second = near[rng.randrange(len(near))]
         first_view, second_view = (draw_view(r, rng) if self.crops else look(r) for r in (record, second))
@@ -162,7 +162,7 @@ class Pairs:
 
 
 @cache
-def neighbours(record: FactsRecord) -> tuple[FactsRecord, ...]:
+def neighbours(record: ImageFacts) -> tuple[ImageFacts, ...]:
     """Return the image itself and those of its volume at most `MAX_STEPS` away."""
     volume = [r for r in load_facts() if r.group == record.group]
     place = volume.index(record)
@@ -203,7 +203,7 @@ def bind_pair(form: str, draft: PairDraft, pair: Pair) -> Sample:
             "about": list(draft.about),
             "views": "two windows of one volume, no time between them",
         },
-        root=SAMPLE_ROOT,
+        root=EMBEDDED_ROOT,
     )
 
 

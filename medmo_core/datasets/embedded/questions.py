@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ...data.records.sample import Answer
-from .facts import FactsRecord, View, look, names_in_group
+from .facts import ImageFacts, View, look, names_in_group
 from .texts import is_lesion
 
 MARGIN_RATIO = 0.1  # a centre nearer to the midline belongs to no half
@@ -107,7 +107,7 @@ PAIRED: dict[str, Paired] = {
 }
 
 
-def ask_paired(template: str, record: FactsRecord, draw_view: DrawView, rng: Random, *, crops: bool) -> Question | None:
+def ask_paired(template: str, record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question | None:
     """Ask one of `PAIRED` of an image; None where no structure has both answers."""
     pair = PAIRED[template]
     names = list(pair.names(look(record), not crops))
@@ -200,7 +200,7 @@ TEMPLATE_WEIGHTS = {
 """Template -> how often it is tried first."""
 
 
-def ask(record: FactsRecord, draw_view: DrawView, rng: Random, *, crops: bool) -> Question:
+def ask(record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question:
     """Ask something of an image.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 from ...data.images.crop import random_square_window
 from ...data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
 from . import texts as facts_text
-from .facts import SAMPLE_ROOT, FactsRecord, Seen, View, Window, load_facts, look
+from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
 
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
@@ -60,7 +60,7 @@ def template_of(sample: Sample) -> str:
     return str(sample.provenance["template"])
 
 
-def records_of(split: str) -> tuple[FactsRecord, ...]:
+def records_of(split: str) -> tuple[ImageFacts, ...]:
     """Return the facts tables of a split.
 
     Raises:
@@ -72,12 +72,12 @@ def records_of(split: str) -> tuple[FactsRecord, ...]:
 
 
 @cache
-def _slots(task: str, split: str) -> tuple[FactsRecord, ...]:
+def _slots(task: str, split: str) -> tuple[ImageFacts, ...]:
     """Return the images a task can use, each repeated so that drawing uniformly obeys the weights of the sources."""
     usable = [r for r in records_of(split) if _can(task, r)]
     present = sorted({r.source for r in usable})  # in another order the sum's last bit could move a rounded share
     total = sum(SOURCE_WEIGHTS[source] for source in present)
-    slots: list[FactsRecord] = []
+    slots: list[ImageFacts] = []
     for source in present:
         members = [r for r in usable if r.source == source]
         share = SOURCE_WEIGHTS[source] / total * NUM_SLOTS / len(members)
@@ -85,7 +85,7 @@ def _slots(task: str, split: str) -> tuple[FactsRecord, ...]:
     return tuple(slots)
 
 
-def _can(task: str, record: FactsRecord) -> bool:
+def _can(task: str, record: ImageFacts) -> bool:
     """Return whether the whole image allows a task."""
     view = look(record)
     if task == "grounding":
@@ -97,7 +97,7 @@ def _can(task: str, record: FactsRecord) -> bool:
     return True
 
 
-class SampleTasks:
+class EmbeddedTasks:
     """One task of one split of the embedded set, as a source for a mixture.
 
     Args:
@@ -114,13 +114,13 @@ class SampleTasks:
             raise ValueError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
         self.task, self.split, self.crops = task, split, crops
         self.name = f"sample:{task}"
-        self.root: Path = SAMPLE_ROOT
+        self.root: Path = EMBEDDED_ROOT
         self._slots = _slots(task, split)
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def record(self, index: int) -> FactsRecord:
+    def record(self, index: int) -> ImageFacts:
         """Return the image of slot `index`."""
         return self._slots[index]
 
@@ -128,11 +128,11 @@ class SampleTasks:
         """Return a sample of image slot `index`; everything else is drawn from `rng`."""
         return self.draw(self._slots[index], rng)
 
-    def draw(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> Sample:
+    def draw(self, record: ImageFacts, rng: Random, *, plain_boxes: bool = False) -> Sample:
         """Return a sample of one image; arguments as `draft`."""
         return bind(self.task, *self.draft(record, rng, plain_boxes=plain_boxes))
 
-    def draft(self, record: FactsRecord, rng: Random, *, plain_boxes: bool = False) -> tuple[Draft, View]:
+    def draft(self, record: ImageFacts, rng: Random, *, plain_boxes: bool = False) -> tuple[Draft, View]:
         """Return what a sample of one image says, and the view it says it of.
 
         Args:
@@ -151,11 +151,11 @@ class SampleTasks:
                     return draft, view
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
 
-    def _draw_view(self, record: FactsRecord, rng: Random, only: str | None = None) -> View:
+    def _draw_view(self, record: ImageFacts, rng: Random, only: str | None = None) -> View:
         return draw_view(record, rng, only) if self.crops else look(record, only=only)
 
 
-def draw_view(record: FactsRecord, rng: Random, only: str | None = None) -> View:
+def draw_view(record: ImageFacts, rng: Random, only: str | None = None) -> View:
     """Return what a random square window of an image shows; `only` as for `look`."""
     return look(record, random_square_window((record.width, record.height), rng, *CROP_RATIOS, CROP_OVERHANG), only)
 
@@ -273,7 +273,7 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
         group=record.group,
         licence=record.licence,
         provenance=provenance,
-        root=SAMPLE_ROOT,
+        root=EMBEDDED_ROOT,
     )
 
 
@@ -297,7 +297,7 @@ def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sam
         n: samples wanted; as for `eval_samples` there may be fewer.
         seed: of crops and questions.
     """
-    source = SampleTasks("grounding", split)
+    source = EmbeddedTasks("grounding", split)
     usable = [r for r in source._slots if r.source != "nuclei"]
     samples: dict[str, Sample] = {}
     for i in range(n):
@@ -326,7 +326,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
     """
     if crops not in ("fixed", "none"):
         raise ValueError(f"crops={crops!r}: use 'fixed' or 'none'")
-    source = SampleTasks(task, split, crops=crops == "fixed")
+    source = EmbeddedTasks(task, split, crops=crops == "fixed")
     usable = [r for r in source._slots if task != "grounding" or single_targets(look(r))]
     samples: dict[str, Sample] = {}
     for i in range(n):

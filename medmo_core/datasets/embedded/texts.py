@@ -6,7 +6,7 @@ The report's negations follow `medmo_core.metrics.facts`: one clause says what i
 from __future__ import annotations
 
 from ...data.records.sample import Fact
-from .facts import FactsRecord, Seen, View
+from .facts import ImageFacts, Seen, View
 
 REPORT_ORGANS = (
     "liver",
@@ -42,7 +42,7 @@ def plural(name: str) -> str:
     return "nuclei" if name == "nucleus" else f"{name}s"
 
 
-def imaging(record: FactsRecord) -> str:
+def imaging(record: ImageFacts) -> str:
     """Return how and where an image was taken: `axial unenhanced CT of the abdomen`."""
     contrast = {"given": "contrast-enhanced", "none": "unenhanced"}.get(record.contrast or "")
     words = " ".join(word for word in (record.plane, contrast, record.modality) if word)

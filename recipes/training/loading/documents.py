@@ -7,10 +7,10 @@ import numpy as np
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.data.packing import pack, prefix_trees
-from medmo_core.data.processor import Item, Processor, TooLong
+from medmo_core.data.processor import Document, Processor, TooLong
 from medmo_core.data.records.sample import Sample
 
-from .skipped import TOO_LONG, UNREADABLE, BadData, Fault
+from .skipped import TOO_LONG, UNREADABLE, BadData, SkippedSample
 
 SEARCH_FILLER = 256  # draws looked through for a document to fill a pass with
 
@@ -20,7 +20,7 @@ class SampleError(RuntimeError):
 
 
 @dataclass
-class Documents:
+class DocumentMaker:
     """Turn draws into documents; can be sent to other processes.
 
     Args:
@@ -41,9 +41,9 @@ class Documents:
     for_generation: bool = False
     budget: int | None = None
     equal: bool = False
-    _filler: Item | None = field(default=None, repr=False)
+    _filler: Document | None = field(default=None, repr=False)
 
-    def items(self, number: int, *, pixels: bool = True) -> list[Item] | Fault:
+    def documents_of(self, number: int, *, pixels: bool = True) -> list[Document] | SkippedSample:
         """Return the documents of a draw ready to pack, or why it cannot be used.
 
         Args:
@@ -63,51 +63,51 @@ class Documents:
             return [self.processor.encode(sample, for_generation=self.for_generation, pixels=pixels)]
         except (ValueError, OSError) as error:
             kind = TOO_LONG if isinstance(error, TooLong) else UNREADABLE
-            return Fault(number, sample_id, str(error), kind, files)
+            return SkippedSample(number, sample_id, str(error), kind, files)
         except ImportError as error:
             raise BadData(f"sample {sample_id} (draw {number}): {error}") from error
         except Exception as error:
             raise SampleError(f"sample {sample_id} (draw {number}): {type(error).__name__}: {error}") from error
 
-    def length(self, number: int) -> int | Fault:
+    def length(self, number: int) -> int | SkippedSample:
         """Return the tokens that a draw takes in a batch, without decoding its images, or why it cannot be used."""
-        items = self.items(number, pixels=False)
-        if isinstance(items, Fault):
-            return items
+        documents = self.documents_of(number, pixels=False)
+        if isinstance(documents, SkippedSample):
+            return documents
         if self.share_prefixes:
-            length = sum(tree.num_tokens for tree in prefix_trees(items))
+            length = sum(tree.num_tokens for tree in prefix_trees(documents))
         else:
-            length = sum(len(item.input_ids) for item in items)
+            length = sum(len(document.input_ids) for document in documents)
         if self.budget is None or length <= self.budget:
             return length
-        sample = items[0].sample
+        sample = documents[0].sample
         reason = f"{length} tokens, and a batch holds train.tokens_per_batch={self.budget}"
-        return Fault(number, sample.id, reason, TOO_LONG, tuple(image.path for image in sample.images))
+        return SkippedSample(number, sample.id, reason, TOO_LONG, tuple(image.path for image in sample.images))
 
-    def lengths(self, numbers: Sequence[int]) -> list[int | Fault]:
+    def lengths(self, numbers: Sequence[int]) -> list[int | SkippedSample]:
         """Return `length` of several draws."""
         return [self.length(number) for number in numbers]
 
-    def batch(self, numbers: Sequence[int]) -> tuple[Batch | None, list[Fault]]:
+    def batch(self, numbers: Sequence[int]) -> tuple[Batch | None, list[SkippedSample]]:
         """Return the batch of some draws (None where nothing is left), and the draws left out of it."""
-        outcomes = [self.items(number) for number in numbers]
-        faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
-        items = [item for outcome in outcomes if not isinstance(outcome, Fault) for item in outcome]
-        if self.equal and not items:
-            items.append(self.filler())
-        return (pack(items, self.share_prefixes) if items else None), faults
+        outcomes = [self.documents_of(number) for number in numbers]
+        faults = [outcome for outcome in outcomes if isinstance(outcome, SkippedSample)]
+        documents = [document for outcome in outcomes if not isinstance(outcome, SkippedSample) for document in outcome]
+        if self.equal and not documents:
+            documents.append(self.filler())
+        return (pack(documents, self.share_prefixes) if documents else None), faults
 
-    def filler(self) -> Item:
+    def filler(self) -> Document:
         """Return a document that teaches nothing but passes through every block of the decoder.
 
         Raises:
             BadData: none of the first draws can serve.
         """
         if self._filler is None:
-            found = (self.items(number) for number in range(SEARCH_FILLER))
-            item = next((outcome[0] for outcome in found if not isinstance(outcome, Fault)), None)
-            if item is None:
-                raise BadData(f"none of the first {SEARCH_FILLER} samples can be used: {self.items(0)}")
-            assert item.labels is not None
-            self._filler = replace(item, labels=np.full_like(item.labels, IGNORE_INDEX))
+            found = (self.documents_of(number) for number in range(SEARCH_FILLER))
+            document = next((outcome[0] for outcome in found if not isinstance(outcome, SkippedSample)), None)
+            if document is None:
+                raise BadData(f"none of the first {SEARCH_FILLER} samples can be used: {self.documents_of(0)}")
+            assert document.labels is not None
+            self._filler = replace(document, labels=np.full_like(document.labels, IGNORE_INDEX))
         return self._filler

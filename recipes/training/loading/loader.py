@@ -17,13 +17,13 @@ from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 
 from ..distributed.world import World
-from .documents import Documents
+from .documents import DocumentMaker
 from .plan import DocumentPlan, Plan, Step, TokenBudget, TokenPlan
-from .skipped import Fault, SkippedSamples
+from .skipped import SkippedSample, SkippedSamples
 from .workers import Workers
 
 STEPS_AHEAD = 2  # that workers are given, or as many as it takes to keep each of them busy
-Made = tuple[Batch | None, list[Fault]]
+Made = tuple[Batch | None, list[SkippedSample]]
 T = TypeVar("T")
 
 
@@ -70,7 +70,7 @@ class Loader:
         share_prefixes: bool = False,
     ) -> None:
         self.world, self.skipped, self.by_tokens, self.num_workers = world, skipped, by_tokens, num_workers
-        self._documents = Documents(
+        self._documents = DocumentMaker(
             draw,
             processor,
             independent_turns=independent_turns,
@@ -87,7 +87,7 @@ class Loader:
         # Plans and sources serve this one thread. On CUDA it pins memory, which needs the process's own device.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader", initializer=self._choose_device)
         self._started: deque[tuple[int, Future[_Started]]] = deque()
-        self._finishing: tuple[int, Future[tuple[Step, list[Batch], list[Fault]]]] | None = None
+        self._finishing: tuple[int, Future[tuple[Step, list[Batch], list[SkippedSample]]]] | None = None
         self._handed_out = self._plan.state()
 
     def step(self, step: int, *, look_ahead: bool = True) -> list[Batch]:
@@ -116,7 +116,7 @@ class Loader:
             while len(self._started) < self._steps_ahead(len(taken.packs)):
                 self._start(step + 1 + len(self._started))
             self._finish()
-        self.skipped.record(taken.drawn, faults)
+        self.skipped.add(taken.drawn, faults)
         self._handed_out = taken.state
         return batches
 
@@ -183,7 +183,7 @@ class Loader:
             return _Started(taken, [self._documents.batch(pack) for pack in taken.packs])
         return _Started(taken, [self._workers.batch(pack) for pack in taken.packs])
 
-    def _gather(self, started: Future[_Started]) -> tuple[Step, list[Batch], list[Fault]]:
+    def _gather(self, started: Future[_Started]) -> tuple[Step, list[Batch], list[SkippedSample]]:
         """Return what `step` hands out, pinned where that helps (in the thread)."""
         taken, waiting = started.result().step, started.result().batches
         batches: list[Batch] = []
@@ -195,6 +195,6 @@ class Loader:
                 batches.append(batch.pin_memory() if self.world.device.type == "cuda" else batch)
         return taken, batches, faults
 
-    def _lengths(self, numbers: Any) -> list[int | Fault]:
+    def _lengths(self, numbers: Any) -> list[int | SkippedSample]:
         maker = self._documents if self._workers is None else self._workers
         return maker.lengths(numbers)

@@ -14,12 +14,12 @@ from medmo_recipes.training.loading.packer import Packer
 
 from ...settings.run_config import ConfigError
 from ..distributed.world import World
-from .skipped import BadData, Fault
+from .skipped import BadData, SkippedSample
 
 GIVE_UP = 256  # draws in a row that cannot be used
 ASKED_AT_ONCE = 32  # lengths
 
-Lengths = Callable[[Sequence[int]], Sequence[int | Fault]]
+Lengths = Callable[[Sequence[int]], Sequence[int | SkippedSample]]
 """Numbers of draws -> their lengths, or why they cannot be used."""
 
 
@@ -36,7 +36,7 @@ class Step:
 
     packs: list[list[int]]
     drawn: int
-    faults: list[Fault]
+    faults: list[SkippedSample]
     state: dict[str, Any]
 
 
@@ -128,7 +128,9 @@ class TokenPlan:
         self.world, self.equal = world, equal
         self._packer = Packer(budget.tokens_per_batch, budget.pack_buffer)
         self._step = self._draw = 0
-        self._known: dict[int, int | Fault] = {}  # asked for ahead; not part of the state, for it can be asked again
+        self._known: dict[
+            int, int | SkippedSample
+        ] = {}  # asked for ahead; not part of the state, for it can be asked again
 
     def take(self, step: int) -> Step:
         """Return this process's part of step `step`.
@@ -139,7 +141,7 @@ class TokenPlan:
         """
         if step != self._step:
             raise ValueError(f"packing by tokens goes in order: the next step is {self._step}, not {step}; restore it")
-        faults: list[Fault] = []
+        faults: list[SkippedSample] = []
         packs: list[list[int]] = []
         if self.budget.batches_per_step is None:
             for _ in range(self.docs_per_step):
@@ -153,7 +155,7 @@ class TokenPlan:
         self._step += 1
         return self._share(packs, faults)
 
-    def _fill(self, faults: list[Fault]) -> None:
+    def _fill(self, faults: list[SkippedSample]) -> None:
         in_a_row = 0
         while not self._packer.is_full:
             in_a_row = 0 if self._draw_one(faults) else in_a_row + 1
@@ -161,7 +163,7 @@ class TokenPlan:
                 reasons = "; ".join(str(fault) for fault in faults[-3:])
                 raise BadData(f"{GIVE_UP} samples in a row could not be used, the last of them: {reasons}")
 
-    def _draw_one(self, faults: list[Fault]) -> bool:
+    def _draw_one(self, faults: list[SkippedSample]) -> bool:
         """Let the next draw wait in the packer; returns whether it could."""
         number = self._draw
         if number not in self._known:
@@ -169,13 +171,13 @@ class TokenPlan:
             self._known = dict(zip(asked, self.lengths(asked), strict=True))
         self._draw += 1
         length = self._known.pop(number)
-        if isinstance(length, Fault):
+        if isinstance(length, SkippedSample):
             faults.append(length)
             return False
         self._packer.add(number, length)
         return True
 
-    def _share(self, packs: list[list[int]], faults: list[Fault]) -> Step:
+    def _share(self, packs: list[list[int]], faults: list[SkippedSample]) -> Step:
         """Return what of a step is this process's."""
         own = [packs[i] for i in self.world.share(len(packs))]
         most = -(-len(packs) // self.world.size)

@@ -18,7 +18,7 @@ class BadData(ValueError):
 
 
 @dataclass(frozen=True)
-class Fault:
+class SkippedSample:
     """A sample that was drawn and left out.
 
     Attributes:
@@ -57,14 +57,14 @@ class SkippedSamples:
         self.max_ratio, self.stop = max_ratio, stop
         self.drawn = 0
         self.kinds: Counter[str] = Counter()
-        self.examples: list[Fault] = []
+        self.examples: list[SkippedSample] = []
 
     @property
     def total(self) -> int:
         """Samples left out so far."""
         return sum(self.kinds.values())
 
-    def record(self, drawn: int, faults: Sequence[Fault]) -> None:
+    def add(self, drawn: int, faults: Sequence[SkippedSample]) -> None:
         """Add the outcome of `drawn` draws.
 
         Raises:
@@ -97,7 +97,7 @@ class SkippedSamples:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue counting from what `state` returned."""
         self.drawn, self.kinds = int(state["drawn"]), Counter(state["kinds"])
-        self.examples = [Fault(**{**fault, "files": tuple(fault["files"])}) for fault in state["examples"]]
+        self.examples = [SkippedSample(**{**fault, "files": tuple(fault["files"])}) for fault in state["examples"]]
 
     def summary(self) -> str:
         """Say what was left out: how many in the first line, then the first of them with their reasons."""

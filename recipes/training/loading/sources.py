@@ -36,13 +36,13 @@ def load_source(name: str, data: Data, split: str, index_folder: Path | None = N
     if name.startswith(SAMPLE_PREFIX):
         from medmo_core.datasets.embedded.dialogues import Dialogues
         from medmo_core.datasets.embedded.pairs import Pairs
-        from medmo_core.datasets.embedded.tasks import TASKS, SampleTasks
+        from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
 
         task = name.removeprefix(SAMPLE_PREFIX)
         made = {"dialogue": Dialogues, "pair": Pairs}
         if task not in (*TASKS, *made):
             raise unknown_key(name, [SAMPLE_PREFIX + t for t in (*TASKS, *made)], "data source")
-        return made[task](split, data.crops) if task in made else SampleTasks(task, split, crops=data.crops)
+        return made[task](split, data.crops) if task in made else EmbeddedTasks(task, split, crops=data.crops)
     try:
         return open_source(name, data.root, split=split, crops=data.crops, index_folder=index_folder)
     except RecordError:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from medmo_core.batch import Batch
 
-from .documents import Documents, SampleError
-from .skipped import BadData, Fault
+from .documents import DocumentMaker, SampleError
+from .skipped import BadData, SkippedSample
 
 LEAVE_S = 5.0  # for a worker to end by itself
 
@@ -48,7 +48,7 @@ class Workers:
 
     def __init__(
         self,
-        documents: Documents,
+        documents: DocumentMaker,
         number: int,
         *,
         pin: bool = False,
@@ -73,12 +73,12 @@ class Workers:
             self._links.append(ours)
             self._idle.put(index)
 
-    def batch(self, numbers: Sequence[int]) -> "Future[tuple[Batch | None, list[Fault]]]":
-        """Have `Documents.batch` called."""
+    def batch(self, numbers: Sequence[int]) -> "Future[tuple[Batch | None, list[SkippedSample]]]":
+        """Have `DocumentMaker.batch` called."""
         return self._threads.submit(self._ask, "batch", numbers)
 
-    def lengths(self, numbers: Sequence[int]) -> list[int | Fault]:
-        """Return `Documents.lengths`, divided among the workers."""
+    def lengths(self, numbers: Sequence[int]) -> list[int | SkippedSample]:
+        """Return `DocumentMaker.lengths`, divided among the workers."""
         share = -(-len(numbers) // len(self._links))
         parts = [numbers[start : start + share] for start in range(0, len(numbers), share)]
         return [length for answer in self._threads.map(lambda p: self._ask("lengths", p), parts) for length in answer]
@@ -137,7 +137,7 @@ class Workers:
             link.close()
 
 
-def _serve(link: Connection, documents: Documents) -> None:
+def _serve(link: Connection, documents: DocumentMaker) -> None:
     """Answer until the other end closes."""
     # Asking a run to end asks its training process, which finishes a step and closes this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -151,7 +151,7 @@ def _serve(link: Connection, documents: Documents) -> None:
 
 
 def _answer(
-    documents: Documents, method: str, numbers: Sequence[int], shelf: "_Shelf"
+    documents: DocumentMaker, method: str, numbers: Sequence[int], shelf: "_Shelf"
 ) -> tuple[str, Any, Tensor | None]:
     try:
         answer = getattr(documents, method)(numbers)

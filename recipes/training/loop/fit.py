@@ -21,7 +21,7 @@ from ..distributed.shards import reshard, sum_gradients
 from ..loading.loader import Loader
 from ..loading.plan import TokenBudget
 from ..loading.skipped import SkippedSamples
-from ..monitoring.flops import UsefulFlops, Work
+from ..monitoring.flops import BatchWork, UsefulFlops
 from ..monitoring.meter import Meter, Tally
 from ..monitoring.profiling import profiled
 from ..monitoring.spikes import BadStep, SpikeGuard
@@ -77,7 +77,7 @@ def train_step(
         LossSpike: the loss is above the limit; no weight has changed.
     """
     world, optimizer = run.world, run.optimizer
-    work = [Work.of(batch, run.kit.model) for batch in batches]
+    work = [BatchWork.of(batch, run.kit.model) for batch in batches]
     counts = [
         sum(w.learned for w in work),
         sum(w.tokens for w in work),
@@ -170,15 +170,15 @@ def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None
     try:
         finished = _loop(run, loader, minimise, fixed, meter, watch)
     except BadStep:
-        summarise(run, meter)
+        summarise_run(run, meter)
         raise
     finally:
         loader.close()
-    summarise(run, meter)
+    summarise_run(run, meter)
     return finished
 
 
-def summarise(run: Run, meter: Meter) -> None:
+def summarise_run(run: Run, meter: Meter) -> None:
     """Record what the run did so far and write its page; only the main process does."""
     run.log.event("totals", **meter.totals())
     if run.world.is_main:

@@ -51,7 +51,7 @@ def documents_of(batch: Batch, positions: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Work:
+class BatchWork:
     """What there is to compute, in units that cost the same.
 
     Attributes:
@@ -75,7 +75,7 @@ class Work:
     patch_values: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batch: Batch, model: MedMO) -> "Work":
+    def of(cls, batch: Batch, model: MedMO) -> "BatchWork":
         """Count a batch on the host."""
         teaches = teaching_documents(batch)
         lengths = batch.cu_seqlens.diff().long()
@@ -103,7 +103,7 @@ class Work:
         )
 
     @classmethod
-    def planned(cls, model: MedMO, *, grid: tuple[int, int], text_tokens: int, learned: int) -> "Work":
+    def planned(cls, model: MedMO, *, grid: tuple[int, int], text_tokens: int, learned: int) -> "BatchWork":
         """Describe one document with one still image, for an estimate.
 
         Args:
@@ -194,7 +194,7 @@ class UsefulFlops:
             self.per_patch_pair[name] += 4 * width * products
         return flows
 
-    def of(self, work: Work) -> float:
+    def of(self, work: BatchWork) -> float:
         """Return the operations of some work, forward and backward."""
         total = work.tokens * self.per_token + work.pairs * self.per_pair + work.learned * self.per_row
         total += work.visual_tokens * self.per_visual_token

@@ -38,7 +38,7 @@ class Hyper:
 
 
 @dataclass
-class Part:
+class TrainedParameter:
     """One trained parameter and its optimiser state."""
 
     name: str
@@ -82,11 +82,11 @@ class Part:
 class Rule(Protocol):
     """How one kind of AdamW keeps its state and moves the weights."""
 
-    def allocate(self, part: Part) -> None:
+    def allocate(self, part: TrainedParameter) -> None:
         """Fill `part.state`, as before the first step."""
         ...
 
-    def update(self, parts: Sequence[Part], rate: float, hyper: Hyper) -> None:
+    def update(self, parts: Sequence[TrainedParameter], rate: float, hyper: Hyper) -> None:
         """Take one step on all parameters and free their gradients."""
         ...
 
@@ -94,16 +94,16 @@ class Rule(Protocol):
 class WideAdamW:
     """torch's fused AdamW: moments, and for 16-bit weights the weights themselves, in fp32 (float64 for float64)."""
 
-    def allocate(self, part: Part) -> None:
+    def allocate(self, part: TrainedParameter) -> None:
         """Fill `part.state`: the master copy of a 16-bit weight, and zero moments."""
         held = part.local
         if held.dtype in HALVES:
             held = part.state["master"] = held.float()
         part.state |= {"exp_avg": torch.zeros_like(held), "exp_avg_sq": torch.zeros_like(held)}
 
-    def update(self, parts: Sequence[Part], rate: float, hyper: Hyper) -> None:
+    def update(self, parts: Sequence[TrainedParameter], rate: float, hyper: Hyper) -> None:
         """Take one step on all parameters and free their gradients."""
-        groups: dict[tuple[float, float, bool], list[Part]] = {}
+        groups: dict[tuple[float, float, bool], list[TrainedParameter]] = {}
         for part in parts:
             groups.setdefault((part.lr_scale, part.weight_decay, "master" in part.state), []).append(part)
         for (lr_scale, decay, has_master), group in groups.items():
@@ -122,14 +122,14 @@ class _Slice:
     exp_avg_sq: Tensor
 
 
-def _all_at_once(parts: Sequence[Part]) -> list[_Slice]:
+def _all_at_once(parts: Sequence[TrainedParameter]) -> list[_Slice]:
     return [
         _Slice(part.local, part.take_gradient(), None, part.state["exp_avg"], part.state["exp_avg_sq"])
         for part in parts
     ]
 
 
-def _buckets(parts: Sequence[Part]) -> Iterator[list[_Slice]]:
+def _buckets(parts: Sequence[TrainedParameter]) -> Iterator[list[_Slice]]:
     """Divide the numbers of 16-bit parameters into runs of at most BUCKET."""
     bucket: list[_Slice] = []
     room = BUCKET

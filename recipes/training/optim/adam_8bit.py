@@ -15,7 +15,7 @@ from torch import Tensor
 from medmo_core.optional import import_optional
 
 from ..distributed.shards import row_size
-from .adam import Part
+from .adam import TrainedParameter
 from .adam_bf16 import Moment, RoundingAdamW, WideMoment
 
 BLOCK = 256
@@ -46,25 +46,25 @@ class QuantisedMoment:
             self._tables[kind, device] = torch.tensor(self._values[kind], dtype=torch.float32, device=device)
         return self._tables[kind, device]
 
-    def zeros(self, part: Part, kind: str) -> dict[str, Tensor]:
+    def zeros(self, part: TrainedParameter, kind: str) -> dict[str, Tensor]:
         """Return codes and scales that stand for zero: a scale of 0 makes every code 0, as in torchao."""
         local = part.local
         scales = torch.zeros(local.shape[0], row_size(local) // BLOCK, device=local.device)
         return {f"{kind}_codes": torch.zeros_like(local, dtype=torch.uint8), f"{kind}_scales": scales}
 
-    def read(self, part: Part, kind: str, span: slice) -> Tensor:
+    def read(self, part: TrainedParameter, kind: str, span: slice) -> Tensor:
         """Return a run of it, which begins and ends with a block."""
         codes, scales = self._run(part, kind, span)
         return self._torchao.dequant_with_qmap(codes, self._table(kind, codes.device), scales)
 
-    def write(self, part: Part, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
+    def write(self, part: TrainedParameter, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
         """Keep new values of that run, each as the nearest in its block's scale."""
         codes, scales = self._run(part, kind, span)
         scaled, new_scales = self._torchao.scale_tensor(values, BLOCK)
         codes.copy_(self._torchao.quantize_8bit_with_qmap(scaled, self._table(kind, codes.device)))
         scales.copy_(new_scales)
 
-    def _run(self, part: Part, kind: str, span: slice) -> tuple[Tensor, Tensor]:
+    def _run(self, part: TrainedParameter, kind: str, span: slice) -> tuple[Tensor, Tensor]:
         codes, scales = part.state[f"{kind}_codes"].view(-1), part.state[f"{kind}_scales"].view(-1)
         stop = min(span.stop, codes.numel())
         return codes[span], scales[span.start // BLOCK : stop // BLOCK]
@@ -76,6 +76,6 @@ class QuantisedAdamW(RoundingAdamW):
     def __init__(self) -> None:
         self._wide, self._quantised = WideMoment(), QuantisedMoment()
 
-    def moment(self, part: Part) -> Moment:
+    def moment(self, part: TrainedParameter) -> Moment:
         """Return how the moments of a parameter are kept."""
         return self._quantised if has_8bit_moments(part.parameter) else self._wide

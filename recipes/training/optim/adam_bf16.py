@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.shards import first_index
-from .adam import Hyper, Part
+from .adam import Hyper, TrainedParameter
 
 CHUNK = 2**24
 """Numbers updated at a time: 64 MiB for each fp32 intermediate, whatever the size of the parameter."""
@@ -66,15 +66,15 @@ def round_stochastically(values: Tensor, key: str, first: int) -> Tensor:
 class Moment(Protocol):
     """A way of keeping one moment of a parameter in `part.state`."""
 
-    def zeros(self, part: Part, kind: str) -> dict[str, Tensor]:
+    def zeros(self, part: TrainedParameter, kind: str) -> dict[str, Tensor]:
         """Return its state tensors, zero."""
         ...
 
-    def read(self, part: Part, kind: str, span: slice) -> Tensor:
+    def read(self, part: TrainedParameter, kind: str, span: slice) -> Tensor:
         """Return a run of it in fp32, in memory that may be written to."""
         ...
 
-    def write(self, part: Part, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
+    def write(self, part: TrainedParameter, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
         """Keep new fp32 values of that run."""
         ...
 
@@ -82,15 +82,15 @@ class Moment(Protocol):
 class WideMoment:
     """fp32."""
 
-    def zeros(self, part: Part, kind: str) -> dict[str, Tensor]:
+    def zeros(self, part: TrainedParameter, kind: str) -> dict[str, Tensor]:
         """Return its state tensors, zero."""
         return {kind: torch.zeros_like(part.local, dtype=torch.float32)}
 
-    def read(self, part: Part, kind: str, span: slice) -> Tensor:
+    def read(self, part: TrainedParameter, kind: str, span: slice) -> Tensor:
         """Return a run of it."""
         return part.state[kind].view(-1)[span].clone()
 
-    def write(self, part: Part, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
+    def write(self, part: TrainedParameter, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
         """Keep new values of that run."""
         part.state[kind].view(-1)[span].copy_(values)
 
@@ -98,15 +98,15 @@ class WideMoment:
 class RoundedMoment:
     """bfloat16, rounded at random: to the nearest, a second moment that shrinks by 1/1000 a step would never move."""
 
-    def zeros(self, part: Part, kind: str) -> dict[str, Tensor]:
+    def zeros(self, part: TrainedParameter, kind: str) -> dict[str, Tensor]:
         """Return its state tensors, zero."""
         return {kind: torch.zeros_like(part.local, dtype=torch.bfloat16)}
 
-    def read(self, part: Part, kind: str, span: slice) -> Tensor:
+    def read(self, part: TrainedParameter, kind: str, span: slice) -> Tensor:
         """Return a run of it."""
         return part.state[kind].view(-1)[span].float()
 
-    def write(self, part: Part, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
+    def write(self, part: TrainedParameter, kind: str, span: slice, values: Tensor, key: str, first: int) -> None:
         """Keep new values of that run, rounded."""
         part.state[kind].view(-1)[span].copy_(round_stochastically(values, key, first))
 
@@ -114,16 +114,16 @@ class RoundedMoment:
 class RoundingAdamW:
     """AdamW on bfloat16 weights without a master copy."""
 
-    def moment(self, part: Part) -> Moment:
+    def moment(self, part: TrainedParameter) -> Moment:
         """Return how the moments of a parameter are kept."""
         return RoundedMoment()
 
-    def allocate(self, part: Part) -> None:
+    def allocate(self, part: TrainedParameter) -> None:
         """Fill `part.state` with zero moments."""
         moment = self.moment(part)
         part.state |= {**moment.zeros(part, "exp_avg"), **moment.zeros(part, "exp_avg_sq")}
 
-    def update(self, parts: Sequence[Part], rate: float, hyper: Hyper) -> None:
+    def update(self, parts: Sequence[TrainedParameter], rate: float, hyper: Hyper) -> None:
         """Take one step on all parameters and free their gradients."""
         for part in parts:
             weight, gradient = part.local.view(-1), part.take_gradient().reshape(-1)
@@ -132,7 +132,14 @@ class RoundingAdamW:
                 self._update_run(part, weight, gradient, slice(start, start + CHUNK), first + start, rate, hyper)
 
     def _update_run(
-        self, part: Part, weight: Tensor, gradient: Tensor, span: slice, first: int, rate: float, hyper: Hyper
+        self,
+        part: TrainedParameter,
+        weight: Tensor,
+        gradient: Tensor,
+        span: slice,
+        first: int,
+        rate: float,
+        hyper: Hyper,
     ) -> None:
         """Update some of a parameter's numbers, in fp32, in the order of operations of torchao's AdamW."""
         moment, lr = self.moment(part), rate * part.lr_scale

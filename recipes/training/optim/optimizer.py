@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...settings.run_config import ConfigError, Optim
 from ..distributed.shards import sharded_dims
 from ..model.parts import NO_FACTOR, NameFactor
-from .adam import Hyper, Part, Rule, WideAdamW, squared_norms
+from .adam import Hyper, Rule, TrainedParameter, WideAdamW, squared_norms
 from .adam_8bit import QuantisedAdamW
 from .adam_bf16 import RoundingAdamW
 
@@ -81,7 +81,7 @@ class Optimizer:
         self._groups = {name: lr_scale.words(name) for name in self.named}
         self._rule = RULES[optim.kind]()
         self._parts = {
-            name: Part(
+            name: TrainedParameter(
                 name,
                 parameter,
                 lr_scale=lr_scale(name),

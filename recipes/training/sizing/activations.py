@@ -22,11 +22,11 @@ from medmo_core.modules.blocks import Recompute, blocks_of
 from medmo_core.modules.projector import PatchMerger
 
 from ..distributed.sharding import trains
-from .ledger import Device, Ledger, Stage
+from .ledger import Device, Ledger, MemoryStage
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """Facts of one packed batch that decide its memory."""
 
     tokens: int
@@ -40,7 +40,7 @@ class Shape:
     """The same for the patches of the images."""
 
     @classmethod
-    def of(cls, batch: Batch) -> "Shape":
+    def of(cls, batch: Batch) -> "BatchShape":
         """Describe a batch on the host."""
         lengths = batch.cu_seqlens.diff().unique()
         frames = [grids[:, 1:].prod(1).unique() for grids in batch.image_grid_thw.values()]
@@ -53,7 +53,7 @@ class Shape:
         )
 
     @classmethod
-    def planned(cls, model: MedMO, *, pixels: int, text_tokens: int, learned: int) -> "Shape":
+    def planned(cls, model: MedMO, *, pixels: int, text_tokens: int, learned: int) -> "BatchShape":
         """Describe one document with one still image of so many pixels."""
         patches = {}
         for name, spec in model.encoder.specs.items():
@@ -62,7 +62,7 @@ class Shape:
         visual = patches[model.primary_encoder] // model.merge_size**2
         return cls(tokens=visual + text_tokens, learned=learned, patches=patches)
 
-    def scaled(self, tokens: float) -> "Shape":
+    def scaled(self, tokens: float) -> "BatchShape":
         """Return the same mixture with so many tokens."""
         ratio = tokens / self.tokens
         return replace(
@@ -72,7 +72,7 @@ class Shape:
             patches={name: round(count * ratio) for name, count in self.patches.items()},
         )
 
-    def with_completions(self, completions: int, length: int) -> "Shape":
+    def with_completions(self, completions: int, length: int) -> "BatchShape":
         """Return these prompts with so many sampled completions of a length, which are all that is learned."""
         learned = completions * length
         return replace(self, tokens=self.tokens + learned, learned=learned, uniform=False)
@@ -84,8 +84,8 @@ def gradient_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def decoder_layer(
-    layer: DecoderLayer, tokens: int, rows: int, shape: Shape, ledger: Ledger, recompute: Recompute, name: str
-) -> Stage:
+    layer: DecoderLayer, tokens: int, rows: int, shape: BatchShape, ledger: Ledger, recompute: Recompute, name: str
+) -> MemoryStage:
     """Count one decoder block; the last one transforms only `rows` of its tokens."""
     attention, mlp = layer.self_attn, layer.mlp
     width = attention.q_norm.weight.shape[0]
@@ -147,11 +147,11 @@ def vision_block(
     patches: int,
     dim: int,
     turned: bool,
-    shape: Shape,
+    shape: BatchShape,
     ledger: Ledger,
     recompute: Recompute,
     name: str,
-) -> Stage:
+) -> MemoryStage:
     """Count one block of a vision transformer."""
     hidden = 0
     flows = ledger.flows or trains(block)
@@ -202,9 +202,9 @@ def _base(layer: Any) -> Any:
     return getattr(layer, "base_layer", layer)
 
 
-def projector(model: MedMO, shape: Shape, ledger: Ledger) -> Stage:
+def projector(model: MedMO, shape: BatchShape, ledger: Ledger) -> MemoryStage:
     """Count the projector: its main merger and those of the taps."""
-    stage = Stage("projector", "projector")
+    stage = MemoryStage("projector", "projector")
     patches = shape.patches.get(model.primary_encoder, 0)
     if not patches:
         return stage
@@ -220,13 +220,13 @@ def projector(model: MedMO, shape: Shape, ledger: Ledger) -> Stage:
     return stage
 
 
-def head(model: MedMO, rows: int, ledger: Ledger, dense_logits: int, fused: bool) -> Stage:
+def head(model: MedMO, rows: int, ledger: Ledger, dense_logits: int, fused: bool) -> MemoryStage:
     """Count the final norm, the head and the loss, which Liger fuses or which goes through chunks of logits."""
     vocab, dim = model.head_weight.shape
     weight_bytes = vocab * dim * ledger.width
     is_trained = model.head_weight.requires_grad
     ledger.rms_norm(model.decoder.norm, "x", rows, dim)
-    stage = Stage("head", "head")
+    stage = MemoryStage("head", "head")
     chunk = min(rows, max(1, dense_logits // vocab))
     if fused:
         # Liger: gradients come in the forward pass, a chunk of rows at a time, those of the weight in fp32: the sum, a
@@ -250,7 +250,7 @@ def head(model: MedMO, rows: int, ledger: Ledger, dense_logits: int, fused: bool
 
 def stages(
     model: MedMO,
-    shape: Shape,
+    shape: BatchShape,
     *,
     device: Device,
     width: int,
@@ -258,7 +258,7 @@ def stages(
     recompute_vision: Recompute,
     dense_logits: int,
     fused_head: bool,
-) -> list[Stage]:
+) -> list[MemoryStage]:
     """Count a forward pass, in its order.
 
     Args:
@@ -271,7 +271,7 @@ def stages(
         dense_logits: logits that the plain head makes at a time.
         fused_head: whether Liger's head computes the loss.
     """
-    found: list[Stage] = []
+    found: list[MemoryStage] = []
     flows = False  # whether a gradient is wanted of what comes out
 
     def ledger() -> Ledger:
@@ -286,7 +286,7 @@ def stages(
         blocks = blocks_of(tower)
         inside = {id(p) for block in blocks for p in block.parameters()}
         rest = [p for p in tower.parameters() if id(p) not in inside]
-        stem = Stage("vision", f"{name} patches", gradients=gradient_bytes(rest))
+        stem = MemoryStage("vision", f"{name} patches", gradients=gradient_bytes(rest))
         if stem.gradients:
             stem.kept = patches * tower.specs[name].still_width  # uint8
             stem.working = patches * tower.specs[name].still_width * 4
@@ -315,13 +315,13 @@ def stages(
     return found
 
 
-def _embedding(model: MedMO, shape: Shape, width: int, flows: bool) -> Stage:
+def _embedding(model: MedMO, shape: BatchShape, width: int, flows: bool) -> MemoryStage:
     """Count the embedding, what is written into it, and the rotary tables.
 
     The gradient of a tied embedding is the sum of two, which autograd writes to a third place.
     """
     weight, decoder = model.decoder.embed_tokens.weight, model.decoder
-    stage = Stage("decoder", "embedding", kept=4 * shape.tokens * decoder.head_dim)
+    stage = MemoryStage("decoder", "embedding", kept=4 * shape.tokens * decoder.head_dim)
     if flows:  # the visual tokens, and what deepstack adds to them
         visual = shape.patches.get(model.primary_encoder, 0) // model.merge_size**2
         stage.kept += (1 + model.encoder.num_deepstack) * visual * weight.shape[1] * width

@@ -17,7 +17,7 @@ from ..model.parts import parameter_parts
 from ..model.trainable import choose_trainable
 from ..monitoring.log import count
 from ..optim.optimizer import check_types
-from .activations import Shape
+from .activations import BatchShape
 from .ledger import Device
 from .memory import Memory, estimate
 
@@ -61,7 +61,7 @@ def dry_run(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) -> tuple[Memory, Shape]:
+def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) -> tuple[Memory, BatchShape]:
     """Estimate the memory of one process of a run.
 
     Args:
@@ -79,9 +79,9 @@ def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes:
     share = -(-train.docs_per_step * (rollout.num_generations if is_sampled else 1) // processes)
     documents, passes = min(share, train.micro_batch), -(-share // train.micro_batch)
     if batch is not None:
-        shape = Shape.of(batch)
+        shape = BatchShape.of(batch)
     else:
-        shape = Shape.planned(
+        shape = BatchShape.planned(
             kit.model, pixels=config.data.max_pixels, text_tokens=PLANNED_TEXT, learned=PLANNED_LEARNED
         )
         shape = shape.scaled(shape.tokens * documents)

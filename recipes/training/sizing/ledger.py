@@ -14,7 +14,7 @@ Device = Literal["cpu", "cuda"]
 
 
 @dataclass
-class Stage:
+class MemoryStage:
     """One module of the forward pass, and what it costs until its backward pass is done."""
 
     part: str
@@ -78,9 +78,9 @@ class Ledger:
         if cast(Tensor, layer.weight).requires_grad:
             self.keep(f"{source} normal", rows * dim, self.wide)
 
-    def stage(self, part: str, name: str, recompute: Recompute, source: str, numbers: int) -> Stage:
+    def stage(self, part: str, name: str, recompute: Recompute, source: str, numbers: int) -> MemoryStage:
         """Sum up: what is kept, and what is computed again, when the block keeps only its input or products too."""
-        stage = Stage(part, name)
+        stage = MemoryStage(part, name)
         if not self.read:
             return stage
         if recompute == "nothing":

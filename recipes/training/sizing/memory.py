@@ -22,8 +22,8 @@ from ..distributed.sharding import kept_whole
 from ..optim.adam import BUCKET, HALVES
 from ..optim.adam_8bit import BLOCK, has_8bit_moments
 from ..optim.adam_bf16 import CHUNK
-from .activations import Shape, gradient_bytes, stages
-from .ledger import Device, Stage
+from .activations import BatchShape, gradient_bytes, stages
+from .ledger import Device, MemoryStage
 
 PARTS = ("weights", "gradients", "optimiser", "vision", "projector", "decoder", "head", "working")
 
@@ -55,7 +55,7 @@ class Memory:
 
 
 def estimate(
-    model: MedMO, config: RunConfig, shape: Shape, *, processes: int = 1, passes: int = 1, device: Device
+    model: MedMO, config: RunConfig, shape: BatchShape, *, processes: int = 1, passes: int = 1, device: Device
 ) -> Memory:
     """Estimate the memory of one process.
 
@@ -101,7 +101,7 @@ def estimate(
 
 
 def _backward_moments(
-    done: Sequence[Stage], all_gradients: int | None, shards: int, gathered: int
+    done: Sequence[MemoryStage], all_gradients: int | None, shards: int, gathered: int
 ) -> list[tuple[str, dict[str, int]]]:
     """Return each stage's worst moment on the way back: what is still kept, and the gradients there are so far."""
     moments = []

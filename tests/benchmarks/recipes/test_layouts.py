@@ -10,16 +10,16 @@ from torch import Tensor
 
 from benchmarks.recipes import grpo_update, layouts, shared_prefix
 from benchmarks.recipes.documents import answered, make_answers, unshared
-from benchmarks.recipes.layouts import EACH_ROW, ENCODED_ONCE, OURS, Learning, Shape
+from benchmarks.recipes.layouts import EACH_ROW, ENCODED_ONCE, OURS, LayoutShape, Learning
 from benchmarks.suite.comparison import measure
 from benchmarks.suite.schema import Row
 from medmo_core.batch import Batch
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import PolicyBatch
 
 CPU = torch.device("cpu")
-SHAPE = Shape("debug", torch.float32, 2, 3, side=4, changes=layouts.NARROW)
+SHAPE = LayoutShape("debug", torch.float32, 2, 3, side=4, changes=layouts.NARROW)
 
 
 def measured(learning: Learning, **changes: Any) -> dict[str, Row]:
@@ -48,7 +48,7 @@ def test_all_ways_agree_and_are_timed(learning: Learning) -> None:
 
 
 def test_other_advantages_in_rows_are_noticed() -> None:
-    def flipped(items: Sequence[Item], share: bool) -> PolicyBatch:
+    def flipped(items: Sequence[Document], share: bool) -> PolicyBatch:
         laid = grpo_update.lay_out(items, share)
         return laid if share else replace(laid, advantages=laid.advantages.flip(0))
 

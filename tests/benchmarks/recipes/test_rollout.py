@@ -11,14 +11,14 @@ import torch
 
 from benchmarks.recipes import rollout as b
 from benchmarks.recipes.agreement import check_greedy, check_logps, plain_pass
-from benchmarks.recipes.layouts import EACH_ROW, ENCODED_ONCE, NARROW, OURS, Shape
+from benchmarks.recipes.layouts import EACH_ROW, ENCODED_ONCE, NARROW, OURS, LayoutShape
 from benchmarks.suite.comparison import Comparison, measure
 from benchmarks.suite.schema import Row
 from medmo_core.models import MedMO
 from medmo_core.modules import KVCache
 
 CPU = torch.device("cpu")
-SHAPE = Shape("debug", torch.float32, 2, 3, side=4, changes=NARROW)
+SHAPE = LayoutShape("debug", torch.float32, 2, 3, side=4, changes=NARROW)
 UNEVEN = b.Uneven(SHAPE, prompts=6, prompt_length=8, longest=9, rows=4, stop_share=4)
 
 

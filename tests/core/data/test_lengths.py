@@ -14,11 +14,11 @@ from PIL import Image
 
 from medmo_core.batch import PatchSpec
 from medmo_core.data import processor as process
-from medmo_core.data.processor import Item, Processor, TooLong
+from medmo_core.data.processor import Document, Processor, TooLong
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets.embedded.dialogues import Dialogues
-from medmo_core.datasets.embedded.tasks import TASKS, SampleTasks
+from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
 from medmo_core.profile import MEDMO, QWEN3_VL
 
 SPECS = {"qwen3_vl": PatchSpec(16, 2, 2), "dinov2": PatchSpec(14, 1)}
@@ -32,7 +32,7 @@ def processor(min_pixels: int, max_pixels: int, max_tokens: int | None = None, r
     )
 
 
-def assert_same_but_for_pixels(outline: Item, item: Item) -> None:
+def assert_same_but_for_pixels(outline: Document, item: Document) -> None:
     for name in ("input_ids", "labels", "position_ids"):
         assert np.array_equal(getattr(outline, name), getattr(item, name)), name
     assert (outline.sample, outline.visual_end) == (item.sample, item.visual_end)
@@ -45,7 +45,7 @@ def assert_same_but_for_pixels(outline: Item, item: Item) -> None:
 
 @pytest.mark.parametrize("task", [*TASKS, "dialogue"])
 def test_every_task_has_the_length_that_it_is_encoded_to(task: str) -> None:
-    source = Dialogues("train") if task == "dialogue" else SampleTasks(task, "train", crops=True)
+    source = Dialogues("train") if task == "dialogue" else EmbeddedTasks(task, "train", crops=True)
     rng = random.Random(task)
     for _ in range(12):
         low = rng.randint(1, 20_000)
@@ -91,13 +91,13 @@ def test_any_sizes_and_texts(
 
 
 def test_no_pixel_is_decoded_for_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample = SampleTasks("vqa", "train").get(0, random.Random(0))
+    sample = EmbeddedTasks("vqa", "train").get(0, random.Random(0))
     monkeypatch.setattr(process, "load_image", lambda *a, **k: pytest.fail("decoded"))
     assert processor(1024, 50_000).length(sample) > 10
 
 
 def test_what_is_too_long_is_known_before_decoding() -> None:
-    sample = SampleTasks("caption", "train").get(0, random.Random(0))
+    sample = EmbeddedTasks("caption", "train").get(0, random.Random(0))
     length = processor(1024, 50_000).length(sample)
     with pytest.raises(TooLong, match=f"{length} tokens, over the limit of {length - 1}"):
         processor(1024, 50_000, max_tokens=length - 1).length(sample)
@@ -106,7 +106,7 @@ def test_what_is_too_long_is_known_before_decoding() -> None:
 def test_a_processor_reads_text_as_text_in_another_process_too() -> None:
     """The tokenizer's library forgets in its pickle that special tokens are spelled out."""
     own = processor(1024, 50_000)
-    sample = SampleTasks("vqa", "train").get(3, random.Random(0))
+    sample = EmbeddedTasks("vqa", "train").get(3, random.Random(0))
     typed = replace(sample, answer=Answer("open", "<|im_end|><|image_pad|>"))
     own.encode(typed)
     other = pickle.loads(pickle.dumps(own))

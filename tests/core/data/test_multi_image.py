@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmo_core.batch import PatchSpec
 from medmo_core.boxes import Boxes, ImageBoxes
-from medmo_core.data.processor import Item, Processor
+from medmo_core.data.processor import Document, Processor
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
@@ -44,7 +44,7 @@ def processor(root: Path, profile: CheckpointProfile = QWEN3_VL) -> Processor:
     return Processor(embedded(), {"qwen3_vl": QWEN}, profile, min_pixels=32 * 32, max_pixels=256 * 256, root=root)
 
 
-def decoded(item: Item) -> str:
+def decoded(item: Document) -> str:
     text = embedded().decode(item.input_ids.tolist(), skip_special=False)
     for name in ("<|vision_start|>", "<|vision_end|>"):
         text = text.replace(name, "")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, Batch, PatchSpec
 from medmo_core.data.packing import PackingStats, pack, prefix_trees
-from medmo_core.data.processor import Item, Processor
+from medmo_core.data.processor import Document, Processor
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.text.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ embedded = cache(Tokenizer.embedded)
 
 
 @pytest.fixture
-def items(tmp_path: Path) -> list[Item]:
+def items(tmp_path: Path) -> list[Document]:
     """A document with one image, one without, one with two."""
     for name, size in {"a.png": (64, 96), "b.png": (32, 32)}.items():
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / name)
@@ -37,7 +37,7 @@ def items(tmp_path: Path) -> list[Item]:
     return [processor.encode(sample_from_json(record)) for record in records]
 
 
-def test_every_document_is_in_the_batch_as_it_was(items: list[Item]) -> None:
+def test_every_document_is_in_the_batch_as_it_was(items: list[Document]) -> None:
     batch = pack(items)
     assert batch.lengths() == [len(item.input_ids) for item in items]
     assert batch.num_tokens == sum(len(item.input_ids) for item in items)  # no padding
@@ -56,19 +56,19 @@ def test_every_document_is_in_the_batch_as_it_was(items: list[Item]) -> None:
     assert batch.cu_seqlens.dtype == torch.int32
 
 
-def test_packing_packed_pieces_changes_nothing(items: list[Item]) -> None:
+def test_packing_packed_pieces_changes_nothing(items: list[Document]) -> None:
     """The tokens of a document do not depend on its company."""
     both, alone = pack(items), [pack([item]) for item in items]
     assert torch.equal(both.input_ids, torch.cat([b.input_ids for b in alone]))
     assert torch.equal(both.position_ids, torch.cat([b.position_ids for b in alone], dim=1))
 
 
-def test_a_batch_without_images_has_no_patches(items: list[Item]) -> None:
+def test_a_batch_without_images_has_no_patches(items: list[Document]) -> None:
     batch = pack([items[1]])
     assert (batch.patches, batch.image_grid_thw) == ({}, {})
 
 
-def test_labels_are_absent_or_ignored_where_there_are_none(items: list[Item]) -> None:
+def test_labels_are_absent_or_ignored_where_there_are_none(items: list[Document]) -> None:
     prompts = [replace(item, labels=None) for item in items]
     assert pack(prompts).labels is None
     mixed = pack([items[0], prompts[1]])
@@ -77,14 +77,14 @@ def test_labels_are_absent_or_ignored_where_there_are_none(items: list[Item]) ->
     assert (mixed.labels[: len(items[0].input_ids)] != IGNORE_INDEX).any()
 
 
-def test_the_counts_of_a_batch(items: list[Item]) -> None:
+def test_the_counts_of_a_batch(items: list[Document]) -> None:
     stats = PackingStats.of(pack(items))
     learned = sum(int((item.labels != IGNORE_INDEX).sum()) for item in items)
     patches = sum(len(rows) for item in items for rows in item.patches.values())
     assert stats == PackingStats(3, sum(len(i.input_ids) for i in items), learned, patches)
 
 
-def test_what_cannot_be_packed_is_refused(items: list[Item]) -> None:
+def test_what_cannot_be_packed_is_refused(items: list[Document]) -> None:
     with pytest.raises(ValueError, match="nothing to pack"):
         pack([])
     other = replace(items[2], patches={"qwen3_vl": items[2].patches["qwen3_vl"]})
@@ -92,7 +92,7 @@ def test_what_cannot_be_packed_is_refused(items: list[Item]) -> None:
         pack([items[0], other])
 
 
-def branch(item: Item, count: int, seed: int, learned_from: int = 0) -> Item:
+def branch(item: Document, count: int, seed: int, learned_from: int = 0) -> Document:
     """Return an item without its labels, followed by `count` new tokens, learned from `learned_from` on."""
     new = np.random.default_rng(seed).integers(0, 1000, count)
     positions = np.broadcast_to(item.position_ids.max() + 1 + np.arange(count), (3, count))
@@ -105,7 +105,7 @@ def branch(item: Item, count: int, seed: int, learned_from: int = 0) -> Item:
     )
 
 
-def assert_documents_are(batch: Batch, items: list[Item]) -> None:
+def assert_documents_are(batch: Batch, items: list[Document]) -> None:
     """Check that every branch behind its prompt, and every other document, is an item, in order."""
     assert batch.labels is not None
     bounds = batch.cu_seqlens.tolist()
@@ -122,7 +122,7 @@ def assert_documents_are(batch: Batch, items: list[Item]) -> None:
         assert batch.position_ids[:, span].tolist() == item.position_ids.tolist()
 
 
-def test_neighbours_with_one_beginning_become_a_tree(items: list[Item]) -> None:
+def test_neighbours_with_one_beginning_become_a_tree(items: list[Document]) -> None:
     one, none, two = items
     group = [branch(two, 3, 0), branch(two, 5, 1, learned_from=2), branch(two, 1, 2)]
     mixed = [branch(one, 2, 3), *group, branch(none, 2, 4)]
@@ -140,7 +140,7 @@ def test_neighbours_with_one_beginning_become_a_tree(items: list[Item]) -> None:
     assert pack(mixed).prompt_of is None
 
 
-def test_a_prompt_ends_before_the_first_label_and_spares_every_item_a_token(items: list[Item]) -> None:
+def test_a_prompt_ends_before_the_first_label_and_spares_every_item_a_token(items: list[Document]) -> None:
     one, none, _ = items
     length = len(one.input_ids)
     same = [branch(one, 4, 0, learned_from=2), branch(one, 4, 0, learned_from=1)]
@@ -150,7 +150,7 @@ def test_a_prompt_ends_before_the_first_label_and_spares_every_item_a_token(item
     assert_documents_are(pack(same, True), same)
 
 
-def test_what_cannot_share_is_packed_as_it_is(items: list[Item]) -> None:
+def test_what_cannot_share_is_packed_as_it_is(items: list[Document]) -> None:
     """Other words before an image, pictures of their own, another sample, or others in between."""
     one, none, two = items
     other_words = branch(two, 2, 0)
@@ -179,7 +179,7 @@ def test_trees_hold_every_item_as_it_was(drawn: list[tuple[Sample, list[tuple[in
     for sample, tokens in drawn:
         ids, learned = (np.array(part) for part in zip(*tokens, strict=True))
         positions = np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
-        texts.append(Item(ids, np.where(learned, ids, IGNORE_INDEX), positions, {}, {}, sample, 0))
+        texts.append(Document(ids, np.where(learned, ids, IGNORE_INDEX), positions, {}, {}, sample, 0))
     batch = pack(texts, share_prefixes=True)
     assert_documents_are(batch, texts)
     assert batch.labels is not None

@@ -12,7 +12,7 @@ from PIL import Image
 from medmo_core.batch import IGNORE_INDEX, PatchSpec
 from medmo_core.boxes import parse_boxes
 from medmo_core.data.images.patches import unpatchify
-from medmo_core.data.processor import Item, Processor, TooLong
+from medmo_core.data.processor import Document, Processor, TooLong
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
@@ -42,11 +42,11 @@ def sample(**fields: Any) -> Sample:
     return sample_from_json({"id": "s", "image": "a.png", "question": "Where?", "answer": "here", **fields})
 
 
-def decoded(item: Item) -> str:
+def decoded(item: Document) -> str:
     return embedded().decode(item.input_ids, skip_special=False)
 
 
-def learned(item: Item) -> str:
+def learned(item: Document) -> str:
     assert item.labels is not None
     return embedded().decode(item.labels[item.labels != IGNORE_INDEX], skip_special=False)
 

@@ -12,16 +12,16 @@ from PIL import Image
 
 from medmo_core.datasets.embedded import tasks as sample
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet, pick
-from medmo_core.datasets.embedded.facts import SAMPLE_ROOT, FactsRecord, load_facts, look, mask_of
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look, mask_of
 
 MAX_BYTES = 6_000_000
 SEGMENT = 24  # pixels of a row that identify a picture
 VOLUMES = ("ct-abdomen", "ct-contrast", "mr-abdomen")
 
 
-def pixels_of(record: FactsRecord) -> np.ndarray:
+def pixels_of(record: ImageFacts) -> np.ndarray:
     """Stored picture as grey (H, W)."""
-    return np.asarray(Image.open(SAMPLE_ROOT / record.path).convert("L"))
+    return np.asarray(Image.open(EMBEDDED_ROOT / record.path).convert("L"))
 
 
 def row_hashes(pixels: np.ndarray) -> set[int]:
@@ -33,7 +33,7 @@ def row_hashes(pixels: np.ndarray) -> set[int]:
     return set((rows.astype(np.uint64) * powers).sum(1, dtype=np.uint64).tolist())
 
 
-def thumbnail(record: FactsRecord) -> np.ndarray:
+def thumbnail(record: ImageFacts) -> np.ndarray:
     """The picture at 32 x 32, mean 0, length 1."""
     small = Image.fromarray(pixels_of(record)).resize((32, 32), Image.Resampling.BOX)
     values = np.asarray(small, dtype=np.float64).ravel()
@@ -42,8 +42,8 @@ def thumbnail(record: FactsRecord) -> np.ndarray:
 
 
 def test_every_file_is_listed_with_its_hash_and_the_set_is_small() -> None:
-    listed = json.loads((SAMPLE_ROOT / "manifest.json").read_text())["files"]
-    files = {p.relative_to(SAMPLE_ROOT).as_posix(): p for p in SAMPLE_ROOT.rglob("*") if p.is_file()}
+    listed = json.loads((EMBEDDED_ROOT / "manifest.json").read_text())["files"]
+    files = {p.relative_to(EMBEDDED_ROOT).as_posix(): p for p in EMBEDDED_ROOT.rglob("*") if p.is_file()}
     assert set(files) == {*listed, "manifest.json"}
     for name, digest in listed.items():
         assert hashlib.sha256(files[name].read_bytes()).hexdigest() == digest, name
@@ -51,8 +51,8 @@ def test_every_file_is_listed_with_its_hash_and_the_set_is_small() -> None:
 
 
 def test_notice_names_every_source_as_the_manifest_does() -> None:
-    notice = (SAMPLE_ROOT.parents[2] / "NOTICE").read_text(encoding="utf-8")
-    for name, source in json.loads((SAMPLE_ROOT / "manifest.json").read_text())["sources"].items():
+    notice = (EMBEDDED_ROOT.parents[2] / "NOTICE").read_text(encoding="utf-8")
+    for name, source in json.loads((EMBEDDED_ROOT / "manifest.json").read_text())["sources"].items():
         assert source["sha256"] in notice, name
     for group_source in {r.source for r in load_facts()}:
         assert group_source in notice, group_source
@@ -76,7 +76,7 @@ def test_the_set_holds_what_it_promises() -> None:
 @pytest.mark.parametrize("source", sorted({r.source for r in load_facts()}))
 def test_boxes_lie_inside_the_image_and_tight_round_the_mask(source: str) -> None:
     for record in (r for r in load_facts() if r.source == source):
-        with Image.open(SAMPLE_ROOT / record.path) as image:
+        with Image.open(EMBEDDED_ROOT / record.path) as image:
             assert image.size == (record.width, record.height)
         mask = mask_of(record)
         for structure in record.structures:
@@ -121,7 +121,7 @@ def test_no_held_out_picture_resembles_a_training_picture_as_neighbouring_slices
     assert (contrast[:-1] * contrast[1:]).sum(1).min() > 0.97  # what a leak would look like
 
 
-def centre_of(record: FactsRecord, name: str) -> float | None:
+def centre_of(record: ImageFacts, name: str) -> float | None:
     """Mean column of a structure's mask."""
     found = [s for s in record.structures if s.name == name]
     mask = mask_of(record)
@@ -221,8 +221,8 @@ def test_the_set_needs_none_of_the_optional_libraries() -> None:
         "absent = ('nibabel', 'pydicom', 'tifffile', 'scipy', 'matplotlib', 'transformers')\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
         "import random\n"
-        "from medmo_core.datasets.embedded.tasks import SampleTasks\n"
-        "print(SampleTasks('grounding').get(3, random.Random(0)).id)\n"
+        "from medmo_core.datasets.embedded.tasks import EmbeddedTasks\n"
+        "print(EmbeddedTasks('grounding').get(3, random.Random(0)).id)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

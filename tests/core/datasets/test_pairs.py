@@ -10,7 +10,7 @@ import pytest
 from medmo_core.data.images.load import crop_pixels
 from medmo_core.data.records.sample import ImageRef, Sample
 from medmo_core.datasets.embedded import pairs as pairs_module
-from medmo_core.datasets.embedded.facts import FactsRecord, load_facts, mask_of
+from medmo_core.datasets.embedded.facts import ImageFacts, load_facts, mask_of
 from medmo_core.datasets.embedded.pairs import MAX_STEPS, Pairs, eval_pairs, neighbours
 from medmo_core.metrics import grounding_scores
 
@@ -28,7 +28,7 @@ def form_of(sample: Sample) -> str:
     return str(sample.provenance["template"]).removeprefix("pair/")
 
 
-def pixels_in_view(record: FactsRecord, image: ImageRef, name: str) -> np.ndarray:
+def pixels_in_view(record: ImageFacts, image: ImageRef, name: str) -> np.ndarray:
     """The mask of one structure as the view shows it, True where it is."""
     mask = mask_of(record)
     assert mask is not None

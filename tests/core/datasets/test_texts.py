@@ -12,8 +12,8 @@ from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets import DATASETS
-from medmo_core.datasets.embedded.facts import SAMPLE_ROOT, FactsRecord, load_facts, look
-from medmo_core.datasets.embedded.tasks import TASKS, SampleTasks, eval_samples, template_of
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look
+from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks, eval_samples, template_of
 from medmo_core.datasets.embedded.texts import REPORT_ORGANS, place
 from medmo_core.metrics import report_fact_f1, vqa_correct
 from medmo_recipes.evaluation.baselines import best_constant_box, fit_baselines, mean_iou, question_of
@@ -22,16 +22,16 @@ BY_PATH = {r.path: r for r in load_facts()}
 TRAIN = {task: eval_samples(task, "train", n=300, seed=11) for task in TASKS}
 
 
-def window_mask(sample: Sample) -> tuple[FactsRecord, np.ndarray]:
+def window_mask(sample: Sample) -> tuple[ImageFacts, np.ndarray]:
     """The mask cut out and padded as the picture is, by other means than the code under test."""
     record = BY_PATH[sample.images[0].path]
-    mask = np.asarray(Image.open(SAMPLE_ROOT / str(record.mask)))
+    mask = np.asarray(Image.open(EMBEDDED_ROOT / str(record.mask)))
     x0, y0, x1, y1 = sample.images[0].crop or (0, 0, record.width, record.height)
     pad = 1000
     return record, np.pad(mask, pad)[y0 + pad : y1 + pad, x0 + pad : x1 + pad]
 
 
-def pixels_of(record: FactsRecord, mask: np.ndarray, name: str) -> np.ndarray:
+def pixels_of(record: ImageFacts, mask: np.ndarray, name: str) -> np.ndarray:
     """Where a structure is."""
     return np.isin(mask, [s.mask_value for s in record.structures if s.name == name])
 
@@ -95,7 +95,7 @@ def test_boxes_are_tight_round_what_the_crop_shows() -> None:
 
 
 def test_grounding_asks_mostly_for_one_box_and_sometimes_for_what_is_not_there() -> None:
-    source = SampleTasks("grounding")
+    source = EmbeddedTasks("grounding")
     drawn = [source.get(Random(i).randrange(len(source)), Random(i)) for i in range(600)]
     share = {name: count / len(drawn) for name, count in Counter(map(template_of, drawn)).items()}
     assert 0.05 < share["absent"] < 0.15 and share["one"] > 0.8 and 0 < share["all"] < 0.1
@@ -202,8 +202,8 @@ def test_an_empty_corner_has_no_organ_and_a_cut_organ_is_neither_there_nor_absen
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SampleTasks("grouding"), "no task 'grouding'"),
-        (lambda: SampleTasks("vqa", "val"), "no split 'val'"),
+        (lambda: EmbeddedTasks("grouding"), "no task 'grouding'"),
+        (lambda: EmbeddedTasks("vqa", "val"), "no split 'val'"),
         (lambda: eval_samples("vqa", crops="some"), "crops='some'"),
     ],
 )

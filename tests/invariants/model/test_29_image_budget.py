@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from medmo_core.data import processor as process
-from medmo_core.data.processor import Item, Processor
+from medmo_core.data.processor import Document, Processor
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.load_for_inference import load_for_inference, write_pixel_limits
@@ -93,7 +93,7 @@ def check(trainer: Processor, evaluator: Processor, sizes: list[tuple[int, int]]
     return refused
 
 
-def num_placeholders(item: Item, processor: Processor) -> int:
+def num_placeholders(item: Document, processor: Processor) -> int:
     return int((item.input_ids == processor.tokenizer.image_token_id).sum())
 
 

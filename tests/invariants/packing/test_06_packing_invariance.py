@@ -9,11 +9,11 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 
 
 @pytest.fixture(scope="module")
-def items(toy: Any) -> list[Item]:
+def items(toy: Any) -> list[Document]:
     """Documents of several lengths: text alone, one image, several of different sizes."""
     shapes = [[], [(4, 4)], [(2, 2), (4, 6)], [], [(6, 2)], [(4, 4)]]
     prompts = [toy.prompt(f"doc-{i}", grids, text=2 + 3 * i, seed=i) for i, grids in enumerate(shapes)]
@@ -23,7 +23,7 @@ def items(toy: Any) -> list[Item]:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("sizes", [(6,), (2, 4), (3, 3)], ids=str)
 def test_loss_and_gradients_do_not_depend_on_the_packing(
-    toy: Any, items: list[Item], sizes: tuple[int, ...], tied: bool
+    toy: Any, items: list[Document], sizes: tuple[int, ...], tied: bool
 ) -> None:
     left = list(items)
     batches = [pack([left.pop(0) for _ in range(size)]) for size in sizes]
@@ -31,7 +31,7 @@ def test_loss_and_gradients_do_not_depend_on_the_packing(
 
 
 def test_documents_that_see_one_another_are_noticed(
-    toy: Any, items: list[Item], blind_batch: Callable[[], None]
+    toy: Any, items: list[Document], blind_batch: Callable[[], None]
 ) -> None:
     """Positions restart but no boundary says so: attention would run across the documents."""
     packed = pack(items)
@@ -39,8 +39,6 @@ def test_documents_that_see_one_another_are_noticed(
     merged = replace(packed, cu_seqlens=packed.cu_seqlens[[0, -1]])
     with pytest.raises(AssertionError):
         toy.assert_equals_separate_rows(toy.model(), items, [merged])
-
-
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_documents_that_see_one_another_are_noticed(
          "later-prompt"],
 )  # fmt: skip
 def test_a_pack_that_contradicts_itself_is_refused(
-    items: list[Item], changes: Callable[[Batch], dict[str, Any]], message: str
+    items: list[Document], changes: Callable[[Batch], dict[str, Any]], message: str
 ) -> None:
     batch = pack(items)
     with pytest.raises(ValueError, match=message):

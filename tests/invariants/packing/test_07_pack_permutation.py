@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 
 SHAPES = [[(4, 4)], [], [(4, 4), (2, 6)], [(4, 4)], [(2, 6)], []]
@@ -22,7 +22,7 @@ ORDERS = [(5, 4, 3, 2, 1, 0), (2, 0, 4, 1, 5, 3)]
 
 
 @pytest.fixture(scope="module")
-def items(toy: Any) -> list[Item]:
+def items(toy: Any) -> list[Document]:
     """Pairs of documents about the same images, which share their prompt where that is asked for."""
     prompts = [toy.prompt(f"doc-{i}", grids, text=3 + i, seed=i) for i, grids in enumerate(SHAPES)]
     return [toy.extend(prompt, 1, 2 + i + turn) for i, prompt in enumerate(prompts) for turn in range(2)]
@@ -56,13 +56,13 @@ def assert_same_answers(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 @pytest.mark.parametrize("share", [False, True], ids=["separate", "shared"])
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_another_order_gives_the_same_outputs(
-    model: MedMO, items: list[Item], order: Sequence[int], share: bool
+    model: MedMO, items: list[Document], order: Sequence[int], share: bool
 ) -> None:
     turned = [items[2 * document + turn] for document in order for turn in (1, 0)]
     assert_same_answers(answers(model, pack(turned, share)), answers(model, pack(items, share)))
 
 
-def with_bright_patch(items: list[Item], document: int) -> list[Item]:
+def with_bright_patch(items: list[Document], document: int) -> list[Document]:
     """Return the items with one patch of one document's first image turned white."""
     bright = items[2 * document].patches["qwen3_vl"].copy()
     bright[0] = 255
@@ -82,7 +82,7 @@ def assert_only(changed: int, found: dict[str, Tensor], expected: dict[str, Tens
 @pytest.mark.parametrize("share", [False, True], ids=["separate", "shared"])
 @pytest.mark.parametrize("document", [i for i, grids in enumerate(SHAPES) if grids])
 def test_a_bright_patch_is_seen_by_its_own_document_only(
-    model: MedMO, items: list[Item], document: int, share: bool
+    model: MedMO, items: list[Document], document: int, share: bool
 ) -> None:
     dark = [replace(i, patches={k: np.zeros_like(v) for k, v in i.patches.items()}) for i in items[::2]]
     pairs = [replace(item, patches=dark[index // 2].patches) for index, item in enumerate(items)]
@@ -90,7 +90,7 @@ def test_a_bright_patch_is_seen_by_its_own_document_only(
     assert_only(document, answers(model, pack(changed, share)), answers(model, pack(pairs, share)))
 
 
-def test_images_of_equal_size_on_the_wrong_documents_are_noticed(model: MedMO, items: list[Item]) -> None:
+def test_images_of_equal_size_on_the_wrong_documents_are_noticed(model: MedMO, items: list[Document]) -> None:
     """Images 0 and 3 of the batch are of one size: shown in each other's place they fit all the same."""
     batch = pack(items, share_prefixes=True)
     swapped = replace(batch, image_index=torch.tensor([3, 1, 2, 0, 4]))

@@ -12,26 +12,26 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.models import medmo
 from medmo_core.models.targets import labelled_rows, learned_positions
 from medmo_core.modules.attention import TextAttention
 
 
-def branches(toy: Any, prompt: Item, lengths: Sequence[tuple[int, int]]) -> list[Item]:
+def branches(toy: Any, prompt: Document, lengths: Sequence[tuple[int, int]]) -> list[Document]:
     """Return one document per (question, answer) length, all with the same beginning."""
     return [toy.extend(prompt, *length, seed=seed) for seed, length in enumerate(lengths)]
 
 
-def one_image(toy: Any) -> list[Item]:
+def one_image(toy: Any) -> list[Document]:
     return branches(toy, toy.prompt("one", [(4, 6)]), [(2, 3), (1, 5), (3, 2), (0, 4)])
 
 
-def several_images(toy: Any) -> list[Item]:
+def several_images(toy: Any) -> list[Document]:
     return branches(toy, toy.prompt("several", [(4, 4), (2, 6), (6, 2)], text=3), [(2, 4), (2, 3), (1, 1)])
 
 
-def two_groups_and_plain_documents(toy: Any) -> list[Item]:
+def two_groups_and_plain_documents(toy: Any) -> list[Document]:
     first = branches(toy, toy.prompt("first", [(4, 4)], seed=1), [(1, 3), (2, 2)])
     second = branches(toy, toy.prompt("second", [(2, 4), (4, 4)], seed=2), [(0, 3), (0, 5), (0, 2)])
     lone = toy.extend(toy.prompt("lone", [(4, 4)], seed=3), 2, 4)
@@ -39,16 +39,16 @@ def two_groups_and_plain_documents(toy: Any) -> list[Item]:
     return [lone, *first, text, *second]
 
 
-def answers_of_one_token(toy: Any) -> list[Item]:
+def answers_of_one_token(toy: Any) -> list[Document]:
     """The prompt ends right before what is learned: every label is predicted from one row."""
     return branches(toy, toy.prompt("short", [(2, 2)]), [(0, 1), (0, 1), (0, 1)])
 
 
-def text_alone(toy: Any) -> list[Item]:
+def text_alone(toy: Any) -> list[Document]:
     return branches(toy, toy.prompt("words", text=11), [(0, 3), (2, 2)])
 
 
-def images_shown_again(toy: Any) -> list[Item]:
+def images_shown_again(toy: Any) -> list[Document]:
     """Documents of one prompt that are not neighbours: two trees, whose images are encoded once."""
     prompt = toy.prompt("again", [(4, 4), (2, 2)])
     first, second, third, fourth = branches(toy, prompt, [(0, 3), (1, 2), (2, 1), (0, 2)])
@@ -56,7 +56,7 @@ def images_shown_again(toy: Any) -> list[Item]:
     return [first, second, *between, third, fourth]
 
 
-def same_images_behind_other_words(toy: Any) -> list[Item]:
+def same_images_behind_other_words(toy: Any) -> list[Document]:
     """These cannot share a prompt; the image is encoded once all the same."""
     shared = branches(toy, toy.prompt("words", [(4, 4)]), [(0, 3), (1, 2)])
     ids = shared[1].input_ids.copy()
@@ -64,7 +64,7 @@ def same_images_behind_other_words(toy: Any) -> list[Item]:
     return [*shared, replace(shared[1], input_ids=ids)]
 
 
-CASES: list[Callable[[Any], list[Item]]] = [
+CASES: list[Callable[[Any], list[Document]]] = [
     one_image,
     several_images,
     two_groups_and_plain_documents,
@@ -78,7 +78,7 @@ CASES: list[Callable[[Any], list[Item]]] = [
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_branches_equal_separate_rows(
-    toy: Any, case: Callable[[Any], list[Item]], tied: bool, recompute: bool
+    toy: Any, case: Callable[[Any], list[Document]], tied: bool, recompute: bool
 ) -> None:
     model, items = toy.model(tied=tied), case(toy)
     if recompute:
@@ -100,7 +100,7 @@ def test_images_that_cannot_share_a_prompt_are_still_encoded_once(toy: Any) -> N
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_log_probabilities_keep_the_order_of_the_items(toy: Any, case: Callable[[Any], list[Item]]) -> None:
+def test_log_probabilities_keep_the_order_of_the_items(toy: Any, case: Callable[[Any], list[Document]]) -> None:
     model, items = toy.model(), case(toy)
     with torch.no_grad():
         apart = torch.cat([model.token_logprobs(pack([item])) for item in items])
@@ -108,7 +108,7 @@ def test_log_probabilities_keep_the_order_of_the_items(toy: Any, case: Callable[
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_positions_and_first_tokens_go_on_from_the_prompt(toy: Any, case: Callable[[Any], list[Item]]) -> None:
+def test_positions_and_first_tokens_go_on_from_the_prompt(toy: Any, case: Callable[[Any], list[Document]]) -> None:
     batch = pack(case(toy), share_prefixes=True)
     assert batch.prompt_of is not None
     bounds = batch.cu_seqlens.tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item, Processor, TooLong
+from medmo_core.data.processor import Document, Processor, TooLong
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.models.medmo import MedMO
@@ -143,7 +143,7 @@ def test_placeholders_without_their_image_are_dropped_and_counted(kit: Kit, samp
     broken = [replace(two, images=two.images[:1]), replace(two, images=(*two.images, *two.images)), samples[0]]
     prompts, faults = draw_prompts(lambda n: broken[n], limited(kit.processor, None), range(3))
     skipped = SkippedSamples(None)
-    skipped.record(3, faults)
+    skipped.add(3, faults)
     assert list(prompts) == [2] and skipped.kinds == {"unreadable": 2}
     assert "2 image placeholder(s), 1 image(s) are given" in faults[0].reason
     assert "2 image placeholder(s), 4 image(s) are given" in faults[1].reason
@@ -159,7 +159,7 @@ def test_a_document_cut_through_an_image_is_noticed(kit: Kit, samples: list[Samp
         kit.model.loss(batch)
 
 
-def truncated(item: Item, length: int) -> Item:
+def truncated(item: Document, length: int) -> Document:
     """Cut a document as loaders do that know nothing of images."""
     assert item.labels is not None
     return replace(

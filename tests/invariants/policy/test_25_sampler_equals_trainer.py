@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.generation.sampling import Sampler
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import join
@@ -84,7 +84,7 @@ def test_truncated_sampling_returns_the_whole_distributions(toy: Any) -> None:
 def with_features(model: MedMO, asked: Sequence[Request]) -> list[Request]:
     """Return the requests with the features that a model sees in their images."""
 
-    def seen(item: Item) -> Item:
+    def seen(item: Document) -> Document:
         with torch.no_grad():
             return replace(item, features=model.encode_images(pack([item]))) if item.patches else item
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from medmo_core.datasets.embedded.facts import SAMPLE_ROOT, load_facts
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, load_facts
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def block_after(heading: str, language: str) -> str:
 
 def test_the_own_data_example_runs_as_printed(tmp_path: Path) -> None:
     record = next(r for r in load_facts() if r.source == "ct-abdomen")
-    shutil.copy(SAMPLE_ROOT / record.path, tmp_path / "scan.png")
+    shutil.copy(EMBEDDED_ROOT / record.path, tmp_path / "scan.png")
     script = block_after("Your own data in ten lines", "bash")
     assert len(script.splitlines()) <= 10
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -18,7 +18,7 @@ from medmo_recipes.evaluation.baselines import fit_baselines
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
 from medmo_recipes.evaluation.retrieval import distinct_captions, retrieval_metrics
-from medmo_recipes.evaluation.scores import Prediction, image_key, read_boxes, score_answers, summarise
+from medmo_recipes.evaluation.scores import Prediction, image_key, mean_score, read_boxes, score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_embedded, evaluate_file
 from medmo_recipes.training.model.kit import Kit, load_kit
 
@@ -135,10 +135,10 @@ def test_intervals_resample_images() -> None:
         return Prediction("id", "vqa", "", "", "", {"vqa_accuracy": value}, image=image, scan="scan")
 
     grouped = [prediction(image, value) for image, value in (("a", 1.0), ("b", 0.0)) for _ in range(10)]
-    score = summarise(grouped, "vqa_accuracy")
+    score = mean_score(grouped, "vqa_accuracy")
     assert (score.value, score.low, score.high) == (0.5, 0.0, 1.0)
     assert (score.n, score.num_images, score.num_scans) == (20, 2, 1)
-    alone = summarise([prediction("a", 1.0)], "vqa_accuracy")
+    alone = mean_score([prediction("a", 1.0)], "vqa_accuracy")
     assert math.isnan(alone.low) and alone.to_json()["low"] is None
     assert "nan" not in format_table({"vqa_accuracy": alone})
 

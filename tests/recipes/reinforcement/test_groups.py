@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_core.losses.grpo import Importance, Loss
@@ -21,9 +21,9 @@ from medmo_recipes.reinforcement.groups import (
     Answers,
     draw_prompts,
     question,
+    reward_answers,
     sample_answers,
     sampled_tokens,
-    score_answers,
 )
 from medmo_recipes.reinforcement.image_features import encode_images, keeps_features
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
@@ -65,7 +65,7 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
     rewards = RewardSet({"length": length, "first": first_only})
     rollout, grpo = Rollout(num_generations=3, max_new_tokens=4), Grpo(advantage="centred", overlong_tokens=2)
     weights = {"length": 1.0, "first": 3.0}
-    one, two = score_answers(answers, rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9)
+    one, two = reward_answers(answers, rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9)
     assert one.components == {"length": [1.0, 2.0, 3.0], "first": [1.0] * 3, "overlong": [0.0, 0.0, -0.5]}
     assert one.rewards.tolist() == [1.0, 1.25, 1.0] and two.rewards.tolist() == [3.0, 3.0, 3.0]
     assert one.advantages.tolist() == pytest.approx([-1 / 12, 1 / 6, -1 / 12]) and two.is_flat
@@ -73,10 +73,10 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
     asked = [question(kit.processor, s) for s in samples for _ in range(3)]
     assert [turns[-1]["content"] for turns in seen["prompts"]] == asked
     apart = Grpo(advantage="centred", normalise_components=True)
-    one, _ = score_answers(answers, rewards, weights, kit.processor, rollout, apart, step=3, max_steps=9)
+    one, _ = reward_answers(answers, rewards, weights, kit.processor, rollout, apart, step=3, max_steps=9)
     assert one.rewards.tolist() == [1.0, 1.25, 1.5]  # what is logged is not normalised
     assert one.advantages.tolist() == pytest.approx([-0.25, 0.0, 0.25], rel=1e-3)  # deviations
-    assert score_answers([], rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9) == []
+    assert reward_answers([], rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9) == []
 
 
 def test_settings_name_what_there_is() -> None:
@@ -99,7 +99,7 @@ def test_denominators_count_what_is_learned(kit: Kit, own_data: Path) -> None:
     def weights(**settings: Any) -> list[list[float]]:
         grpo = Grpo(**settings)
         rewards = RewardSet({"letters": letters})
-        groups = score_answers(answers, rewards, {"letters": 1.0}, kit.processor, rollout, grpo, step=0, max_steps=1)
+        groups = reward_answers(answers, rewards, {"letters": 1.0}, kit.processor, rollout, grpo, step=0, max_steps=1)
         completions = to_completions(groups, rollout, grpo, ALONE)
         batch = pack_completions(completions)
         assert batch.token_weights.shape == batch.sampled_logps.shape
@@ -227,7 +227,7 @@ def test_features_of_a_frozen_tower_stand_for_the_images(own_data: Path) -> None
     encoded: list[int] = []
     kit.model.model.visual.register_forward_hook(lambda _, given, __: encoded.append(len(given[1]["qwen3_vl"])))
 
-    def run(given: dict[int, Item]) -> list[torch.Tensor]:
+    def run(given: dict[int, Document]) -> list[torch.Tensor]:
         answers = sample_answers(InPlaceEngine(kit.model), given, rollout, seed=0)
         pairs = [(a.prompt, g) for a in answers for g in a.generations]
         rows = [Completion(join(prompt, sampled_tokens(g)), 0.0, 1.0, g.logps) for prompt, g in pairs]

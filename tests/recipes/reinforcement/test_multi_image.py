@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from medmo_core.boxes import ImageBoxes
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.pairs import eval_pairs
 from medmo_core.generation.decoding import Generation
@@ -22,11 +22,11 @@ from medmo_recipes import reinforce
 from medmo_recipes.commands import evaluate as evaluate_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.controls import shuffle_images
-from medmo_recipes.evaluation.scores import score_answers as score_texts_of
+from medmo_recipes.evaluation.scores import reward_answers as score_texts_of
 from medmo_recipes.evaluation.suites import evaluate, evaluate_file
 from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
-from medmo_recipes.reinforcement.groups import Group, draw_prompts, sample_answers, sampled_tokens, score_answers
+from medmo_recipes.reinforcement.groups import Group, draw_prompts, reward_answers, sample_answers, sampled_tokens
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.settings.run_config import Grpo, Rewards, Rollout, RunConfig
 from medmo_recipes.training.distributed.world import World
@@ -74,7 +74,7 @@ def tracked(pairs: Sequence[Sample]) -> Sample:
     return next(s for s in pairs if s.provenance["template"] == "pair/track")
 
 
-def logps(kit: Kit, item: Item, text: str) -> torch.Tensor:
+def logps(kit: Kit, item: Document, text: str) -> torch.Tensor:
     with torch.no_grad():
         return kit.model.token_logprobs(pack([join(item, kit.tokenizer.encode(text))]))
 
@@ -145,7 +145,7 @@ class Scripted:
         """Return the script for each request, with the policy's own log-probabilities."""
         return [[self._said(request.prompt, text) for text in self.texts] for request in requests]
 
-    def _said(self, prompt: Item, text: str) -> Generation:
+    def _said(self, prompt: Document, text: str) -> Generation:
         tokens = self.kit.tokenizer.encode(text)
         with torch.no_grad():
             chances = self.kit.model.token_logprobs(pack([join(prompt, tokens)]))
@@ -159,7 +159,7 @@ def rewarded(kit: Kit, sample: Sample, texts: Sequence[str]) -> Group:
     assert not faults
     answers = sample_answers(Scripted(kit, texts), prompts, rollout, seed=0)
     rewards = RewardSet.from_config(Rewards(weights=WEIGHTS))
-    (group,) = score_answers(answers, rewards, WEIGHTS, kit.processor, rollout, Grpo(), step=1, max_steps=1)
+    (group,) = reward_answers(answers, rewards, WEIGHTS, kit.processor, rollout, Grpo(), step=1, max_steps=1)
     return group
 
 

@@ -8,7 +8,7 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item, independent_turns
+from medmo_core.data.processor import Document, independent_turns
 from medmo_core.datasets.embedded.dialogues import NUM_TURNS, Dialogues
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.model.kit import Kit, load_kit
@@ -20,13 +20,13 @@ def kit() -> Kit:
 
 
 @pytest.fixture(scope="module")
-def items(kit: Kit) -> list[Item]:
+def items(kit: Kit) -> list[Document]:
     source, rng = Dialogues("train"), random.Random(3)
     samples = [source.get(index, rng) for index in (5, 400, 900)]
     return [item for sample in samples for item in kit.processor.encode_turns(sample)]
 
 
-def apart(items: list[Item]) -> list[Item]:
+def apart(items: list[Document]) -> list[Document]:
     """The same documents, each with pictures of its own."""
     return [replace(i, patches={name: rows.copy() for name, rows in i.patches.items()}) for i in items]
 
@@ -38,7 +38,7 @@ def loss_and_gradients(kit: Kit, batch: Batch) -> tuple[torch.Tensor, torch.Tens
     return loss.detach(), torch.cat([p.grad.flatten() for p in kit.model.parameters() if p.grad is not None])
 
 
-def test_a_shared_image_is_packed_once_and_changes_no_gradient(kit: Kit, items: list[Item]) -> None:
+def test_a_shared_image_is_packed_once_and_changes_no_gradient(kit: Kit, items: list[Document]) -> None:
     shared, separate = pack(items), pack(apart(items))
     assert separate.image_index is None and shared.image_index is not None
     assert len(shared.image_grid_thw["qwen3_vl"]) == 3 < len(items) == len(separate.image_grid_thw["qwen3_vl"])
@@ -47,7 +47,7 @@ def test_a_shared_image_is_packed_once_and_changes_no_gradient(kit: Kit, items: 
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-12)
 
 
-def test_turns_share_what_they_begin_with(kit: Kit, items: list[Item]) -> None:
+def test_turns_share_what_they_begin_with(kit: Kit, items: list[Document]) -> None:
     """System turn, images and common words are computed once; loss and gradients are those of the turns apart."""
     shared = pack(items, share_prefixes=True)
     assert shared.prompt_of is not None and shared.image_index is None
@@ -61,14 +61,14 @@ def test_turns_share_what_they_begin_with(kit: Kit, items: list[Item]) -> None:
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-12)
 
 
-def test_images_in_the_wrong_order_would_be_noticed(kit: Kit, items: list[Item]) -> None:
+def test_images_in_the_wrong_order_would_be_noticed(kit: Kit, items: list[Document]) -> None:
     shared = pack(items)
     assert shared.image_index is not None
     turned = replace(shared, image_index=(shared.image_index + 1) % 3)
     assert abs(loss_and_gradients(kit, turned)[0] - loss_and_gradients(kit, shared)[0]) > 1e-6
 
 
-def test_turns_of_one_sample_stand_alone(kit: Kit, items: list[Item]) -> None:
+def test_turns_of_one_sample_stand_alone(kit: Kit, items: list[Document]) -> None:
     names = [item.sample.id for item in items]
     assert len(set(names)) == 3 and max(names.count(n) for n in names) <= NUM_TURNS
     for item in items:

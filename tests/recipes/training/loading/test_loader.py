@@ -22,7 +22,7 @@ from medmo_recipes import instruct
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.distributed.world import World
-from medmo_recipes.training.loading.documents import Documents
+from medmo_recipes.training.loading.documents import DocumentMaker
 from medmo_recipes.training.loading.loader import Loader
 from medmo_recipes.training.loading.plan import TokenBudget
 from medmo_recipes.training.loading.skipped import BadData, SkippedSamples
@@ -277,11 +277,11 @@ def test_a_source_with_nothing_to_give_stops_the_run() -> None:
 
 
 def test_the_summary_names_the_first_twenty_and_says_how_many_more() -> None:
-    from medmo_recipes.training.loading.skipped import Fault
+    from medmo_recipes.training.loading.skipped import SkippedSample
 
     skipped = SkippedSamples(None)
     assert skipped.summary() == "no sample was left out of 0 drawn"
-    skipped.record(50, [Fault(i, f"s{i}", f"s{i}: cut short", "unreadable", (f"{i}.png",)) for i in range(30)])
+    skipped.add(50, [SkippedSample(i, f"s{i}", f"s{i}: cut short", "unreadable", (f"{i}.png",)) for i in range(30)])
     again = SkippedSamples(None)
     again.restore(json.loads(json.dumps(skipped.state())))
     for each in (skipped, again):
@@ -292,12 +292,12 @@ def test_the_summary_names_the_first_twenty_and_says_how_many_more() -> None:
 
 
 def test_too_long_samples_do_not_stop_a_run_that_stops_at_bad_ones() -> None:
-    from medmo_recipes.training.loading.skipped import Fault
+    from medmo_recipes.training.loading.skipped import SkippedSample
 
     skipped = SkippedSamples(None, stop=True)
-    skipped.record(1, [Fault(0, "a", "900 tokens", "too long")])
+    skipped.add(1, [SkippedSample(0, "a", "900 tokens", "too long")])
     with pytest.raises(BadData, match=r"sample b \(b\.png\): cut short \(draw 1; "):
-        skipped.record(1, [Fault(1, "b", "cut short", "unreadable", ("b.png",))])
+        skipped.add(1, [SkippedSample(1, "b", "cut short", "unreadable", ("b.png",))])
 
 
 # --- a whole run ----------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_a_run_packs_by_tokens_and_resumes_exactly(tmp_path: Path) -> None:
 def test_the_length_of_a_draw_is_what_it_takes_in_a_batch(share: bool, turns: bool) -> None:
     """Dialogues about one view: apart, or with what the turns have in common once."""
     mixture = Mixture({"dialogue": (Dialogues("train"), 1.0)}, seed=0)
-    documents = Documents(mixture.draw, processor(), independent_turns=turns, share_prefixes=share)
+    documents = DocumentMaker(mixture.draw, processor(), independent_turns=turns, share_prefixes=share)
     for number in range(12):
         length = documents.length(number)
         batch, faults = documents.batch([number])
@@ -344,5 +344,5 @@ def test_the_length_of_a_draw_is_what_it_takes_in_a_batch(share: bool, turns: bo
     assert both is not None
     assert both.num_tokens == sum(n for n in documents.lengths([0, 1]) if isinstance(n, int))
     if turns and share:
-        apart, _ = Documents(mixture.draw, processor(), independent_turns=True).batch([0, 1])
+        apart, _ = DocumentMaker(mixture.draw, processor(), independent_turns=True).batch([0, 1])
         assert apart is not None and both.num_tokens < apart.num_tokens

@@ -121,7 +121,7 @@ def test_pixels_stay_out_of_the_pipe_and_their_memory_stays(root: Path) -> None:
             continue
         start, shape = answer[0]["patches"]["qwen3_vl"]
         assert len(ForkingPickler.dumps((outcome, answer))) < 8000 < shape[0] * shape[1]
-        item = documents.items(number)
+        item = documents.documents_of(number)
         assert isinstance(item, list)
         found = shelf.memory[start : start + shape[0] * shape[1]].view(shape).numpy()
         assert np.array_equal(found, item[0].patches["qwen3_vl"])

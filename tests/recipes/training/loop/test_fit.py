@@ -250,12 +250,12 @@ def test_sharded_processes_get_equal_numbers_of_batches_with_images(tmp_path: Pa
 
 
 def test_too_many_bad_samples_stop_the_run() -> None:
-    from medmo_recipes.training.loading.skipped import Fault
+    from medmo_recipes.training.loading.skipped import SkippedSample
 
     skipped = SkippedSamples(None, max_ratio=0.1)
-    skipped.record(60, [Fault(1, "a", "file not found", "unreadable")] * 6)
+    skipped.add(60, [SkippedSample(1, "a", "file not found", "unreadable")] * 6)
     with pytest.raises(BadData, match=r"7 of 64 samples could not be used .*a: file not found"):
-        skipped.record(4, [Fault(2, "b", "truncated", "unreadable")])
+        skipped.add(4, [SkippedSample(2, "b", "truncated", "unreadable")])
 
 
 def test_instruct_mixes_tasks_by_weight(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

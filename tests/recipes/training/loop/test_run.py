@@ -71,7 +71,7 @@ def test_a_run_continues_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
         wanted = weights(run)
     first = config(tmp_path)
     with opened(first) as run:
-        run.skipped.record(3, [])
+        run.skipped.add(3, [])
         advance(run, 4)
     with opened(first.change(train={"resume": True, "save_every": 3})) as run:
         assert (run.start_step, run.shared, run.skipped.drawn) == (4, {"loader": {"next": 4}}, 3)

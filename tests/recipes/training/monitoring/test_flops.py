@@ -9,14 +9,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Item
+from medmo_core.data.processor import Document
 from medmo_kernels import runtime
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.model.kit import Kit, load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.monitoring import flops
-from medmo_recipes.training.monitoring.flops import UsefulFlops, Work, peak_flops
+from medmo_recipes.training.monitoring.flops import BatchWork, UsefulFlops, peak_flops
 
 
 def kit_of(encoder: str = "qwen3_vl") -> Kit:
@@ -24,7 +24,7 @@ def kit_of(encoder: str = "qwen3_vl") -> Kit:
     return load_kit(CONFIGS["debug_instruct"]().change(model=change), "cpu")
 
 
-def items_of(kit: Kit, count: int) -> list[Item]:
+def items_of(kit: Kit, count: int) -> list[Document]:
     config = CONFIGS["debug_instruct"]()
     mixture = load_mixture(config.data, seed=0)
     return [kit.processor.encode(mixture.draw(number)) for number in range(count)]
@@ -37,7 +37,7 @@ def counted(kit: Kit, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
-def as_counted(work: Work, *, doubled: bool) -> Work:
+def as_counted(work: BatchWork, *, doubled: bool) -> BatchWork:
     """The work with what is not useful: whole squares in causal attention, and every still as a pair of frames."""
     assert work.documents == 1, "the reference looks at all pairs of a batch"
     values = {name: (2 if doubled else 1) * number for name, number in work.patch_values.items()}
@@ -61,7 +61,7 @@ def test_formulas_equal_pytorchs_counter(
     kit = kit_of()
     choose_trainable(kit.model, words)
     batch = pack(items_of(kit, 1))
-    work, costs = Work.of(batch, kit.model), UsefulFlops(kit.model)
+    work, costs = BatchWork.of(batch, kit.model), UsefulFlops(kit.model)
     assert costs.of(as_counted(work, doubled=True)) == pytest.approx(counted(kit, batch), rel=tolerance + 1e-9)
     assert costs.of(work) < costs.of(as_counted(work, doubled=True))
 
@@ -71,7 +71,7 @@ def test_other_encoders_are_costed_too(monkeypatch: pytest.MonkeyPatch, encoder:
     monkeypatch.setenv(runtime.SWITCH, "reference")
     kit = kit_of(encoder)
     batch = pack(items_of(kit, 1))
-    work = as_counted(Work.of(batch, kit.model), doubled=False)
+    work = as_counted(BatchWork.of(batch, kit.model), doubled=False)
     found, expected = counted(kit, batch), UsefulFlops(kit.model).of(work)
     # DINOv2's class token is left out: one in nine rows at this size, one in thousands at the real one.
     assert expected == pytest.approx(found, rel=0.03)
@@ -81,7 +81,7 @@ def test_a_wrong_formula_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(runtime.SWITCH, "reference")
     kit = kit_of()
     batch = pack(items_of(kit, 1))
-    work, costs = as_counted(Work.of(batch, kit.model), doubled=True), UsefulFlops(kit.model)
+    work, costs = as_counted(BatchWork.of(batch, kit.model), doubled=True), UsefulFlops(kit.model)
     costs.per_pair *= 0.5
     with pytest.raises(AssertionError):
         assert costs.of(work) == pytest.approx(counted(kit, batch), rel=0.02)
@@ -90,24 +90,24 @@ def test_a_wrong_formula_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_documents_add_up_and_fillers_cost_nothing() -> None:
     kit = kit_of()
     items = items_of(kit, 4)
-    apart = [Work.of(pack([item]), kit.model) for item in items]
+    apart = [BatchWork.of(pack([item]), kit.model) for item in items]
     costs = UsefulFlops(kit.model)
     total = sum(costs.of(work) for work in apart)
-    together = Work.of(pack(items), kit.model)
+    together = BatchWork.of(pack(items), kit.model)
     assert costs.of(together) == pytest.approx(total) and together.documents == 4
     labels = items[1].labels
     assert labels is not None
     filler = replace(items[1], labels=np.full_like(labels, IGNORE_INDEX))
     for order in ([items[0], filler], [filler, items[0]]):
-        assert Work.of(pack(order), kit.model) == apart[0]
-    assert costs.of(Work.of(pack([filler]), kit.model)) == 0
+        assert BatchWork.of(pack(order), kit.model) == apart[0]
+    assert costs.of(BatchWork.of(pack([filler]), kit.model)) == 0
 
 
 def test_what_is_shared_counts_once() -> None:
     kit = kit_of()
     item = items_of(kit, 1)[0]
     batch, tree = pack([item, item]), pack([item, item], share_prefixes=True)
-    one, two, shared = (Work.of(b, kit.model) for b in (pack([item]), batch, tree))
+    one, two, shared = (BatchWork.of(b, kit.model) for b in (pack([item]), batch, tree))
     assert two.patches == shared.patches == one.patches  # the image is the same array
     assert tree.prompt_of is not None and shared.documents == 2 and shared.learned == two.learned
     prompt = two.tokens - shared.tokens
@@ -119,9 +119,9 @@ def test_what_is_shared_counts_once() -> None:
 def test_an_estimate_equals_a_batch_of_that_shape() -> None:
     kit = kit_of()
     batch = pack(items_of(kit, 1))
-    work = Work.of(batch, kit.model)
+    work = BatchWork.of(batch, kit.model)
     _, height, width = batch.image_grid_thw["qwen3_vl"][0].tolist()
-    planned = Work.planned(
+    planned = BatchWork.planned(
         kit.model,
         grid=(height // 2, width // 2),
         text_tokens=work.tokens - work.visual_tokens,

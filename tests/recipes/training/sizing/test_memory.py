@@ -12,7 +12,7 @@ from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.optim.adam_8bit import QuantisedAdamW
 from medmo_recipes.training.optim.optimizer import RULES, Optimizer
-from medmo_recipes.training.sizing.activations import Shape, stages
+from medmo_recipes.training.sizing.activations import BatchShape, stages
 from medmo_recipes.training.sizing.dry_run import device_of, dry_run, estimate_memory
 from medmo_recipes.training.sizing.memory import Memory, estimate, state_bytes
 
@@ -36,7 +36,7 @@ def test_a_forgotten_tensor_is_noticed() -> None:
     model, _ = case.model()
     again = dataclasses.replace(case, recompute="all").config()
     with pytest.raises(AssertionError):
-        check(estimate(model, again, Shape.of(case.batch(model)), device="cpu"), counted)
+        check(estimate(model, again, BatchShape.of(case.batch(model)), device="cpu"), counted)
     with pytest.raises(AssertionError):
         check(dataclasses.replace(estimated, parts={**estimated.parts, "optimiser": 0}), counted)
 
@@ -132,7 +132,7 @@ def test_sharding_divides_what_is_sharded() -> None:
 def test_cuda_keeps_less_than_the_cpu() -> None:
     """Its norms keep no fp32 copies, its gated unit no third factor, its attention no rotated copies of patches."""
     model = bench.Case("tiny", "tiny", dtype="bfloat16").model()[0]
-    shape = Shape(tokens=512, learned=128, patches={"qwen3_vl": 576})
+    shape = BatchShape(tokens=512, learned=128, patches={"qwen3_vl": 576})
     kept = {}
     for device in ("cpu", "cuda"):
         found = stages(model, shape, device=device, width=2, recompute_text="nothing", recompute_vision="nothing",
