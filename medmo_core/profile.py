@@ -24,6 +24,7 @@ from .boxes import (
     print_boxes,
     print_image_boxes,
 )
+from .errors import InputError
 
 PROFILE_FILE = "medmo_profile.json"
 
@@ -56,24 +57,24 @@ class CheckpointProfile:
 
     def __post_init__(self) -> None:
         if self.frame not in FRAMES:
-            raise ValueError(f"checkpoint profile: frame is {self.frame!r}, expected one of {', '.join(FRAMES)}")
+            raise InputError(f"checkpoint profile: frame is {self.frame!r}, expected one of {', '.join(FRAMES)}")
         if self.grammar not in tuple(GRAMMARS):
-            raise ValueError(f"checkpoint profile: grammar is {self.grammar!r}, expected one of {', '.join(GRAMMARS)}")
+            raise InputError(f"checkpoint profile: grammar is {self.grammar!r}, expected one of {', '.join(GRAMMARS)}")
         if self.system_prompt is not None and not isinstance(self.system_prompt, str):
-            raise ValueError(f"checkpoint profile: system_prompt is {self.system_prompt!r}, expected text or null")
+            raise InputError(f"checkpoint profile: system_prompt is {self.system_prompt!r}, expected text or null")
         if type(self.step) is not int or self.step < 1 or (self.step > 1 and self.frame == "unit"):
             expected = "a whole number above 0, and 1 in frame 'unit'"
-            raise ValueError(f"checkpoint profile: step is {self.step!r}, expected {expected}")
+            raise InputError(f"checkpoint profile: step is {self.step!r}, expected {expected}")
         if self.canvas is None:
             return
         if self.frame != "pixel":
-            raise ValueError(
+            raise InputError(
                 f"checkpoint profile: canvas {self.canvas} needs frame 'pixel', but frame is {self.frame!r}; "
                 "relative frames do not depend on a canvas"
             )
         sides = self.canvas if isinstance(self.canvas, (tuple, list)) else ()
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError(
+            raise InputError(
                 f"checkpoint profile: canvas is {self.canvas!r}, expected [width, height], two positive whole numbers "
                 "of pixels, or null"
             )
@@ -130,15 +131,15 @@ class CheckpointProfile:
     def from_json(cls, values: Any, *, where: str = PROFILE_FILE) -> Self:
         """Read a profile from parsed JSON; `where` names the source in error messages."""
         if not isinstance(values, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {type(values).__name__}")
+            raise InputError(f"{where}: expected a JSON object, found {type(values).__name__}")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"{where}: unknown field {', '.join(unknown)}; a profile has {', '.join(known)}")
+            raise InputError(f"{where}: unknown field {', '.join(unknown)}; a profile has {', '.join(known)}")
         try:
             return cls(**values)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise InputError(f"{where}: {error}") from None
 
     def save(self, folder: str | Path) -> Path:
         """Write `medmo_profile.json` into a checkpoint folder and return its path."""
@@ -168,7 +169,7 @@ class CheckpointProfile:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); delete it, or write it with profile.save()") from None
+            raise InputError(f"{path}: not valid JSON ({error}); delete it, or write it with profile.save()") from None
         return cls.from_json(values, where=str(path))
 
 

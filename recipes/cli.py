@@ -91,16 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after `medmo`; the process's own when None.
 
     Returns:
-        The exit status: 0 when all went well, 2 for a mistake of the caller's (its message on stderr).
+        The exit status: 0 when all went well, 2 for a mistake that the caller can fix (its message on stderr).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     known, rest = build_parser().parse_known_args(words[:1])
     rest = rest + words[1:]
     module = importlib.import_module(COMMANDS[known.command].module)
+    user_errors = importlib.import_module("medmo_core.errors").USER_ERRORS  # late: --help need not wait for torch
     try:
         return int(module.main(rest) or 0)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        # What a user can mend is told in one line; anything else keeps its traceback.
+    except user_errors as error:
         print(f"medmo {known.command}: {error}", file=sys.stderr)
         return 2
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from medmo_core.data.sources.mixture import Mixture
+from medmo_core.errors import BadStep
 
 from .pages.rollout_page import page_template, write_page
 from .reinforcement.alarms import Alarms
@@ -55,7 +56,6 @@ from .training.model.trainable import choose_trainable
 from .training.monitoring.meter import Meter, Tally
 from .training.monitoring.phases import Phases
 from .training.monitoring.profiling import profiled
-from .training.monitoring.spikes import BadStep
 
 
 def main(argv: Sequence[str] | None = None) -> int:

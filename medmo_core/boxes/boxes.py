@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 FRAMES = ("pixel", "norm1000", "unit")
 EDGE_TOLERANCE = 1e-6  # share of the image side that rounding may add outside the image; clamped away
 
@@ -39,7 +41,7 @@ def frame_limits(frame: str, size: tuple[int, int]) -> tuple[float, float]:
         return 1000.0, 1000.0
     if frame == "unit":
         return 1.0, 1.0
-    raise ValueError(f"unknown box frame {frame!r}: use one of {', '.join(FRAMES)}")
+    raise InputError(f"unknown box frame {frame!r}: use one of {', '.join(FRAMES)}")
 
 
 @lru_cache(maxsize=256)
@@ -61,7 +63,7 @@ def checked_size(size: Sequence[int]) -> tuple[int, int]:
 def _whole_pixels(values: tuple[int, ...]) -> tuple[int, int]:
     whole = len(values) == 2 and all(math.isfinite(v) and v > 0 and v == int(v) for v in values)
     if not whole:
-        raise ValueError(f"image size {values} must be (width, height), two positive whole numbers of pixels")
+        raise InputError(f"image size {values} must be (width, height), two positive whole numbers of pixels")
     return int(values[0]), int(values[1])
 
 
@@ -93,17 +95,17 @@ class Boxes:
         if xyxy.numel() == 0:
             xyxy = xyxy.reshape(0, 4)
         if xyxy.ndim != 2 or xyxy.shape[1] != 4:
-            raise ValueError(f"boxes have shape {tuple(xyxy.shape)}, expected (N, 4): one row x1, y1, x2, y2 per box")
+            raise InputError(f"boxes have shape {tuple(xyxy.shape)}, expected (N, 4): one row x1, y1, x2, y2 per box")
         labels = tuple(self.labels) or ("",) * len(xyxy)
         if len(labels) != len(xyxy):
-            raise ValueError(f"{len(xyxy)} boxes but {len(labels)} labels: give one label per box, or none at all")
+            raise InputError(f"{len(xyxy)} boxes but {len(labels)} labels: give one label per box, or none at all")
         limit_x, limit_y = frame_limits(self.frame, size)
         for index, (x1, y1, x2, y2) in enumerate(xyxy.tolist()):
             if 0 <= x1 <= x2 <= limit_x and 0 <= y1 <= y2 <= limit_y:
                 continue
             fault = box_fault((x1, y1, x2, y2), self.frame, size)
             if fault:
-                raise ValueError(f"box {index} ({labels[index] or 'no label'}) {fault}")
+                raise InputError(f"box {index} ({labels[index] or 'no label'}) {fault}")
         limits = edges(self.frame, size).to(xyxy.device)
         object.__setattr__(self, "xyxy", torch.minimum(xyxy.clamp(min=0.0), limits))
         object.__setattr__(self, "size", size)
@@ -195,7 +197,7 @@ class Boxes:
             ValueError: the window is empty or not on whole pixels.
         """
         if not (x0 < x1 and y0 < y1):
-            raise ValueError(f"crop window [{x0}, {y0}, {x1}, {y1}] is empty: it needs x0 < x1 and y0 < y1")
+            raise InputError(f"crop window [{x0}, {y0}, {x1}, {y1}] is empty: it needs x0 < x1 and y0 < y1")
         size = checked_size((x1 - x0, y1 - y0))
         share = self.visible_in(x0, y0, x1, y1)
         kept = [i for i, s in enumerate(share.tolist()) if s > 0 and s >= min_visible]
@@ -214,7 +216,7 @@ class Boxes:
             ValueError: the geometry belongs to a picture of another size.
         """
         if tuple(geometry.size) != self.size:
-            raise ValueError(
+            raise InputError(
                 f"boxes of a {self.size[0]}x{self.size[1]} image cannot use the geometry of a "
                 f"{geometry.size[0]}x{geometry.size[1]} one: resize or crop the geometry (or the boxes) alike first"
             )

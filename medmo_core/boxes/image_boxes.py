@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .boxes import Boxes
 from .grammars import GRAMMARS, Row
 from .recognise import NAMED_FRAMES, recognise
@@ -45,9 +46,9 @@ class ImageBoxes:
     def __post_init__(self) -> None:
         frames = {boxes.frame for boxes in self.per_image}
         if len(frames) != 1:
-            raise ValueError(f"boxes of several images need one frame, found {', '.join(sorted(frames)) or 'no image'}")
+            raise InputError(f"boxes of several images need one frame, found {', '.join(sorted(frames)) or 'no image'}")
         if not 0 <= self.default < len(self.per_image):
-            raise ValueError(f"default is {self.default}: expected an index below {len(self.per_image)} (the images)")
+            raise InputError(f"default is {self.default}: expected an index below {len(self.per_image)} (the images)")
 
     def __len__(self) -> int:
         return sum(len(boxes) for boxes in self.per_image)
@@ -82,7 +83,7 @@ class ImageBoxes:
     def with_labels(self, labels: Sequence[str]) -> ImageBoxes:
         """Return the same boxes under N other labels."""
         if len(labels) != len(self):
-            raise ValueError(f"{len(self)} boxes but {len(labels)} labels: give one label per box")
+            raise InputError(f"{len(self)} boxes but {len(labels)} labels: give one label per box")
         rest = iter(labels)
         parts = (boxes.with_labels([next(rest) for _ in range(len(boxes))]) for boxes in self.per_image)
         return replace(self, per_image=tuple(parts))
@@ -117,7 +118,7 @@ def resize_like(boxes: AnyBoxes, where: AnyBoxes) -> AnyBoxes:
     """
     parts, targets = by_image(boxes), by_image(where)
     if len(parts) != len(targets):
-        raise ValueError(f"boxes of {len(parts)} image(s) for a sample of {len(targets)}")
+        raise InputError(f"boxes of {len(parts)} image(s) for a sample of {len(targets)}")
     resized = tuple(part.resize(target.size) for part, target in zip(parts, targets, strict=True))
     return replace(boxes, per_image=resized) if isinstance(boxes, ImageBoxes) else resized[0]
 
@@ -147,7 +148,7 @@ def print_image_boxes(
         return chosen.print([(name, row) for name, (_, row) in zip(names, rows, strict=True)], written_frame)
     elsewhere = sorted(set(numbers) - {boxes.default + 1})
     if elsewhere:
-        raise ValueError(
+        raise InputError(
             f"grammar {grammar!r} cannot say that a box lies in image {elsewhere[0]}: without a number it is read in "
             f"image {boxes.default + 1}; use one of {', '.join(_naming_grammars())}"
         )

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ..errors import InputError
 from .boxes import Boxes, box_fault, checked_size, frame_limits
 from .grammars import GRAMMARS, Grammar, Row
 from .recognise import NAMED_FRAMES, Recognised, recognise
@@ -42,7 +43,7 @@ def named_grammar(name: str) -> Grammar:
         ValueError: there is none.
     """
     if name not in GRAMMARS:
-        raise ValueError(f"unknown box grammar {name!r}: use one of {', '.join(GRAMMARS)}, or 'auto' to parse")
+        raise InputError(f"unknown box grammar {name!r}: use one of {', '.join(GRAMMARS)}, or 'auto' to parse")
     return GRAMMARS[name]
 
 
@@ -67,9 +68,9 @@ def written_rows(boxes: Boxes, chosen: Grammar, frame: str | None, step: int) ->
     """Return the labels and numbers that `print_boxes` writes; arguments and faults are its own."""
     target = boxes.to(frame or chosen.frame)
     if chosen.bins != 1000 and target.frame != "norm1000":
-        raise ValueError(f"grammar {chosen.name!r} writes bins of the image side: print it in frame 'norm1000'")
+        raise InputError(f"grammar {chosen.name!r} writes bins of the image side: print it in frame 'norm1000'")
     if step < 1 or (step > 1 and target.frame == "unit"):
-        raise ValueError(f"step is {step}, expected a whole number above 0, and 1 in frame 'unit'")
+        raise InputError(f"step is {step}, expected a whole number above 0, and 1 in frame 'unit'")
     decimals = 4 if target.frame == "unit" else None  # None: round() returns whole numbers
     scale = chosen.bins / 1000
     limits = [round(limit * scale, decimals) for limit in frame_limits(target.frame, boxes.size)] * 2
@@ -77,7 +78,7 @@ def written_rows(boxes: Boxes, chosen: Grammar, frame: str | None, step: int) ->
     for index, (label, row) in enumerate(zip(target.labels, target.xyxy.tolist(), strict=True)):
         fault = chosen.label_fault(label)
         if fault:
-            raise ValueError(f"box {index}: {fault}")
+            raise InputError(f"box {index}: {fault}")
         rounded = (round(value * scale / step, decimals) * step for value in row)
         rows.append((label, tuple(min(max(value, 0), limit) for value, limit in zip(rounded, limits, strict=True))))
     return rows

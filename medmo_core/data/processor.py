@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..batch import PatchSpec, mrope_position_ids
 from ..boxes import AnyBoxes
+from ..errors import InputError
 from ..profile import CheckpointProfile
 from .images.load import crop_pixels, load_image
 from .images.patches import patchify, smart_resize
@@ -191,7 +192,7 @@ class Processor:
                 add_generation_prompt=for_generation,
             )
         except ValueError as error:
-            raise ValueError(f"{sample.id}: {error}") from error
+            raise InputError(f"{sample.id}: {error}") from error
         if self.max_tokens is not None and len(encoded.input_ids) > self.max_tokens:
             raise TooLong(
                 f"{sample.id}: {len(encoded.input_ids)} tokens, over the limit of {self.max_tokens}; it is left out. "
@@ -248,10 +249,10 @@ class Processor:
             return _plain_text(self._with_boxes_as_text(sample.messages[-1], sample)["content"])
         answer = sample.answer
         if answer is None:
-            raise ValueError(f"{sample.id}: nothing to learn: no assistant turn at the end, and no answer")
+            raise InputError(f"{sample.id}: nothing to learn: no assistant turn at the end, and no answer")
         if answer.type != "boxes":
             if answer.value is None:
-                raise ValueError(f"{sample.id}: answer.value is missing; an answer of type {answer.type!r} is a text")
+                raise InputError(f"{sample.id}: answer.value is missing; an answer of type {answer.type!r} is a text")
             return answer.value
         return self._print_boxes(sample.truth_boxes(), sample)
 
@@ -270,11 +271,11 @@ class Processor:
 
     def _print_boxes(self, boxes: AnyBoxes | None, sample: Sample) -> str:
         if boxes is None:
-            raise ValueError(f"{sample.id}: the answer is boxes, but the sample has no image")
+            raise InputError(f"{sample.id}: the answer is boxes, but the sample has no image")
         try:
             return self.profile.write_boxes(boxes)
         except ValueError as error:
-            raise ValueError(f"{sample.id}: {error}") from None
+            raise InputError(f"{sample.id}: {error}") from None
 
     def _images(self, sample: Sample, pixels: bool) -> Cut:
         """Return patches and grids of all images, per encoder."""
@@ -283,7 +284,7 @@ class Processor:
         try:
             return self._cut(sample) if pixels else self._outline(sample)
         except ValueError as error:
-            raise ValueError(f"{sample.id}: {error}") from error
+            raise InputError(f"{sample.id}: {error}") from error
 
     def _cut(self, sample: Sample) -> Cut:
         patches: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.specs}
@@ -320,7 +321,7 @@ class Processor:
             pixels = crop_pixels(pixels, image.crop)
         height, width = pixels.shape[:2]
         if image.size not in (None, (width, height)):
-            raise ValueError(
+            raise InputError(
                 f"{image.path} is {width}x{height} px, the record says {image.width}x{image.height}; "
                 "correct the record and check its boxes"
             )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..modules.attention import TextAttention
 from ..modules.mlp import SwiGLU
 from ..modules.norm import RMSNorm
@@ -116,7 +117,7 @@ class Qwen3Decoder(nn.Module):
     ) -> None:
         super().__init__()
         if 2 * sum(mrope_sections) != head_dim:
-            raise ValueError(f"mrope_sections {list(mrope_sections)} must add up to half of head_dim {head_dim}")
+            raise InputError(f"mrope_sections {list(mrope_sections)} must add up to half of head_dim {head_dim}")
         self.head_dim, self.rope_theta, self.mrope_sections = head_dim, rope_theta, tuple(mrope_sections)
         self.num_kv_heads = num_kv_heads
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim, device=device, dtype=dtype)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import PatchSpec
+from ..errors import InputError
 from ..modules.attention import PackedAttention
 from ..modules.patch_embed import patch_embed
 from .positions import frame_grids, resized_positions
@@ -78,7 +79,7 @@ class Dinov2Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+            raise InputError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim = embed_dim
         self.specs = {self.name: PatchSpec(patch_size, merge_size, 1, IMAGENET_MEAN, IMAGENET_STD)}
         where = {"device": device, "dtype": dtype}
@@ -158,7 +159,7 @@ class _Embeddings(nn.Module):
     def __init__(self, embed_dim: int, patch_size: int, num_positions: int, **where: Any) -> None:
         super().__init__()
         if round(num_positions**0.5) ** 2 != num_positions:
-            raise ValueError(f"{num_positions} positions are not the square of a whole number")
+            raise InputError(f"{num_positions} positions are not the square of a whole number")
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **where))
         self.position_embeddings = nn.Parameter(torch.empty(1, num_positions + 1, embed_dim, **where))
         self.patch_embeddings = _PatchEmbeddings(embed_dim, patch_size, **where)

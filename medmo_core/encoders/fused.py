@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..modules.fusion import fuse_features
 from .dinov2 import Dinov2Encoder
 from .protocol import Encoder, EncoderOutput
@@ -58,16 +59,16 @@ class FusedEncoder(nn.Module):
         args = dict(tower_args or {})
         unknown = [name for name in (*towers, *args) if name not in TOWERS]
         if unknown:
-            raise ValueError(f"unknown tower {unknown[0]!r}; towers can be {', '.join(TOWERS)}")
+            raise InputError(f"unknown tower {unknown[0]!r}; towers can be {', '.join(TOWERS)}")
         if len(set(towers)) != len(towers) or not towers:
-            raise ValueError(f"towers are {list(towers)}; name each encoder once")
+            raise InputError(f"towers are {list(towers)}; name each encoder once")
         idle = [name for name in args if name not in towers]
         if idle:
-            raise ValueError(f"tower_args names {idle[0]!r}, which is not one of the towers {list(towers)}")
+            raise InputError(f"tower_args names {idle[0]!r}, which is not one of the towers {list(towers)}")
         built = {name: TOWERS[name](**args.get(name, {}), device=device, dtype=dtype) for name in towers}
         merges = {name: built[name].specs[name].merge_size for name in towers}
         if len(set(merges.values())) != 1:
-            raise ValueError(f"towers need one grid of visual tokens, but their merge sizes are {merges}")
+            raise InputError(f"towers need one grid of visual tokens, but their merge sizes are {merges}")
         # Kept beside the module tree: the towers' children hang here flat, under their official names.
         object.__setattr__(self, "towers", built)
         for tower in built.values():
@@ -99,11 +100,11 @@ class FusedEncoder(nn.Module):
         """
         absent = [name for name in self.towers if name not in patches or name not in image_grid_thw]
         if absent:
-            raise ValueError(f"the batch has no patches for {absent[0]!r}; it has {sorted(patches) or 'none'}")
+            raise InputError(f"the batch has no patches for {absent[0]!r}; it has {sorted(patches) or 'none'}")
         first = next(iter(self.towers))
         for name in self.towers:
             if not torch.equal(image_grid_thw[name], image_grid_thw[first]):
-                raise ValueError(
+                raise InputError(
                     f"{name} and {first} see different grids: {image_grid_thw[name].tolist()} and "
                     f"{image_grid_thw[first].tolist()}; cut each image to one grid of patches for all towers"
                 )

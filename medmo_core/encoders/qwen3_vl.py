@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import PatchSpec
+from ..errors import InputError
 from ..modules.attention import VisionAttention
 from ..modules.mlp import MLP
 from ..modules.patch_embed import PatchEmbed, position_coordinates
@@ -97,9 +98,9 @@ class Qwen3VLEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if round(num_position_embeddings**0.5) ** 2 != num_position_embeddings:
-            raise ValueError(f"num_position_embeddings {num_position_embeddings} is not the square of a whole number")
+            raise InputError(f"num_position_embeddings {num_position_embeddings} is not the square of a whole number")
         if any(not 0 <= layer < depth for layer in deepstack_layers):
-            raise ValueError(f"deepstack_layers {list(deepstack_layers)} reach outside the {depth} blocks")
+            raise InputError(f"deepstack_layers {list(deepstack_layers)} reach outside the {depth} blocks")
         self.embed_dim = embed_dim
         self.head_dim = embed_dim // num_heads
         self.deepstack_layers = tuple(deepstack_layers)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import PatchSpec
+from ..errors import InputError
 from ..modules.attention import PackedAttention
 from ..modules.patch_embed import patch_embed
 from .positions import frame_grids, resized_positions
@@ -68,9 +69,9 @@ class Siglip2Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+            raise InputError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         if round(num_positions**0.5) ** 2 != num_positions:
-            raise ValueError(f"num_positions {num_positions} is not the square of a whole number")
+            raise InputError(f"num_positions {num_positions} is not the square of a whole number")
         self.embed_dim = embed_dim
         self.specs = {self.name: PatchSpec(patch_size, merge_size)}
         where = {"device": device, "dtype": dtype}

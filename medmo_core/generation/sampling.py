@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -49,12 +51,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_generations < 1:
-            raise ValueError(
+            raise InputError(
                 f"max_new_tokens ({self.max_new_tokens}) and num_generations ({self.num_generations}) must be at least "
                 "1"
             )
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
+            raise InputError(
                 f"temperature ({self.temperature}) and top_k ({self.top_k}) must not be negative, top_p "
                 f"({self.top_p}) must be in (0, 1]"
             )

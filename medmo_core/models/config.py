@@ -6,6 +6,8 @@ import difflib
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ..errors import InputError
+
 ENCODER_KEY = "medmo_encoder"
 """Our own key in config.json, present only when the encoder is not Qwen3-VL's tower."""
 
@@ -170,11 +172,11 @@ class ModelConfig:
             ValueError: the file describes another architecture.
         """
         if config.get("model_type") not in ("qwen3_vl", OWN_MODEL_TYPE):
-            raise ValueError(f"config.json: model_type is {config.get('model_type')!r}, expected 'qwen3_vl'")
+            raise InputError(f"config.json: model_type is {config.get('model_type')!r}, expected 'qwen3_vl'")
         text, vision = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
         rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
         if rope.get("rope_type", "default") != "default" or not rope.get("mrope_interleaved", True):
-            raise ValueError(f"config.json: rope of kind {rope} is not supported, only interleaved default M-RoPE is")
+            raise InputError(f"config.json: rope of kind {rope} is not supported, only interleaved default M-RoPE is")
         text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", TextConfig.rope_theta))
         text["mrope_section"] = tuple(rope.get("mrope_section", TextConfig.mrope_section))
         if "deepstack_visual_indexes" in vision:
@@ -210,10 +212,10 @@ def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown(name: str, known: set[str], ambiguous: bool = False) -> None:
     if ambiguous:
-        raise ValueError(f"{name!r} is a field of both parts: write text={{{name!r}: ...}} or vision={{{name!r}: ...}}")
+        raise InputError(f"{name!r} is a field of both parts: write text={{{name!r}: ...}} or vision={{{name!r}: ...}}")
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known fields: {', '.join(sorted(known))}"
-    raise ValueError(f"unknown model field {name!r}{hint}")
+    raise InputError(f"unknown model field {name!r}{hint}")
 
 
 def _special_ids(vocab_size: int) -> dict[str, Any]:

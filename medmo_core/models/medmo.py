@@ -18,6 +18,7 @@ from ..decoders.qwen3 import KeepKV, Qwen3Decoder
 from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
+from ..errors import InputError
 from ..generation.decoding import Generation, Prompts, generate
 from ..generation.sampling import Sampling
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
@@ -120,7 +121,7 @@ class MedMO(nn.Module):
         size = None
         if isinstance(config, str):
             if config not in PRESETS:
-                raise ValueError(f"unknown model {config!r}; known: {', '.join(PRESETS)}")
+                raise InputError(f"unknown model {config!r}; known: {', '.join(PRESETS)}")
             size, config = ENCODER_SIZES[config], PRESETS[config]
         config = config.override(**overrides)
         sizes = getattr(ENCODERS.get(config.encoder), "SIZES", {})
@@ -379,7 +380,7 @@ class MedMO(nn.Module):
 
 def _build_encoder(config: ModelConfig, where: dict[str, Any]) -> Encoder:
     if config.encoder not in ENCODERS:
-        raise ValueError(f"unknown encoder {config.encoder!r}; known: {', '.join(ENCODERS)}")
+        raise InputError(f"unknown encoder {config.encoder!r}; known: {', '.join(ENCODERS)}")
     if config.encoder != "qwen3_vl":
         return ENCODERS[config.encoder](**config.encoder_kwargs, **where)
     vision = config.vision

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..encoders.protocol import Encoder
+from ..errors import InputError
 from ..modules.projector import Projector
 
 
@@ -30,7 +31,7 @@ class VisionTower(nn.Module):
         assert isinstance(encoder, nn.Module)
         loose = [name for name, _ in encoder.named_parameters(recurse=False)]
         if loose:
-            raise ValueError(
+            raise InputError(
                 f"encoder {encoder.name!r} owns parameters directly ({', '.join(loose)}): use child modules"
             )
         for part in (encoder, projector):

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from medmo_core.errors import InputError
 from medmo_core.models.official.folder import open_checkpoint
 from medmo_core.models.official.write import save_checkpoint
 
@@ -80,10 +81,10 @@ def export(source: Path, out: Path, *, dtype: str | None = None) -> Path:
         The folder.
 
     Raises:
-        ValueError: `out` holds something, the source is broken, or what was written differs from it.
+        InputError: `out` holds something, the source is broken, or what was written differs from it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder; name a new one")
+        raise InputError(f"{out} is not an empty folder; name a new one")
     if (source / STATE).is_file():
         kit, tensors = read_training_checkpoint(source)
     else:
@@ -122,7 +123,7 @@ def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Read an exported folder back and compare it with what was to be written.
 
     Raises:
-        ValueError: the folder does not load, or a tensor differs.
+        InputError: the folder does not load, or a tensor differs.
     """
     kit = load_for_inference(folder, device="cpu")  # names and shapes fit the config, tokenizer and profile read
     del kit
@@ -130,11 +131,11 @@ def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in _stored_tensors(folder):
         written.add(name)
         if name not in tensors or tensor.dtype != tensors[name].dtype or not torch.equal(tensor, tensors[name]):
-            raise ValueError(f"{folder}: {name} does not read back as it was written; check the disk and export again")
+            raise InputError(f"{folder}: {name} does not read back as it was written; check the disk and export again")
     # A head tied to the embedding is one tensor and is stored once.
     lost = sorted(name for name in tensors if name not in written and name != "lm_head.weight")
     if lost:
-        raise ValueError(f"{folder}: {len(lost)} tensors were not written, as {lost[0]}")
+        raise InputError(f"{folder}: {len(lost)} tensors were not written, as {lost[0]}")
 
 
 def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

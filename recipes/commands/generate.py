@@ -26,6 +26,7 @@ from medmo_core.data.images.load import LoadedImage, load_image
 from medmo_core.data.images.overlay import beside, draw_overlay
 from medmo_core.data.packing import pack
 from medmo_core.data.records.sample import ImageRef, Sample
+from medmo_core.errors import InputError
 
 from ..evaluation.load_for_inference import load_for_inference
 from ..evaluation.scores import read_boxes
@@ -152,7 +153,7 @@ def read_window_argument(text: str | None) -> str | tuple[float, float] | None:
     try:
         center, width = (float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--window {text}: expected a preset's name or two numbers, as in --window 40,400") from None
+        raise InputError(f"--window {text}: expected a preset's name or two numbers, as in --window 40,400") from None
     return center, width
 
 
@@ -184,15 +185,15 @@ def generate_one(
         window: a preset's name, (center, width), or None for the file's own.
 
     Raises:
-        ValueError: an image cannot be read as asked (the message names it and the fix), the prompt is empty, or there
+        InputError: an image cannot be read as asked (the message names it and the fix), the prompt is empty, or there
             are other numbers of slices than of images.
     """
     if not prompt.strip():
-        raise ValueError("the prompt is empty: ask something, as in --prompt 'Where is the liver?'")
+        raise InputError("the prompt is empty: ask something, as in --prompt 'Where is the liver?'")
     paths = [Path(image)] if isinstance(image, str | Path) else [Path(one) for one in image]
     slices = list(slice_index) if isinstance(slice_index, Sequence) else [slice_index]
     if len(slices) not in (1, len(paths)):
-        raise ValueError(
+        raise InputError(
             f"{len(slices)} slices for {len(paths)} image(s): give one --slice for all, or one per --image"
         )
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))

@@ -9,6 +9,7 @@ import torch
 
 from medmo_core.boxes import Boxes
 from medmo_core.data.records.sample import ImageRef, Sample
+from medmo_core.errors import InputError
 
 
 def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
@@ -36,7 +37,7 @@ def _shown_with(sample: Sample, images: tuple[ImageRef, ...]) -> Sample:
         box = boxes[index]
         old, new = sample.images[box.image].size, images[box.image].size
         if old is None or new is None:
-            raise ValueError(f"{sample.id}: the question gives a box, so width and height of its image must be stated")
+            raise InputError(f"{sample.id}: the question gives a box, so width and height of its image must be stated")
         row = torch.tensor([box.xyxy_px], dtype=torch.float64)
         x1, y1, x2, y2 = Boxes(row, "pixel", old).resize(new).xyxy[0].tolist()
         boxes[index] = replace(box, xyxy_px=(x1, y1, x2, y2))

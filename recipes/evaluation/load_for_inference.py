@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from medmo_core.errors import InputError
 from medmo_core.models.official.folder import find_folder
 
 from ..settings.run_config import Data, Model, RunConfig
@@ -34,10 +35,10 @@ def load_for_inference(
 
     Raises:
         FileNotFoundError: no such folder, or a run that has not been finished.
-        ValueError: the folder is no checkpoint, CUDA is asked for and there is none, or a file is broken.
+        InputError: the folder is no checkpoint, CUDA is asked for and there is none, or a file is broken.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: this machine shows no CUDA device; use --device cpu")
+        raise InputError("device cuda: this machine shows no CUDA device; use --device cpu")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     folder = checkpoint_folder(checkpoint)
     low, high = read_pixel_limits(folder)
@@ -75,7 +76,7 @@ def read_pixel_limits(folder: Path) -> tuple[int, int]:
     """Return the smallest and largest image area in px that a checkpoint states; Qwen3-VL's where it states none.
 
     Raises:
-        ValueError: the file is there and says nothing usable.
+        InputError: the file is there and says nothing usable.
     """
     path = folder / PREPROCESSOR_FILE
     defaults = Data()
@@ -88,7 +89,7 @@ def read_pixel_limits(folder: Path) -> tuple[int, int]:
         high = size.get("longest_edge") or values.get("max_pixels") or defaults.max_pixels
         return int(low), int(high)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: no readable image size ({error}); expected "
             f'{{"size": {{"shortest_edge": {defaults.min_pixels}, "longest_edge": {defaults.max_pixels}}}}} in px'
         ) from None

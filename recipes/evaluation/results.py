@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medmo_core.errors import InputError
 from medmo_core.metrics import paired_bootstrap
 
 from .scores import Prediction, Score
@@ -40,10 +41,10 @@ def paired_gain(
         Mean difference and its 95 % interval, resampled by image.
 
     Raises:
-        ValueError: the predictions are not about the same samples in the same order.
+        InputError: the predictions are not about the same samples in the same order.
     """
     if [p.sample_id for p in after] != [p.sample_id for p in before]:
-        raise ValueError("two evaluations can be paired only when both answered the same samples in the same order")
+        raise InputError("two evaluations can be paired only when both answered the same samples in the same order")
     values, others = ([p.scores[metric] for p in predictions] for predictions in (after, before))
     low, high = paired_bootstrap(values, others, groups=[p.image for p in after], seed=seed)
     return (sum(values) - sum(others)) / len(values), low, high

@@ -6,6 +6,7 @@ from statistics import median
 
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
+from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, retrieval_ranks
 from medmo_core.models.medmo import MedMO
 
@@ -51,7 +52,7 @@ def retrieval_metrics(
     """
     samples = distinct_captions(processor, samples)
     if len(samples) < 2:
-        raise ValueError(f"retrieval needs at least two samples with distinct facts, got {len(samples)}")
+        raise InputError(f"retrieval needs at least two samples with distinct facts, got {len(samples)}")
     captions = [processor.target_text(sample) for sample in samples]
     scores = caption_scores(model, processor, samples, captions, batch_size=batch_size)
     truth = list(range(len(samples)))

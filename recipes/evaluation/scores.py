@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from medmo_core.boxes import AnyBoxes, ImageBoxes, ParsedBoxes, resize_like
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
+from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
 from medmo_core.profile import CheckpointProfile
 
@@ -132,7 +133,7 @@ def score_answers(
         baselines: scored beside the model where they know the question.
 
     Raises:
-        ValueError: a sample of another task, or without the truth its task needs.
+        InputError: a sample of another task, or without the truth its task needs.
     """
     truths = [sample.truth_boxes() if sample.task == "grounding" else None for sample in samples]
     said = [
@@ -193,7 +194,7 @@ def score_texts(
         boxes: what was read out of it; None where it could not be read. Unused for other tasks.
 
     Raises:
-        ValueError: a task that is not scored here, or a sample without the truth its task needs.
+        InputError: a task that is not scored here, or a sample without the truth its task needs.
     """
     pointing = [index for index, sample in enumerate(samples) if sample.task == "grounding"]
     said = [boxes[index] for index in pointing]
@@ -208,7 +209,7 @@ def score_texts(
         elif sample.task == "report" and sample.facts:
             scores.append({"report_fact_f1": report_fact_f1(text, sample.facts)})
         else:
-            raise ValueError(
+            raise InputError(
                 f"{sample.id}: a sample of task {sample.task!r} cannot be scored as it is; "
                 "vqa needs an answer, grounding an image and its boxes, report facts"
             )
@@ -219,7 +220,7 @@ def _comparable(sample: Sample, said: AnyBoxes | None) -> AnyBoxes:
     """Return the true boxes; without their labels where the answer's boxes have none either."""
     truth = sample.truth_boxes()
     if truth is None:
-        raise ValueError(f"{sample.id}: a grounding sample without an image cannot be scored")
+        raise InputError(f"{sample.id}: a grounding sample without an image cannot be scored")
     return truth if said is None or any(said.labels) else truth.with_labels([""] * len(truth))
 
 

@@ -8,6 +8,7 @@ from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.mixture import JsonlSource
 from medmo_core.datasets.embedded.pairs import eval_pairs
 from medmo_core.datasets.embedded.tasks import eval_samples
+from medmo_core.errors import InputError
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.evaluation.baselines import embedded_baselines, fit_baselines
 
@@ -47,7 +48,7 @@ def evaluate(
         seed: of shuffling and bootstrap.
 
     Raises:
-        ValueError: a task that has no metric, or a sample without the truth its task needs.
+        InputError: a task that has no metric, or a sample without the truth its task needs.
     """
     result = Evaluation()
     for task, chosen in samples.items():
@@ -57,9 +58,9 @@ def evaluate(
             )
             continue
         if task not in METRICS:
-            raise ValueError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
+            raise InputError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
         if not chosen:
-            raise ValueError(f"task {task!r}: no samples to score")
+            raise InputError(f"task {task!r}: no samples to score")
         asked = {task + suffix: list(chosen)}
         if task in shuffled:
             asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, seed)
@@ -158,7 +159,7 @@ def evaluate_file(
     """Score a model on one split of a JSONL file; baselines are fitted on its split "train" where there is one.
 
     Raises:
-        ValueError: the file has a fault, no sample of that split, or no task that can be scored.
+        InputError: the file has a fault, no sample of that split, or no task that can be scored.
     """
     root = path.parent if root is None else root
     source = JsonlSource(path, root)
@@ -169,7 +170,7 @@ def evaluate_file(
     if not chosen:
         found = ", ".join(sorted({f"{s.task} in {s.split or 'train'}" for s in source.samples})) or "no sample at all"
         scored = ", ".join([*METRICS, "retrieval"])
-        raise ValueError(f"{path}: nothing to score in split {split!r} (tasks with a metric: {scored}); it has {found}")
+        raise InputError(f"{path}: nothing to score in split {split!r} (tasks with a metric: {scored}); it has {found}")
     training = [s for s in source.samples if (s.split or "train") == "train"] if split != "train" else []
     return evaluate(
         model,

@@ -14,6 +14,7 @@ from torch import Tensor
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.data.packing import pack, prefix_trees
 from medmo_core.data.processor import Document
+from medmo_core.errors import InputError
 
 from ..settings.run_config import Grpo, Rollout
 from ..training.distributed.world import World
@@ -147,13 +148,13 @@ def divide(
         share_prefixes: compute a prompt once for all of its completions in a micro-batch.
 
     Raises:
-        ValueError: `equal` is asked for and this process has no document at all.
+        InputError: `equal` is asked for and this process has no document at all.
     """
     chunks = _chunks(completions, size)
     if equal:
         most = max(world.gather(len(chunks)))
         if not all(world.gather(bool(fillers))):
-            raise ValueError("parallel.shard=true: a process has no usable prompt in this step; mend the data")
+            raise InputError("parallel.shard=true: a process has no usable prompt in this step; mend the data")
         chunks += [list(fillers[:1]) for _ in range(most - len(chunks))]
     return [pack_completions(chunk, share_prefixes=share_prefixes) for chunk in chunks]
 

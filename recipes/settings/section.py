@@ -7,8 +7,10 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
+from medmo_core.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A setting that does not exist or cannot have this value; the message names it and the fix."""
 
 

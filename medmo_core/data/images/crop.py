@@ -9,6 +9,7 @@ import random
 from dataclasses import replace
 
 from ...boxes import Boxes
+from ...errors import InputError
 from ..records.sample import Sample
 
 MIN_VISIBLE = 0.3  # share of its area that a box must keep to stay
@@ -35,11 +36,11 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
     """
     reference = sample.images[image]
     if reference.size is None:
-        raise ValueError(f"{sample.id}: the size of {reference.path} must be known to crop it; state width and height")
+        raise InputError(f"{sample.id}: the size of {reference.path} must be known to crop it; state width and height")
     x0, y0, x1, y1 = window
     width, height = reference.size
     if reference.crop is not None and not (x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height):
-        raise ValueError(
+        raise InputError(
             f"{sample.id}: window {list(window)} leaves the crop of {width}x{height} px that the sample shows; "
             "crop the whole picture instead"
         )
@@ -105,7 +106,7 @@ def random_square_crop(sample: Sample, rng: random.Random, lo: float = 0.55, hi:
         return sample
     size = sample.images[0].size
     if size is None:
-        raise ValueError(f"{sample.id}: the size of {sample.images[0].path} must be known to crop it; state it")
+        raise InputError(f"{sample.id}: the size of {sample.images[0].path} must be known to crop it; state it")
     if sample.images[0].crop is not None:
         hi = min(hi, 1.0)
     return crop_sample(sample, random_square_window(size, rng, lo, hi))

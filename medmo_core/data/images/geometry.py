@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import InputError
+
 Vector = tuple[float, float, float]
 DIRECTIONS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger x, y, z
 
@@ -41,9 +43,9 @@ class Geometry:
     def __post_init__(self) -> None:
         numbers = (*self.origin_mm, *self.x_mm, *self.y_mm)
         if len(numbers) != 9 or not all(math.isfinite(v) for v in numbers):
-            raise ValueError(f"geometry needs three finite vectors of three numbers, got {numbers}")
+            raise InputError(f"geometry needs three finite vectors of three numbers, got {numbers}")
         if math.hypot(*self._normal()) <= 1e-9 * math.hypot(*self.x_mm) * math.hypot(*self.y_mm):
-            raise ValueError(
+            raise InputError(
                 f"geometry: directions {self.x_mm} and {self.y_mm} are parallel or empty, they span no plane"
             )
 

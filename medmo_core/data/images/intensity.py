@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
+
 Window = tuple[float, float]
 Values = NDArray[Any]
 
@@ -56,7 +58,7 @@ def apply_window(values: Values, window: Window, function: str | None = None) ->
         _check_width(width, 0.0, function)
         return np.clip((values - center) / width + 0.5, 0.0, 1.0)
     if function != "LINEAR":
-        raise ValueError(f"unknown window function {function!r}: use LINEAR, LINEAR_EXACT or SIGMOID")
+        raise InputError(f"unknown window function {function!r}: use LINEAR, LINEAR_EXACT or SIGMOID")
     if width == 1:  # DICOM's smallest: a step
         return (values > center - 0.5).astype(np.float64)
     _check_width(width, 1.0, function)
@@ -65,7 +67,7 @@ def apply_window(values: Values, window: Window, function: str | None = None) ->
 
 def _check_width(width: float, least: float, function: str) -> None:
     if not width > least:
-        raise ValueError(f"window width {width:g} is too small for {function}: it must be above {least:g}")
+        raise InputError(f"window width {width:g} is too small for {function}: it must be above {least:g}")
 
 
 def apply_range(values: Values, low: float, high: float) -> Values:
@@ -125,7 +127,7 @@ def _one_window(window: object) -> Window | str | int:
         center, width = float(window[0]), float(window[1])
         if np.isfinite(center) and np.isfinite(width) and width > 0:
             return center, width
-    raise ValueError(
+    raise InputError(
         f"window {window!r} is not known: use one of {', '.join(HOUNSFIELD_WINDOWS)}, a (center, width) pair with a "
         "positive width, the index of one of the file's own windows, or three of these for red, green and blue"
     )

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from .geometry import Geometry
 
 SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_mm", "windows", "num_frames", "plane")
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image cannot be read as asked; the message names file and fix, never what a header says of a person."""
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ...boxes import Boxes
+from ...errors import InputError
 from .geometry import Geometry
 
 TRUE_COLOUR = (64, 220, 120)
@@ -47,7 +48,7 @@ def draw_overlay(
     height, width = pixels.shape[:2]
     for boxes in (predicted, truth):
         if boxes is not None and boxes.size != (width, height):
-            raise ValueError(
+            raise InputError(
                 f"boxes of a {boxes.size[0]}x{boxes.size[1]} image cannot be drawn on one of {width}x{height}: "
                 "resize them first"
             )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from ...batch import PatchSpec
+from ...errors import InputError
 
 MAX_ASPECT_RATIO = 200
 
@@ -35,15 +36,15 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
         ValueError: an empty image, an aspect ratio above 200, or a budget that cannot be met.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"an image of {width}x{height} px has no pixels to resize")
+        raise InputError(f"an image of {width}x{height} px has no pixels to resize")
     if factor < 1 or not 0 < min_pixels <= max_pixels:
-        raise ValueError(
+        raise InputError(
             f"pixel budget min_pixels={min_pixels}, max_pixels={max_pixels}, factor={factor}: "
             "needs factor >= 1 and 0 < min_pixels <= max_pixels"
         )
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
-        raise ValueError(
+        raise InputError(
             f"an image of {width}x{height} px is {ratio:.0f} times longer than wide; at most {MAX_ASPECT_RATIO} is "
             "supported: crop it, or cut it into several images"
         )
@@ -73,7 +74,7 @@ def resize_pixels(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArra
         ValueError: `pixels` is not an (H, W, 3) uint8 image.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"expected an (H, W, 3) uint8 image, got shape {pixels.shape} of {pixels.dtype}")
+        raise InputError(f"expected an (H, W, 3) uint8 image, got shape {pixels.shape} of {pixels.dtype}")
     if tuple(pixels.shape[:2]) == tuple(size_hw):
         return pixels
     writable = np.ascontiguousarray(pixels) if pixels.flags.writeable else pixels.copy()
@@ -104,7 +105,7 @@ def patchify(
     """
     height, width = size_hw
     if height % spec.token_px or width % spec.token_px or height < 1 or width < 1:
-        raise ValueError(f"size {width}x{height} px must be a multiple of {spec.token_px} px, one visual token")
+        raise InputError(f"size {width}x{height} px must be a multiple of {spec.token_px} px, one visual token")
     resized = resize_pixels(pixels, size_hw)
     p, m = spec.patch_size, spec.merge_size
     blocks = resized.reshape(height // (p * m), m, p, width // (p * m), m, p, 3)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from ...errors import UserError
+
 T = TypeVar("T")
 LARGEST = 10**15  # whole numbers beyond this do not survive as floats
 
@@ -49,7 +51,7 @@ class Fault:
         return text + (f"; fix: {self.fix}" if self.fix else "")
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A record cannot be used; `faults` holds every reason, the message the first."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...boxes import AnyBoxes, Boxes, ImageBoxes
+from ...errors import InputError
 from .store import ImageStore
 
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding", "dialogue", "text")
@@ -208,12 +209,12 @@ class Sample:
                 for corners, size, names in zip(rows, sizes, labels, strict=True)
             )
         except ValueError as error:
-            raise ValueError(f"{self.id}: {error}") from None
+            raise InputError(f"{self.id}: {error}") from None
         return per_image[0] if len(per_image) == 1 else ImageBoxes(per_image, self.grounding_image)
 
     def _size_of(self, image: ImageRef) -> tuple[int, int]:
         if image.size is None:
-            raise ValueError(f"{self.id}: the size of {image.path} is not stated; add width and height")
+            raise InputError(f"{self.id}: the size of {image.path} is not stated; add width and height")
         return image.size
 
     def to_json(self) -> dict[str, Any]:

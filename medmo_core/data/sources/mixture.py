@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from ...errors import InputError
 from ..records.sample import Sample
 from .jsonl import JsonlFiles
 from .record_source import RecordSource
@@ -95,12 +96,12 @@ class Mixture:
 
     def __init__(self, sources: Mapping[str, tuple[Source, float]], seed: int) -> None:
         if not sources:
-            raise ValueError("a mixture needs at least one source")
+            raise InputError("a mixture needs at least one source")
         for name, (source, weight) in sources.items():
             if not 0 < weight < float("inf"):
-                raise ValueError(f"mixture: weight of {name} is {weight}; expected a number above 0")
+                raise InputError(f"mixture: weight of {name} is {weight}; expected a number above 0")
             if len(source) == 0:
-                raise ValueError(f"mixture: {name} holds no sample")
+                raise InputError(f"mixture: {name} holds no sample")
         self.sources, self.seed = dict(sources), seed
         self._names = list(sources)
         weights = [weight for _, weight in sources.values()]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...errors import InputError
 from .jsonl import JsonlFiles
 from .parquet import ParquetFiles
 from .record_source import RecordFiles, RecordSource
@@ -46,13 +47,13 @@ def record_files(name: str, root: str | Path | None = None) -> RecordFiles:
     folder = paths[0].parent if root is None else Path(root)
     kinds = {path.suffix.lower() for path in paths}
     if len(kinds) > 1:
-        raise ValueError(f"{name} means files of several kinds ({', '.join(sorted(kinds))}); give each kind a name")
+        raise InputError(f"{name} means files of several kinds ({', '.join(sorted(kinds))}); give each kind a name")
     if kinds == {".parquet"}:
         return ParquetFiles(tuple(paths), folder)
     if kinds == {".tar"}:
         return TarFiles(tuple(paths))
     if len(paths) > 1:
-        raise ValueError(f"{name} means {len(paths)} files; several files of one source are Parquet or tar files")
+        raise InputError(f"{name} means {len(paths)} files; several files of one source are Parquet or tar files")
     return JsonlFiles(paths[0], folder)
 
 
@@ -66,7 +67,7 @@ def find_files(name: str) -> list[Path]:
         paths = [Path(text) for text in _numbered(name)]
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            raise ValueError(f"{missing[0]} is no file, one of {len(missing)} missing of {len(paths)} in {name}")
+            raise InputError(f"{missing[0]} is no file, one of {len(missing)} missing of {len(paths)} in {name}")
         return paths
     path = Path(name)
     if path.is_file():
@@ -75,7 +76,7 @@ def find_files(name: str) -> list[Path]:
     paths = sorted(file for file in found if file.is_file())
     if not paths:
         what = "is a folder without Parquet files" if path.is_dir() else "is no file"
-        raise ValueError(f"{name} {what}; expected {EXPECTED}")
+        raise InputError(f"{name} {what}; expected {EXPECTED}")
     return paths
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from ..images.crop import random_square_crop
 from ..images.load import ImageError, safe_path
 from ..images.sizes import shown_size
@@ -242,7 +243,7 @@ class RecordSource:
         self._rows = np.flatnonzero(splits == SPLITS.index(self.split) if self.split else splits >= 0)
         if not len(self._rows):
             first, found = self.files.paths[0], ", ".join(sorted({SPLITS[code] for code in splits}))
-            raise ValueError(f"{first}: no record of split {self.split!r}; its records belong to: {found}")
+            raise InputError(f"{first}: no record of split {self.split!r}; its records belong to: {found}")
 
     @property
     def name(self) -> str:
@@ -269,7 +270,7 @@ class RecordSource:
         place = Place(*(int(n) for n in self.index.places[row]))
         sample = self.files.read(place, [(int(a), int(b)) for a, b in self.index.spans[first:last]])
         if len(sample.images) != last - first:
-            raise ValueError(f"{sample.id}: its record has changed since the run began; start it again")
+            raise InputError(f"{sample.id}: its record has changed since the run began; start it again")
         sizes = self.index.sizes[first:last].tolist()
         images = [
             image if image.size else replace(image, width=width, height=height)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...batch import IGNORE_INDEX
+from ...errors import InputError
 from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -112,7 +113,7 @@ def encode_chat(
     for kind, given in (("image", len(image_tokens)), ("video", len(video_tokens))):
         wanted = sum(piece.special == f"<|{kind}_pad|>" for piece in pieces)
         if wanted != given:
-            raise ValueError(
+            raise InputError(
                 f"the messages hold {wanted} {kind} placeholder(s), {given} {kind}(s) are given: write one "
                 f'{{"type": "{kind}"}} part per {kind}'
             )
@@ -134,7 +135,7 @@ def _pieces(messages: Sequence[Message], add_generation_prompt: bool) -> Iterato
     for index, message in enumerate(messages):
         role = message.get("role")
         if role not in ROLES or (role == "system" and index > 0):
-            raise ValueError(
+            raise InputError(
                 f"messages[{index}].role is {role!r}: expected user or assistant, or system in the first message"
             )
         speaks = role == "assistant"
@@ -143,7 +144,7 @@ def _pieces(messages: Sequence[Message], add_generation_prompt: bool) -> Iterato
         content = message.get("content")
         parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list | tuple):
-            raise ValueError(f"messages[{index}].content is {content!r}: expected text or a list of parts")
+            raise InputError(f"messages[{index}].content is {content!r}: expected text or a list of parts")
         for number, part in enumerate(parts):
             yield from _part(part, f"messages[{index}].content[{number}]", role)
         yield _Piece(special="<|im_end|>", learned=speaks)
@@ -162,7 +163,7 @@ def _part(part: Any, where: str, role: str) -> Iterator[_Piece]:
         yield _Piece(special=f"<|{kind}_pad|>")
         yield _Piece(special="<|vision_end|>")
     else:
-        raise ValueError(
+        raise InputError(
             f'{where} is {part!r}: expected {{"type": "text", "text": ...}}, or in a user turn {{"type": "image"}} or '
             '{"type": "video"}'
         )

@@ -17,6 +17,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from ...errors import InputError
+
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -68,7 +70,7 @@ class Tokenizer:
     def _required(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
         if token_id is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.source}: the vocabulary has no {token}; a Qwen3-VL model needs a tokenizer with Qwen's chat "
                 "and vision tokens"
             )
@@ -82,11 +84,11 @@ class Tokenizer:
             ValueError: no such file, or no tokenizer in it.
         """
         if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file; expected a tokenizer.json")
+            raise InputError(f"{path}: no such file; expected a tokenizer.json")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a readable tokenizer.json ({error})") from None
+            raise InputError(f"{path}: not a readable tokenizer.json ({error})") from None
         return cls(backend, source=str(path))
 
     @classmethod
@@ -98,7 +100,7 @@ class Tokenizer:
         """
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
-            raise ValueError(
+            raise InputError(
                 f"{folder}: no {TOKENIZER_FILE} in this checkpoint; copy the base model's there, or pass a tokenizer"
             )
         return cls.from_file(path)
@@ -251,11 +253,11 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise ValueError(
+            raise InputError(
                 f"{path}:{number}: expected a base64 byte string and its rank, as in a .tiktoken vocabulary"
             ) from None
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise ValueError(f"{path}: ranks must run from 0 without gaps and cover all 256 single bytes")
+        raise InputError(f"{path}: ranks must run from 0 without gaps and cover all 256 single bytes")
     return dict(sorted(ranks.items(), key=lambda pair: pair[1]))
 
 
@@ -266,7 +268,7 @@ def _last_merge(token: bytes, rank: int, ranks: dict[bytes, int], source: str) -
         options = [(ranks.get(pieces[i] + pieces[i + 1], rank), i) for i in range(len(pieces) - 1)]
         lowest, at = min(options)
         if lowest >= rank:
-            raise ValueError(f"{source}: token of rank {rank} cannot be made by merging tokens of lower rank")
+            raise InputError(f"{source}: token of rank {rank} cannot be made by merging tokens of lower rank")
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
     return pieces[0], pieces[1]
 

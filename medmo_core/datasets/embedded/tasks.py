@@ -15,6 +15,7 @@ from typing import Any
 
 from ...data.images.crop import random_square_window
 from ...data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
+from ...errors import InputError
 from . import texts as facts_text
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
@@ -67,7 +68,7 @@ def records_of(split: str) -> tuple[ImageFacts, ...]:
         ValueError: there is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"the embedded set has no split {split!r}: use one of {', '.join(SPLITS)}")
+        raise InputError(f"the embedded set has no split {split!r}: use one of {', '.join(SPLITS)}")
     return tuple(r for r in load_facts() if r.split == split)
 
 
@@ -111,7 +112,7 @@ class EmbeddedTasks:
 
     def __init__(self, task: str, split: str = "train", crops: bool = True) -> None:
         if task not in TASKS:
-            raise ValueError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
+            raise InputError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
         self.task, self.split, self.crops = task, split, crops
         self.name = f"sample:{task}"
         self.root: Path = EMBEDDED_ROOT
@@ -325,7 +326,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
         seed: of crops and questions.
     """
     if crops not in ("fixed", "none"):
-        raise ValueError(f"crops={crops!r}: use 'fixed' or 'none'")
+        raise InputError(f"crops={crops!r}: use 'fixed' or 'none'")
     source = EmbeddedTasks(task, split, crops=crops == "fixed")
     usable = [r for r in source._slots if task != "grounding" or single_targets(look(r))]
     samples: dict[str, Sample] = {}

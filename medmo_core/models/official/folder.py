@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ...errors import InputError
 from .names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -51,7 +52,7 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
     if path.is_dir():
         return path
     if path.is_file():
-        raise ValueError(f"{path} is a file; give the folder that holds it together with its {CONFIG_FILE}")
+        raise InputError(f"{path} is a file; give the folder that holds it together with its {CONFIG_FILE}")
     name = str(path_or_hub_id)
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise FileNotFoundError(f"{path}: no such checkpoint folder (a hub id would look like owner/name)")
@@ -95,7 +96,7 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         handle = safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: not a complete safetensors file ({error}; {path.stat().st_size:,} bytes); "
             "copy or download it again"
         ) from None
@@ -115,9 +116,9 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); copy the file again") from None
+        raise InputError(f"{path}: not valid JSON ({error}); copy the file again") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
 
 
@@ -127,17 +128,17 @@ def _read_headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, .
         index = _read_json(folder / INDEX_FILE, "")
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{folder / INDEX_FILE}: no weight_map, so nothing says which shard holds what")
+            raise InputError(f"{folder / INDEX_FILE}: no weight_map, so nothing says which shard holds what")
         named = {str(file) for file in weight_map.values()}
         outside = sorted(file for file in named if Path(file).name != file)
         if outside:
-            raise ValueError(f"{folder / INDEX_FILE}: shard {outside[0]!r} is a path; shards lie beside the index")
+            raise InputError(f"{folder / INDEX_FILE}: shard {outside[0]!r} is a path; shards lie beside the index")
     elif (folder / WEIGHTS_FILE).is_file():
         weight_map, named = None, {WEIGHTS_FILE}
     else:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
         if pickles:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code when opened; "
                 "only safetensors are read. Convert them with transformers: "
                 "model.save_pretrained(folder, safe_serialization=True)"
@@ -161,7 +162,7 @@ def _read_headers(folder: Path) -> tuple[dict[str, Path], dict[str, tuple[int, .
     lost = [key for key in weight_map or {} if key not in found]
     if lost:
         assert weight_map is not None
-        raise ValueError(
+        raise InputError(
             f"{folder / weight_map[lost[0]]} lacks {listed(lost)}, which {INDEX_FILE} puts there: "
             "index and shards are not of one checkpoint"
         )

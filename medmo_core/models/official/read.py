@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...profile import CheckpointProfile
 from ..config import ModelConfig
 from ..medmo import MedMO
@@ -53,7 +54,7 @@ def load_pretrained(
     try:
         config = ModelConfig.from_dict(checkpoint.config)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{checkpoint.folder / CONFIG_FILE}: {error}") from error
+        raise InputError(f"{checkpoint.folder / CONFIG_FILE}: {error}") from error
     model = MedMO(config, device="meta")
     load_weights(model, checkpoint, dtype=dtype, device=device)
     return model.eval()
@@ -169,7 +170,7 @@ def _drop_redundant_head(tensors: dict[str, Tensor], wanted: dict[str, str], che
     with opened(checkpoint.files[head]) as a, opened(checkpoint.files[embedding]) as b:
         same = torch.equal(a.get_tensor(head), b.get_tensor(embedding))
     if not same:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.folder}: {CONFIG_FILE} ties the head to the embedding, but {head} differs from {embedding}; "
             "set tie_word_embeddings to false there to use it"
         )
@@ -193,13 +194,13 @@ def _check_names(tensors: dict[str, Tensor], wanted: dict[str, str], checkpoint:
         if near:
             lines.append(f"    nearest to {names[0]} is {near[0]} in the {'file' if title == 'missing' else 'model'}")
     lines.append(f"  does {CONFIG_FILE} describe these weights?")
-    raise ValueError("\n".join(lines))
+    raise InputError("\n".join(lines))
 
 
 def _check_shape(source: str, target: str, checkpoint: Checkpoint, expected: tuple[int, ...]) -> None:
     found = checkpoint.shapes[source]
     if found != expected:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.files[source]}: {source} is {list(found)}, the model's {target} is {list(expected)}; "
             f"does {CONFIG_FILE} describe these weights?"
         )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...errors import InputError
 from ...profile import CheckpointProfile
 from .names import CONFIG_FILE, INDEX_FILE, TIED_HEAD, WEIGHTS_FILE
 
@@ -63,9 +64,9 @@ def save_checkpoint(
     tied = bool(config.get("tie_word_embeddings"))
     tensors = {name: tensor.detach() for name, tensor in tensors.items() if not (tied and name == TIED_HEAD)}
     if not tensors:
-        raise ValueError(f"{folder}: there is no tensor to save")
+        raise InputError(f"{folder}: there is no tensor to save")
     if max_shard_bytes <= 0:
-        raise ValueError(f"max_shard_bytes is {max_shard_bytes}, expected a positive number of bytes")
+        raise InputError(f"max_shard_bytes is {max_shard_bytes}, expected a positive number of bytes")
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = folder.with_name(f".{folder.name}.saving-{os.getpid()}")
     shutil.rmtree(staged, ignore_errors=True)

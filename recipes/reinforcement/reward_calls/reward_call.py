@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any
 
 from medmo_core.data.records.sample import Sample
+from medmo_core.errors import BadStep
 
-from ...training.monitoring.spikes import BadStep
 from .find_reward import place_of
 from .time_limit import TimeUp, time_limit
 

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medmo_core.durable import write_json
+from medmo_core.errors import UserError
 
 MANIFEST = "manifest.json"
 THREADS = 4  # hashing leaves the interpreter free: several files at a time
 PIECE_BYTES = 2**22
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read or written here; the message names the folder and the way out."""
 
 

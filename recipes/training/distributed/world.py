@@ -21,12 +21,14 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
+from medmo_core.errors import InputError, UserError
+
 from .torchrun import attempt, num_launched
 
 FIRST_FAILURE = "medmo/first_failure"  # key in the store that all processes share
 
 
-class ProcessFailed(RuntimeError):
+class ProcessFailed(UserError, RuntimeError):
     """The processes cannot go on together; the message names the one to blame and what happened there."""
 
 
@@ -130,11 +132,11 @@ def connect(
         timeout_s: how long a process waits for the others in one exchange.
 
     Raises:
-        ValueError: CUDA is asked for and there is none.
+        InputError: CUDA is asked for and there is none.
         ProcessFailed: another process failed first; chained to what that led to here.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device=cuda: this machine shows no CUDA device; use train.device=cpu")
+        raise InputError("train.device=cuda: this machine shows no CUDA device; use train.device=cpu")
     use_cuda = torch.cuda.is_available() and device != "cpu"
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     here = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")

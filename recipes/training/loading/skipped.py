@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medmo_core.errors import UserError
+
 SKIPPED_FILE = "skipped.jsonl"
 JUDGE_FROM = 64  # draws before the share of bad samples can stop a run
 LISTED = 20  # samples that the summary names
 TOO_LONG, UNREADABLE = "too long", "unreadable"
 
 
-class BadData(ValueError):
+class BadData(UserError, ValueError):
     """Data that cannot be used; the message shows the first reasons."""
 
 

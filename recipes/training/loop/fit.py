@@ -15,6 +15,7 @@ import torch
 
 from medmo_core.batch import Batch
 from medmo_core.data.records.sample import Sample
+from medmo_core.errors import BadStep, InputError
 from medmo_core.losses import TokenLosses
 
 from ..distributed.shards import reshard, sum_gradients
@@ -24,7 +25,7 @@ from ..loading.skipped import SkippedSamples
 from ..monitoring.flops import BatchWork, UsefulFlops
 from ..monitoring.meter import Meter, Tally
 from ..monitoring.profiling import profiled
-from ..monitoring.spikes import BadStep, SpikeGuard
+from ..monitoring.spikes import SpikeGuard
 from ..monitoring.summary import write_summary
 from .loss_sums import LossSums
 from .run import Run
@@ -87,7 +88,7 @@ def train_step(
     ]
     targets, tokens, documents, skipped, flops = world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
     if targets == 0:
-        raise ValueError(f"step {step + 1}: no document of this step has a token to learn; {run.skipped.summary()}")
+        raise InputError(f"step {step + 1}: no document of this step has a token to learn; {run.skipped.summary()}")
     sums = LossSums()
     for batch in batches:
         losses = minimise(batch.to(world.device, non_blocking=True))

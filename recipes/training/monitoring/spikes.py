@@ -6,12 +6,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from medmo_core.errors import BadStep
+
 WINDOW = 64  # finished steps whose median a step is held against
 NEEDED = 16  # of them, before there is a judgement
-
-
-class BadStep(ValueError):
-    """A step that must not change the weights; the message names the samples."""
 
 
 class NonFiniteLoss(BadStep):

@@ -59,8 +59,7 @@ class Optimizer:
         seed: the run's, of random rounding.
 
     Raises:
-        ValueError: nothing trains.
-        ConfigError: the kind needs bfloat16 weights.
+        ConfigError: nothing trains, or the kind needs bfloat16 weights.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Optimizer:
     ) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.named:
-            raise ValueError("nothing trains: no parameter requires a gradient")
+            raise ConfigError("model.trainable: nothing trains: no parameter requires a gradient")
         check_types(self.named.items(), optim)
         self.optim, self.steps, self.seed = optim, steps, seed
         self._groups = {name: lr_scale.words(name) for name in self.named}

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from medmo_core.data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Sample
+from medmo_core.errors import USER_ERRORS
 from medmo_core.generation.decoding import Generation
 from medmo_core.profile import QWEN3_VL
 from medmo_core.rewards import REWARDS, box_reward
@@ -24,7 +25,6 @@ from medmo_recipes.reinforcement.reward_calls.find_reward import ARGUMENTS, find
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardError, RewardSet, reward_columns
 from medmo_recipes.reinforcement.reward_calls.time_limit import HUNG, TimeUp, time_limit
 from medmo_recipes.settings.run_config import ConfigError, Rewards
-from medmo_recipes.training.loop.launch import USER_ERRORS
 
 IMAGE = ImageRef("ct.png", width=200, height=100)
 LIVER = BoxAnnotation("liver", (20.0, 10.0, 60.0, 50.0))
@@ -201,7 +201,7 @@ def test_what_cannot_be_interrupted_ends_the_process_and_says_what() -> None:
     """In a thread that is not the main one no signal helps: the watchdog ends the process."""
     code = (
         "import threading, time\n"
-        "from medmo_recipes.training import time_limit\n"
+        "from medmo_recipes.reinforcement.reward_calls import time_limit\n"
         "time_limit.GRACE_S = 0.2\n"
         "def hang():\n"
         "    with time_limit.time_limit(0.2, \"reward 'slow' on sample ct-7, completion 1\"):\n"

@@ -1,0 +1,24 @@
+"""What a user can act on: one base class, whatever else the error is."""
+
+import pytest
+
+from medmo_core.data.images.loaded import ImageError
+from medmo_core.data.records.faults import Fault, RecordError
+from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError
+from medmo_core.profile import CheckpointProfile
+
+
+@pytest.mark.parametrize("kind", [InputError, BadStep, ImageError, RecordError])
+def test_errors_of_a_user_are_value_errors_too(kind: type[Exception]) -> None:
+    assert issubclass(kind, UserError) and issubclass(kind, ValueError)
+
+
+def test_a_fault_of_the_program_is_none_of_a_user() -> None:
+    assert not issubclass(ValueError, USER_ERRORS) and not issubclass(RuntimeError, USER_ERRORS)
+
+
+def test_what_core_refuses_is_reported_as_a_users() -> None:
+    with pytest.raises(USER_ERRORS, match="box"):
+        raise RecordError([Fault("boxes[0]", "a box is empty")])
+    with pytest.raises(UserError, match="frame is 'pixels'"):
+        CheckpointProfile(frame="pixels")  # type: ignore[arg-type]
