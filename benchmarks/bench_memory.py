@@ -27,13 +27,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from medmo_core.batch import IGNORE_INDEX, Batch
+from medmo_core.inference.load import DTYPES
 from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import Lora, RunConfig
 from medmo_recipes.training.distributed.sharding import shard
 from medmo_recipes.training.distributed.shards import local_part
 from medmo_recipes.training.distributed.world import World
-from medmo_recipes.training.model.kit import DTYPES, load_kit
+from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.optim.adam import Hyper
 from medmo_recipes.training.optim.optimizer import Optimizer

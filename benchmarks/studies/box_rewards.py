@@ -27,11 +27,12 @@ import torch
 
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
+from medmo_core.inference.kit import Kit
+from medmo_core.inference.load import load
 from medmo_core.metrics import bootstrap_ci, paired_bootstrap
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.ask import answer, answer_limit
-from medmo_recipes.evaluation.load_for_inference import load_for_inference
 from medmo_recipes.evaluation.scores import image_key, score_answers
 from medmo_recipes.reinforcement.advantages import combine, group_advantages
 from medmo_recipes.reinforcement.engine import InPlaceEngine
@@ -40,7 +41,6 @@ from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.reinforcement.sharpening import TEMPERATURES, sampled_box_reward
 from medmo_recipes.settings.command_line import apply_overrides
 from medmo_recipes.settings.run_config import Rewards, RunConfig
-from medmo_recipes.training.model.kit import Kit
 
 HERE = Path(__file__).resolve().parent
 PLANS = HERE / "box_reward_rounds"
@@ -147,7 +147,7 @@ def run_one(plan: StudyPlan, arm: str, seed: int | None, init: Path, out: Path) 
         config = plan.run_config(arm, seed, init, folder / "run").change(train={"resume": True})
         reinforce.run(config)
         checkpoint = folder / "run/final"
-    kit = load_for_inference(str(checkpoint), device="cpu")
+    kit = load(str(checkpoint), device="cpu")
     result = measure(kit, plan.questions, TEMPERATURES if seed is None else (1.0,))
     if seed is None:
         result["agreement"] = agreement(plan, kit)

@@ -19,7 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.load_for_inference import load_for_inference
+from medmo_core.inference.load import load
+
 from ..evaluation.results import NOTICE, format_table, write_evaluation
 from ..evaluation.suites import PAIRS, evaluate_embedded, evaluate_file, evaluate_pairs
 
@@ -27,7 +28,7 @@ from ..evaluation.suites import PAIRS, evaluate_embedded, evaluate_file, evaluat
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = build_parser().parse_args(argv)
-    kit = load_for_inference(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
+    kit = load(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
     started = time.perf_counter()
     options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
     if arguments.data is None:

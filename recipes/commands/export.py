@@ -17,14 +17,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from medmo_core.errors import InputError
+from medmo_core.inference.kit import Kit
+from medmo_core.inference.load import DTYPES, load, write_pixel_limits
 from medmo_core.models.official.folder import open_checkpoint
 from medmo_core.models.official.write import save_checkpoint
 
-from ..evaluation.load_for_inference import load_for_inference, write_pixel_limits
 from ..settings.run_config import RunConfig
 from ..training.checkpoints.checkpoints import STATE, list_checkpoints, step_of
 from ..training.checkpoints.shard_reader import read_model
-from ..training.model.kit import DTYPES, Kit, load_kit
+from ..training.model.kit import load_kit
 from ..training.model.lora import add_adapters, merged_tensors
 
 
@@ -88,7 +89,7 @@ def export(source: Path, out: Path, *, dtype: str | None = None) -> Path:
     if (source / STATE).is_file():
         kit, tensors = read_training_checkpoint(source)
     else:
-        kit = load_for_inference(source, device="cpu")
+        kit = load(source, device="cpu")
         tensors = dict(_stored_tensors(source))
     if dtype is not None:
         tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -125,7 +126,7 @@ def verify(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: the folder does not load, or a tensor differs.
     """
-    kit = load_for_inference(folder, device="cpu")  # names and shapes fit the config, tokenizer and profile read
+    kit = load(folder, device="cpu")  # names and shapes fit the config, tokenizer and profile read
     del kit
     written = set()
     for name, tensor in _stored_tensors(folder):

@@ -27,10 +27,10 @@ from medmo_core.data.images.overlay import beside, draw_overlay
 from medmo_core.data.packing import pack
 from medmo_core.data.records.sample import ImageRef, Sample
 from medmo_core.errors import InputError
+from medmo_core.inference.kit import Kit
+from medmo_core.inference.load import load
 
-from ..evaluation.load_for_inference import load_for_inference
 from ..evaluation.scores import read_boxes
-from ..training.model.kit import Kit
 
 NOTICE = "Research use only: not a medical device, not for diagnosis."
 
@@ -91,7 +91,7 @@ class Generated:
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer as the command line says; returns the exit status."""
     arguments = build_parser().parse_args(argv)
-    kit = load_for_inference(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
+    kit = load(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
     generated = generate_one(
         kit,
         arguments.image,
@@ -173,7 +173,7 @@ def generate_one(
     """Ask about one image file, or about several.
 
     Args:
-        kit: from `load_for_inference`.
+        kit: from `medmo_core.inference.load`.
         image: PNG, JPEG, TIFF, DICOM or NIfTI file; several are shown in their order, as image 1, image 2, ...
         prompt: the question.
         max_new_tokens: longest answer.

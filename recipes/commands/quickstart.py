@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
+from medmo_core.inference.kit import Kit
+from medmo_core.inference.load import load
+
 from ..configs import CONFIGS
-from ..evaluation.load_for_inference import load_for_inference
 from ..evaluation.suites import evaluate_embedded
 from ..pages import quickstart_page as pages
 from ..pages.quickstart_page import Outcome
 from ..reinforcement.sharpening import TEMPERATURES, sampled_box_reward
 from ..settings.run_config import ConfigError, RunConfig
 from ..training.distributed.torchrun import torchrun
-from ..training.model.kit import Kit, load_kit
+from ..training.model.kit import load_kit
 
 NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
 STAGES = ("align", "instruct", "reinforce")
@@ -80,7 +82,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
         with timed(outcome, stage):
             launch_stage(stage, size, config)
         with timed(outcome, f"evaluate {stage}"):
-            kit = load_for_inference(out / stage / "final", device="cpu")
+            kit = load(out / stage / "final", device="cpu")
             measure(outcome, stage, kit, size)
         prompts = SIZES[size]["num_samples"] // 4
         if stage == "instruct":

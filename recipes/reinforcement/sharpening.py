@@ -7,9 +7,9 @@ temperature of the untouched model does the same for free; a gain that this also
 from collections.abc import Sequence
 
 from medmo_core.datasets.embedded.tasks import eval_samples
+from medmo_core.inference.kit import Kit
 
 from ..settings.run_config import Grpo, Rewards, Rollout
-from ..training.model.kit import Kit
 from .engine import InPlaceEngine
 from .groups import reward_answers, sample_answers
 from .reward_calls.reward_set import RewardSet

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+
 from .reinforce import Grpo, Rewards, Rollout, Watching
 from .section import ConfigError, Section, describe_type, require, typed, unknown_key
 
@@ -83,9 +85,9 @@ class Data(Section):
     """Folder that image paths in JSONL files are relative to; none = the folder of each JSONL file."""
     split: str = "train"
     """Split drawn from; a record that names none belongs to train."""
-    min_pixels: int = 65_536
+    min_pixels: int = DEFAULT_MIN_PIXELS
     """Smallest image area after resizing, in px (256 x 256, the Qwen3-VL default)."""
-    max_pixels: int = 16_777_216
+    max_pixels: int = DEFAULT_MAX_PIXELS
     """Largest image area after resizing, in px (4096 x 4096, the Qwen3-VL default); one token covers 32 x 32 px."""
     max_tokens: int | None = None
     """Longer samples are dropped and counted, never cut; none = no limit."""

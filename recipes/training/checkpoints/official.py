@@ -4,12 +4,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from medmo_core.inference.kit import Kit
+from medmo_core.inference.load import write_pixel_limits
 from medmo_core.models.official.write import save_checkpoint
 
-from ...evaluation.load_for_inference import write_pixel_limits
 from ..distributed.shards import whole_tensors
 from ..distributed.world import World
-from ..model.kit import Kit
 from ..model.lora import has_adapters, merged_tensors, save_adapter
 
 

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import torch
 
+from medmo_core.inference.kit import Kit
+
 from ...settings.command_line import format_value, setting_types
 from ...settings.run_config import ConfigError, RunConfig
 from ..checkpoints.background import Background
@@ -25,7 +27,6 @@ from ..distributed.sharding import prepare
 from ..distributed.torchrun import attempt
 from ..distributed.world import World
 from ..loading.skipped import LISTED, SkippedSamples
-from ..model.kit import Kit
 from ..model.parts import name_factor
 from ..monitoring.log import RunLog
 from ..monitoring.spikes import LossSpike, NonFiniteLoss

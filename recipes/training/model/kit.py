@@ -1,6 +1,5 @@
 """From a config to the things of a run: model, tokenizer, profile, processor, mixture, and what trains."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,8 @@ import torch
 from medmo_core.data.processor import Processor
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.encoders import ENCODERS
+from medmo_core.inference.kit import Kit
+from medmo_core.inference.load import DTYPES
 from medmo_core.models.config import PRESETS, ModelConfig
 from medmo_core.models.medmo import MedMO
 from medmo_core.models.official.folder import find_folder, open_checkpoint
@@ -17,7 +18,6 @@ from medmo_core.profile import PROFILES, CheckpointProfile
 
 from ...settings.run_config import ConfigError, Model, RunConfig, unknown_key
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 HUB_SIZES = {
     "Qwen/Qwen3-VL-4B-Instruct": "medmo-4b",
     "Qwen/Qwen3-VL-8B-Instruct": "medmo-8b",
@@ -25,16 +25,6 @@ HUB_SIZES = {
     "MBZUAI/MedMO-8B": "medmo-8b",
 }
 """Hub ids whose sizes are known without their files, so that a dry run needs neither disk nor network."""
-
-
-@dataclass(frozen=True)
-class Kit:
-    """A model and what belongs to its text and images."""
-
-    model: MedMO
-    tokenizer: Tokenizer
-    profile: CheckpointProfile
-    processor: Processor
 
 
 def load_kit(config: RunConfig, device: torch.device | str) -> Kit:

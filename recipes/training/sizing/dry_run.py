@@ -3,6 +3,7 @@
 import torch
 
 from medmo_core.batch import IGNORE_INDEX, Batch
+from medmo_core.inference.kit import Kit
 
 from ...settings.run_config import ConfigError, RunConfig
 from ..distributed.torchrun import num_launched
@@ -12,7 +13,7 @@ from ..loading.plan import TokenBudget
 from ..loading.skipped import SkippedSamples
 from ..loading.sources import load_mixture
 from ..model.float8 import check_device
-from ..model.kit import Kit, load_kit, stands_in
+from ..model.kit import load_kit, stands_in
 from ..model.parts import parameter_parts
 from ..model.trainable import choose_trainable
 from ..monitoring.log import count

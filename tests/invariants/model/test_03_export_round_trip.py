@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medmo_core.data.packing import pack
+from medmo_core.inference.kit import Kit
 from medmo_core.models import MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.checkpoints.official import write_final
 from medmo_recipes.training.distributed.sharding import prepare
 from medmo_recipes.training.distributed.world import World, connect
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 transformers = pytest.importorskip("transformers")
 

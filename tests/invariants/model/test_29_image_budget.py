@@ -15,8 +15,8 @@ from PIL import Image
 from medmo_core.data import processor as process
 from medmo_core.data.processor import Document, Processor
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
+from medmo_core.inference.load import load, write_pixel_limits
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.evaluation.load_for_inference import load_for_inference, write_pixel_limits
 from medmo_recipes.training.model.kit import load_kit
 
 MIN_PIXELS, MAX_PIXELS = 3000, 12_000
@@ -64,7 +64,7 @@ def processors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Processor, Pro
     folder = tmp_path_factory.mktemp("final")
     kit.model.save_pretrained(folder, tokenizer=kit.tokenizer, profile=kit.profile)
     write_pixel_limits(folder, kit.processor.min_pixels, kit.processor.max_pixels)
-    return kit.processor, load_for_inference(folder, device="cpu").processor
+    return kit.processor, load(folder, device="cpu").processor
 
 
 def check(trainer: Processor, evaluator: Processor, sizes: list[tuple[int, int]]) -> int:

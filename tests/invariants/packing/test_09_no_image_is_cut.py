@@ -18,13 +18,14 @@ from medmo_core.data.packing import pack
 from medmo_core.data.processor import Document, Processor, TooLong
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
+from medmo_core.inference.kit import Kit
 from medmo_core.models.medmo import MedMO
 from medmo_recipes import align
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement.groups import draw_prompts
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.loading.skipped import SkippedSamples
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 SIZES = {"small.png": (32, 32), "wide.png": (160, 64), "tall.png": (64, 224)}
 LIMIT = 80

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medmo_core.inference.load import load, read_pixel_limits
 from medmo_core.models.medmo import MedMO
 from medmo_recipes import align
 from medmo_recipes.commands import export
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.evaluation.load_for_inference import load_for_inference, read_pixel_limits
 from medmo_recipes.settings.run_config import Lora, RunConfig
 from medmo_recipes.training.model.kit import load_kit
 
@@ -41,7 +41,7 @@ def test_final_and_checkpoints_export_bit_for_bit(finished: RunConfig, capsys: p
         assert {"tokenizer.json", "medmo_profile.json", "generation_config.json"} <= {p.name for p in out.iterdir()}
         assert read_pixel_limits(out) == (64 * 64, 96 * 96)
     assert "every tensor is identical" in capsys.readouterr().out
-    kit = load_for_inference(run, device="cpu")  # a run's folder means its final/
+    kit = load(run, device="cpu")  # a run's folder means its final/
     assert not kit.model.training
     assert (kit.processor.min_pixels, kit.processor.max_pixels) == (64 * 64, 96 * 96)
     earlier = load_file(run.parent / "final" / "model.safetensors")
@@ -137,7 +137,7 @@ def test_a_damaged_export_is_noticed(finished: RunConfig, tmp_path: Path) -> Non
 def test_an_unfinished_run_says_how_to_export(finished: RunConfig, tmp_path: Path) -> None:
     (Path(finished.train.out_dir) / "final").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="medmo export --run"):
-        load_for_inference(finished.train.out_dir, device="cpu")
+        load(finished.train.out_dir, device="cpu")
     assert export.find_source(finished.train.out_dir).name == "step-000002"
 
 

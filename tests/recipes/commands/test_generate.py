@@ -10,11 +10,12 @@ from PIL import Image
 from medmo_core.batch import Batch
 from medmo_core.boxes import by_image
 from medmo_core.generation.decoding import Generation
+from medmo_core.inference.kit import Kit
 from medmo_recipes import align
 from medmo_recipes.commands import generate
 from medmo_recipes.commands.generate import generate_one, read_window_argument
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 BOX = 'It is here: [{"bbox_2d": [250, 500, 750, 1000], "label": "liver"}]'
 
@@ -91,7 +92,7 @@ def test_command_writes_overlay_and_no_name(
     kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     write_dicom(tmp_path / "scan.dcm")
-    monkeypatch.setattr(generate, "load_for_inference", lambda *_, **__: kit)
+    monkeypatch.setattr(generate, "load", lambda *_, **__: kit)
     words = ["--checkpoint", "x", "--image", str(tmp_path / "scan.dcm"), "--prompt", "Where is the liver?"]
     out = tmp_path / "sub" / "overlay.png"
     assert generate.main([*words, "--out", str(out)]) == 0
@@ -123,7 +124,7 @@ def test_several_images_at_once(
         return [[Generation(kit.tokenizer.encode(both), [], True)]]
 
     monkeypatch.setattr(kit.model, "generate", say)
-    monkeypatch.setattr(generate, "load_for_inference", lambda *_, **__: kit)
+    monkeypatch.setattr(generate, "load", lambda *_, **__: kit)
     images = [tmp_path / "prior" / "a.png", tmp_path / "volume.nii.gz"]
     said = generate_one(kit, images, "What is new?", slice_index=None)
     assert [part.xyxy.tolist() for part in by_image(said.boxes)] == [

@@ -11,6 +11,7 @@ from medmo_core.boxes import Boxes
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
+from medmo_core.inference.kit import Kit
 from medmo_recipes.commands import evaluate as evaluate_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.ask import answer, answer_limit, caption_scores, with_answer
@@ -20,7 +21,7 @@ from medmo_recipes.evaluation.results import Evaluation, format_table, paired_ga
 from medmo_recipes.evaluation.retrieval import distinct_captions, retrieval_metrics
 from medmo_recipes.evaluation.scores import Prediction, image_key, mean_score, read_boxes, score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_embedded, evaluate_file
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ import torch
 from medmo_core.data.packing import pack
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.kv_cache import KVCache
+from medmo_core.inference.kit import Kit
 from medmo_core.models import Generation, MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request, RolloutEngine
 from medmo_recipes.settings.run_config import Rollout
 from medmo_recipes.training.distributed.sharding import prepare
 from medmo_recipes.training.distributed.world import connect
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 CONFIG = CONFIGS["debug_reinforce"]().change(model={"dtype": "float64"})
 ROLLOUT = Rollout(num_generations=3, max_new_tokens=9, rows_per_pass=4)

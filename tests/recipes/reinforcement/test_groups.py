@@ -12,6 +12,7 @@ from medmo_core.data.packing import pack
 from medmo_core.data.processor import Document
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
+from medmo_core.inference.kit import Kit
 from medmo_core.losses.grpo import Importance, Loss
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement.advantages import Advantage
@@ -29,7 +30,7 @@ from medmo_recipes.reinforcement.image_features import encode_images, keeps_feat
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.settings.run_config import Grpo, Rollout
 from medmo_recipes.training.distributed.world import World
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

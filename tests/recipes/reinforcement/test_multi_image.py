@@ -16,6 +16,7 @@ from medmo_core.data.processor import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.pairs import eval_pairs
 from medmo_core.generation.decoding import Generation
+from medmo_core.inference.kit import Kit
 from medmo_core.metrics.matching import box_problems
 from medmo_core.rewards import REWARDS
 from medmo_recipes import reinforce
@@ -30,7 +31,7 @@ from medmo_recipes.reinforcement.groups import Group, draw_prompts, reward_answe
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.settings.run_config import Grpo, Rewards, Rollout, RunConfig
 from medmo_recipes.training.distributed.world import World
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 WEIGHTS = {"box": 1.0}
@@ -302,7 +303,7 @@ def test_evaluate_scores_pairs_and_files_of_several_images(kit: Kit, tmp_path: P
 def test_the_command_scores_pairs_of_the_embedded_set_beside_their_baseline(
     kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "load_for_inference", lambda *_, **__: kit)
+    monkeypatch.setattr(evaluate_module, "load", lambda *_, **__: kit)
     monkeypatch.setattr(evaluate_module, "NUM_BASELINE_PAIRS", 40)
     words = ["--checkpoint", "x", "--data", "sample:pair", "--num-samples", "8", "--max-new-tokens", "3"]
     assert evaluate_module.main([*words, "--out", str(tmp_path)]) == 0

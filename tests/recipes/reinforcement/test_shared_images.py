@@ -10,8 +10,9 @@ from medmo_core.batch import Batch
 from medmo_core.data.packing import pack
 from medmo_core.data.processor import Document, independent_turns
 from medmo_core.datasets.embedded.dialogues import NUM_TURNS, Dialogues
+from medmo_core.inference.kit import Kit
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_core.data.packing import pack
 from medmo_core.data.processor import Document
+from medmo_core.inference.kit import Kit
 from medmo_kernels import runtime
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.loading.sources import load_mixture
-from medmo_recipes.training.model.kit import Kit, load_kit
+from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
 from medmo_recipes.training.monitoring import flops
 from medmo_recipes.training.monitoring.flops import BatchWork, UsefulFlops, peak_flops

@@ -1,0 +1,132 @@
+"""A checkpoint folder read into a kit: model, tokenizer, profile, and a processor with the image sizes it states."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+from ..data.processor import Processor
+from ..data.text.tokenizer import Tokenizer
+from ..errors import InputError
+from ..models.medmo import MedMO
+from ..models.official.folder import find_folder
+from ..profile import CheckpointProfile
+from .kit import Kit
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+PREPROCESSOR_FILE = "preprocessor_config.json"
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: Literal["float32", "bfloat16", "float64"] | None = None,
+    max_pixels: int | None = None,
+) -> Kit:
+    """Load a checkpoint ready to answer.
+
+    Args:
+        checkpoint: a folder in the official layout, a run's folder (its final/ is taken), or a hub id.
+        device: "auto" (CUDA when there is one), or any device of torch, such as "cpu" or "cuda:1".
+        dtype: type of weights and activations; None: bfloat16 on CUDA, float32 elsewhere.
+        max_pixels: largest image area in px; a larger image is shrunk. None: what the checkpoint states.
+
+    Returns:
+        Model in evaluation mode, tokenizer, profile and processor.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it is a run that has not finished.
+        InputError: the folder is no checkpoint, one of its files is broken, there is no such device or type, or
+            `max_pixels` is below 1.
+    """
+    place = _find_device(device)
+    name = dtype or ("bfloat16" if place.type == "cuda" else "float32")
+    if name not in DTYPES:
+        raise InputError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
+    if max_pixels is not None and max_pixels < 1:
+        raise InputError(f"max_pixels is {max_pixels}, expected an image area of 1 px or more")
+    folder = checkpoint_folder(checkpoint)
+    low, high = read_pixel_limits(folder)
+    high = high if max_pixels is None else max_pixels
+    tokenizer = Tokenizer.from_checkpoint(folder)
+    model = MedMO.from_pretrained(folder, dtype=DTYPES[name], device=place)
+    if tokenizer.vocab_size > model.config.text.vocab_size:
+        raise InputError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens, but the model has only "
+            f"{model.config.text.vocab_size} embeddings; put the tokenizer there that the model was trained with"
+        )
+    profile = CheckpointProfile.load(folder)
+    processor = Processor(tokenizer, model.encoder.specs, profile, min_pixels=min(low, high), max_pixels=high)
+    return Kit(model, tokenizer, profile, processor)
+
+
+def _find_device(device: str | torch.device) -> torch.device:
+    """Return the device that is meant.
+
+    Raises:
+        InputError: there is no device of that name, or no CUDA device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device is {device!r}, expected auto or a device of torch, such as cpu or cuda") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {found}: this machine shows no CUDA device; use cpu")
+    return found
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """Return the folder in the official layout that `checkpoint` means; a run's folder means its final/.
+
+    Raises:
+        FileNotFoundError: there is none, with the way to get one.
+    """
+    path = Path(checkpoint).expanduser()
+    if not path.is_dir():
+        return find_folder(checkpoint)
+    if (path / "final").is_dir():
+        return path / "final"
+    if (path / "checkpoints").is_dir() or (path / "state.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds training checkpoints but no finished model; "
+            f"write one with: medmo export --run {path} --out exported/"
+        )
+    return path
+
+
+def read_pixel_limits(folder: Path) -> tuple[int, int]:
+    """Return the smallest and largest image area in px that a checkpoint states; Qwen3-VL's where it states none.
+
+    Raises:
+        InputError: the file is there and states no usable area.
+    """
+    path = folder / PREPROCESSOR_FILE
+    if not path.is_file():
+        return DEFAULT_MIN_PIXELS, DEFAULT_MAX_PIXELS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        size = values.get("size") or {}
+        low = int(size.get("shortest_edge") or values.get("min_pixels") or DEFAULT_MIN_PIXELS)
+        high = int(size.get("longest_edge") or values.get("max_pixels") or DEFAULT_MAX_PIXELS)
+        if min(low, high) < 1:
+            raise ValueError(f"found {low} and {high} px")
+        return low, high
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no readable image size ({error}); expected "
+            f'{{"size": {{"shortest_edge": {DEFAULT_MIN_PIXELS}, "longest_edge": {DEFAULT_MAX_PIXELS}}}}} in px'
+        ) from None
+
+
+def write_pixel_limits(folder: Path, min_pixels: int, max_pixels: int) -> None:
+    """State a checkpoint's smallest and largest image area in px where transformers' processor looks for them."""
+    path = folder / PREPROCESSOR_FILE
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # The official file calls the two areas edges.
+    values["size"] = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
