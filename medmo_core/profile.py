@@ -7,7 +7,7 @@ pixels of a square the training images were squashed to. The profile does, in `m
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from .boxes import (
     parse_many,
     print_boxes,
     print_image_boxes,
+    resize_like,
 )
 from .errors import InputError
 
@@ -122,6 +123,11 @@ class CheckpointProfile:
         of_one_image = parse_many([texts[i] for i in sizes], list(sizes.values()), self.grammar, self.frame)
         parsed = dict(zip(sizes, of_one_image, strict=True))
         return [parsed[i] if i in parsed else self.parse_boxes(text, where[i]) for i, text in enumerate(texts)]
+
+    def read_boxes(self, text: Any, where: AnyBoxes) -> ParsedBoxes[AnyBoxes]:
+        """Read the checkpoint's boxes out of a text, in pixels of their images; arguments as for `parse_boxes`."""
+        parsed = self.parse_boxes(text, where)
+        return replace(parsed, boxes=resize_like(parsed.boxes, where))
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as plain JSON values."""

@@ -30,8 +30,6 @@ from medmo_core.errors import InputError
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
 
-from ..evaluation.scores import read_boxes
-
 NOTICE = "Research use only: not a medical device, not for diagnosis."
 
 
@@ -221,7 +219,7 @@ def generate_one(
     text = kit.tokenizer.decode(outcome.tokens)
     where = sample.truth_boxes()
     assert where is not None
-    parsed = read_boxes(text, where, kit.profile)
+    parsed = kit.profile.read_boxes(text, where)
     return Generated(text, outcome.finished, parsed.boxes, parsed.errors, tuple(images))
 
 

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from medmo_core.boxes import AnyBoxes, ImageBoxes, ParsedBoxes, resize_like
+from medmo_core.boxes import AnyBoxes, ImageBoxes
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
-from medmo_core.profile import CheckpointProfile
 
 METRICS: dict[str, tuple[str, ...]] = {
     "vqa": ("vqa_accuracy",),
@@ -137,7 +136,7 @@ def score_answers(
     """
     truths = [sample.truth_boxes() if sample.task == "grounding" else None for sample in samples]
     said = [
-        None if truth is None else read_boxes(text, truth, processor.profile)
+        None if truth is None else processor.profile.read_boxes(text, truth)
         for text, truth in zip(texts, truths, strict=True)
     ]
     # An answer that cannot be read is not the answer "no boxes".
@@ -169,18 +168,6 @@ def score_answers(
 
 def _images_of(boxes: AnyBoxes | None) -> Sequence[int]:
     return boxes.images if isinstance(boxes, ImageBoxes) else ()
-
-
-def read_boxes(text: str, where: AnyBoxes, profile: CheckpointProfile) -> ParsedBoxes[AnyBoxes]:
-    """Read a checkpoint's boxes out of a text, in pixels of their images, as the box reward does.
-
-    Args:
-        text: what it wrote.
-        where: the true boxes, or none in their place; they know the sizes of the images.
-        profile: grammar and frame the checkpoint writes, and on which canvas.
-    """
-    parsed = profile.parse_boxes(text, where)
-    return replace(parsed, boxes=resize_like(parsed.boxes, where))
 
 
 def score_texts(

@@ -21,7 +21,6 @@ from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 from medmo_core.durable import write_text
 
-from ..evaluation.scores import read_boxes
 from ..reinforcement.reward_calls.reward_set import RewardSet
 from ..reinforcement.reward_log import short_names
 from .rollout_index import write_index
@@ -136,7 +135,7 @@ def _layers(sample: Sample, texts: Sequence[str], processor: Processor) -> list[
     layers = [_Layer("given", "given in the question", GIVEN, given), _Layer("true", "true", TRUE, truth)]
     if sample.task == "grounding":
         for number, text in enumerate(texts, 1):
-            boxes = read_boxes(text, truth, processor.profile).boxes
+            boxes = processor.profile.read_boxes(text, truth).boxes
             layers.append(_Layer(f"s-{number}", f"completion {number}", _colour(number), boxes, number))
     return layers
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.scores import read_boxes
 from ..training.distributed.world import World
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def answer_figures(groups: Sequence["Group"], world: World, profile: "Checkpoint
         if sample.task != "grounding" or truth is None:
             continue
         for text in group.texts:
-            parsed = read_boxes(text, truth, profile)
+            parsed = profile.read_boxes(text, truth)
             own += (1, len(parsed.boxes), len(truth), parsed.grammar is None)
     answers, boxes, true_boxes, unreadable = np.sum(world.gather(own), axis=0).tolist()
     if not answers:

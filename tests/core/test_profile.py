@@ -66,3 +66,15 @@ def test_a_canvas_is_what_the_numbers_refer_to() -> None:
     assert QWEN3_VL.text_size((1536, 512)) == (1536, 512)
     assert MEDMO.frame == "norm1000"
     assert json.loads(json.dumps(MEDMO.to_json()))["grammar"] == "medmo_box"
+
+
+@pytest.mark.parametrize(
+    ("profile", "corners"), [(QWEN3_VL, [0, 250, 500, 1000]), (MEDMO_CANVAS768, [0, 192, 384, 768])]
+)
+def test_boxes_are_read_in_pixels_of_the_image(profile: CheckpointProfile, corners: list[int]) -> None:
+    text = f'[{{"bbox_2d": {corners}, "label": "square"}}, {{"bbox_2d": [9, 9, 1, 1], "label": "reversed"}}]'
+    if profile.grammar == "medmo_box":
+        text = f"square <box>[{corners}]</box>\nreversed <box>[[9, 9, 1, 1]]</box>"
+    parsed = profile.read_boxes(text, Boxes.empty((64, 32)))
+    assert (parsed.boxes.frame, parsed.boxes.xyxy.tolist()) == ("pixel", [[0.0, 8.0, 32.0, 32.0]])
+    assert (parsed.ok, parsed.grammar) == (False, profile.grammar) and "reversed" in parsed.errors[0]

@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from medmo_core.boxes import Boxes
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
-from medmo_recipes.commands import evaluate as evaluate_module
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation import retrieval, suites
 from medmo_recipes.evaluation.ask import answer, answer_limit, caption_scores, with_answer
 from medmo_recipes.evaluation.baselines import fit_baselines
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
 from medmo_recipes.evaluation.retrieval import distinct_captions, retrieval_metrics
-from medmo_recipes.evaluation.scores import Prediction, image_key, mean_score, read_boxes, score_answers
+from medmo_recipes.evaluation.scores import Prediction, image_key, mean_score, score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_embedded, evaluate_file
 from medmo_recipes.training.model.kit import load_kit
 
@@ -105,18 +104,12 @@ def test_a_model_that_looks_falls_when_images_are_shuffled(
     def look(model: object, processor: object, asked: list[Sample], **_: object) -> list[str]:
         return [by_image[s.images[0].path] for s in asked]
 
-    monkeypatch.setattr(evaluate_module, "answer", look)
+    monkeypatch.setattr(suites, "answer", look)
     result = evaluate(kit.model, kit.processor, {"grounding": samples["grounding"]})
     assert result.metrics["grounding_iou"].value > 0.95
     assert result.metrics["grounding_iou_shuffled"].value < 0.6
     ids = [p.sample_id for p in result.predictions["grounding_shuffled"]]
     assert ids == [p.sample_id for p in result.predictions["grounding"]]
-
-
-def test_boxes_are_read_in_the_checkpoints_frame(kit: Kit) -> None:
-    text = '[{"bbox_2d": [0, 250, 500, 1000], "label": "square"}]'
-    boxes = read_boxes(text, Boxes.empty((64, 32)), kit.profile).boxes
-    assert (boxes.frame, boxes.xyxy.tolist()) == ("pixel", [[0.0, 8.0, 32.0, 32.0]])
 
 
 def test_an_answer_without_boxes_is_not_the_answer_no_boxes(kit: Kit, samples: dict[str, list[Sample]]) -> None:
@@ -168,7 +161,7 @@ def test_retrieval_ranks_both_ways_beside_chance(
     chosen = samples["retrieval"]
     table = torch.eye(4, dtype=torch.float64)
     table[1] = torch.tensor([9.0, 1.0, 8.0, 7.0])  # image 1 prefers every other caption
-    monkeypatch.setattr(evaluate_module, "caption_scores", lambda *_, **__: table)
+    monkeypatch.setattr(retrieval, "caption_scores", lambda *_, **__: table)
     metrics = retrieval_metrics(kit.model, kit.processor, [*chosen, chosen[0]])  # a second copy is no candidate
     assert metrics["retrieval_recall1"].value == 0.75
     assert metrics["retrieval_recall1"].baseline == 0.25
@@ -218,7 +211,7 @@ def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> 
 
 def test_embedded_evaluation_has_every_view(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole table on held-out embedded images; baselines fitted elsewhere are replaced, they take a while."""
-    monkeypatch.setattr(evaluate_module, "embedded_baselines", lambda crops: fit_baselines([]))
+    monkeypatch.setattr(suites, "embedded_baselines", lambda crops: fit_baselines([]))
     result = evaluate_embedded(kit.model, kit.processor, num_samples=4, num_reports=2, num_captions=3, max_new_tokens=3)
     assert isinstance(result, Evaluation)
     for suffix in ("", "_full", "_shuffled"):

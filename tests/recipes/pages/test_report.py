@@ -30,7 +30,7 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     expected = ("A title", "boxes beat a constant", "n = 3", "where is it?", "green is true", "seed 0")
     assert all(text in html for text in (*expected, "Research use only"))
     assert html.count("data:image/png;base64,") == 2
-    assert "http" not in html.replace('http-equiv', "")
+    assert "http" not in html.replace("http-equiv", "")
     assert '<td class="yes">yes</td>' in html and '<td class="no">no</td>' in html
 
 

@@ -22,8 +22,9 @@ from medmo_core.rewards import REWARDS
 from medmo_recipes import reinforce
 from medmo_recipes.commands import evaluate as evaluate_module
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation import suites
 from medmo_recipes.evaluation.controls import shuffle_images
-from medmo_recipes.evaluation.scores import reward_answers as score_texts_of
+from medmo_recipes.evaluation.scores import score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_file
 from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
@@ -272,7 +273,7 @@ def test_features_kept_over_a_step_are_those_of_a_tower_that_runs_every_time(
 def test_answers_are_scored_in_the_image_they_name(kit: Kit, pairs: list[Sample]) -> None:
     sample = next(s for s in pairs if {s.boxes[i].image for i in s.sought} == {0, 1})
     texts = answers_about(kit, sample)
-    found = score_texts_of([sample] * 2, [texts["right"], texts["wrong image"]], kit.processor)
+    found = score_answers([sample] * 2, [texts["right"], texts["wrong image"]], kit.processor)
     assert [p.scores["grounding_iou"] for p in found] == [pytest.approx(1.0, abs=0.1), pytest.approx(0.0, abs=0.3)]
     values = json.loads(json.dumps(found[0].to_json()))
     assert values["truth_images"] == values["box_images"] and set(values["box_images"]) == {0, 1}
@@ -304,7 +305,7 @@ def test_the_command_scores_pairs_of_the_embedded_set_beside_their_baseline(
     kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(evaluate_module, "load", lambda *_, **__: kit)
-    monkeypatch.setattr(evaluate_module, "NUM_BASELINE_PAIRS", 40)
+    monkeypatch.setattr(suites, "NUM_BASELINE_PAIRS", 40)
     words = ["--checkpoint", "x", "--data", "sample:pair", "--num-samples", "8", "--max-new-tokens", "3"]
     assert evaluate_module.main([*words, "--out", str(tmp_path)]) == 0
     assert "pairs of embedded images, split test" in capsys.readouterr().out
