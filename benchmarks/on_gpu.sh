@@ -115,7 +115,7 @@ cat "$out/summary.txt"
 [ ! -f "$out/result.json" ] || "$PYTHON" - "$out/result.json" <<'END'
 import sys
 from pathlib import Path
-from benchmarks import machine, schema
+from benchmarks.suite import machine, schema
 found = schema.read(Path(sys.argv[1])).machine
 place = f"benchmarks/results/{machine.folder_name(found)}/{found.date[:10]}-{found.commit}{'-changed' * found.changed}.json"
 print(f"""To publish, in a checkout:

@@ -51,7 +51,7 @@ class Documents:
         """Count the useful operations of one pass: forward, and backward where the model trains."""
         model = skeleton(self.preset).requires_grad_(trains)
         side = self.side // model.merge_size
-        parts = [flops.Work.planned(model, grid=(side, side), text_tokens=text, learned=self.learned)
+        parts = [flops.BatchWork.planned(model, grid=(side, side), text_tokens=text, learned=self.learned)
                  for text in self.texts]  # fmt: skip
         useful = flops.UsefulFlops(model)
         return sum(useful.of(part) for part in parts)

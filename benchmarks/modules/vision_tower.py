@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from medmo_core.models.medmo import MedMO
-from medmo_recipes.training.monitoring.flops import BatchWork as Counted
-from medmo_recipes.training.monitoring.flops import UsefulFlops
+from medmo_recipes.training.monitoring.flops import BatchWork, UsefulFlops
 
 from ..peers.transformers_model import Flavour, flavours
-from ..suite.comparison import BatchWork, Comparison
+from ..suite.comparison import Comparison, Work
 from .documents import ENCODER, pixel_values, random_model, skeleton
 from .sides import BOTH, FORWARD, ModelPart, Side, compare
 
@@ -66,15 +65,15 @@ def make_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO:
     return random_model(preset, device, dtype, vocab_size=64, num_hidden_layers=1)
 
 
-def work_of(preset: str, images: Images) -> dict[str, BatchWork]:
+def work_of(preset: str, images: Images) -> dict[str, Work]:
     """Count the operations."""
     patches, model = images.count * images.side**2, skeleton(preset)
-    counted = Counted(0, 0, 0, 0, patches // model.merge_size**2, {ENCODER: patches},
+    counted = BatchWork(0, 0, 0, 0, patches // model.merge_size**2, {ENCODER: patches},
                       {ENCODER: patches * images.side**2}, {ENCODER: patches * 768})  # fmt: skip
     work = {}
     for direction, trains in ((FORWARD, False), (BOTH, True)):
         flops = UsefulFlops(model.requires_grad_(trains)).of(counted)
-        work[direction] = BatchWork(flops=flops, items=images.count, unit="images")
+        work[direction] = Work(flops=flops, items=images.count, unit="images")
     if patches > LEARNABLE_PATCHES:
         del work[BOTH]
     return work

@@ -113,16 +113,20 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-# --- summary ---------------------------------------------------------------------------------------------------------
+def standings(contests: Sequence[Contest]) -> dict[str, list[tuple[Contest, Row, Ratio]]]:
+    """Sort the comparisons that have a peer by where ours stands beside the best one: slower, level or faster."""
+    found: dict[str, list[tuple[Contest, Row, Ratio]]] = {"slower": [], "level": [], "faster": []}
+    for contest in contests:
+        if contest.headline:
+            found[contest.headline[1].standing].append((contest, *contest.headline))
+    return found
 
 
 def summary(contests: Sequence[Contest]) -> list[str]:
     """Count where ours stands beside the best peer, and list what was lost, worst first, to the plain reference too."""
-    standing: dict[str, list[tuple[Contest, Row, Ratio]]] = {"slower": [], "level": [], "faster": []}
+    standing = standings(contests)
     behind_reference: list[tuple[Contest, Row, Ratio]] = []
     for contest in contests:
-        if contest.headline:
-            standing[contest.headline[1].standing].append((contest, *contest.headline))
         for row in contest.rows:
             found = contest.ratios.get(row.way)
             if row.role == "reference" and found and found.standing == "slower":

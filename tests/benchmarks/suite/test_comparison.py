@@ -111,8 +111,8 @@ def test_ways_apart_are_never_there_together_and_ours_is_timed_twice() -> None:
 
 BENCHMARK = """
 import time
-from benchmarks.schema import Check
-from benchmarks.suite import Comparison, Ready, Way, Work
+from benchmarks.suite.schema import Check
+from benchmarks.suite.comparison import Comparison, Ready, Way, Work
 
 def ready(seconds, error=0.0):
     return lambda: Ready({"forward": lambda: time.sleep(seconds)}, Check("truth", error, 1.0))

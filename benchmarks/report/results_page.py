@@ -1,7 +1,7 @@
-"""Write the figures of README.md: the quickstart's, those of three seeds, and the suite's, all from committed results.
+"""docs/results.md and the few figures of README.md: quickstart, seeds, suite and targets, all from committed results.
 
-    python -m benchmarks.report.readme_figures --write     # after a new quickstart.json, study or suite result
-    python -m benchmarks.report.readme_figures             # exit status 1 where the page says something else
+    python -m benchmarks.report.results_page --write     # after a new quickstart.json, study or suite result
+    python -m benchmarks.report.results_page             # exit status 1 where a page says something else
 
 `benchmarks/results/cpu/quickstart.json` is the metrics.json of one `make quickstart`.
 """
@@ -9,6 +9,7 @@
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from ..studies.box_rewards import stored_rounds
 from . import page as report
 from . import tables as report_tables
 from . import targets
+from .page import Stored
 from .page_section import settle
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PAGE = ROOT / "README.md"
+TOOL = "benchmarks.report.results_page"
+PAGE = ROOT / "docs/results.md"
+README = ROOT / "README.md"
 QUICKSTART = ROOT / "benchmarks/results/cpu/quickstart.json"
 METRICS = {
     "vqa_accuracy": "VQA accuracy",
@@ -31,13 +35,14 @@ METRICS = {
     "report_fact_f1": "Report fact F1",
     "retrieval_recall1": "Caption retrieval recall@1",
 }
+IN_README = ("vqa_accuracy", "grounding_iou", "report_fact_f1")
 STAGES = ("random", "align", "instruct", "reinforce")
 BASELINES = (
     "Baselines are fitted on training data: the commonest answer per kind of question, the best constant box per "
     "label, a constant report, chance."
 )
 INTERVAL = re.compile(r"\[([+-][\d.]+), ([+-][\d.]+)\]")
-"""Of a gain, as the quickstart writes it."""
+"""The interval of a gain, as the quickstart writes it."""
 
 Values = Mapping[str, Any]
 
@@ -97,7 +102,7 @@ def seeds(rounds: Mapping[str, Values]) -> str:
         f"{gained(shipped)}; other rounds gave less or more ({others}). Beside MedMO's published formula the "
         f"default box reward wins F1 beyond noise in {wins} of {len(beside)} rounds "
         f"({', '.join(format(row['difference'], '+.3f') for row in beside)}); "
-        "[docs/box_reward_comparison.md](docs/box_reward_comparison.md) has every round."
+        "[box_reward_comparison.md](box_reward_comparison.md) has every round."
     )
 
 
@@ -128,41 +133,90 @@ def about(run: Values) -> str:
     )
 
 
-def suite(results: Path = report.RESULTS) -> str:
-    """Return how ours stands beside others in the newest CPU result, and the targets measured there."""
+def newest_on_cpu(results: Path = report.RESULTS) -> list[Stored]:
+    """Return the newest result of each CPU.
+
+    Raises:
+        ValueError: ours is wrong in one of them, so that no figure may be quoted.
+    """
     shown = [stored for stored in report.newest(report.stored_results(results)) if stored.result.machine.kind == "cpu"]
-    if report.refused(shown):
-        raise ValueError(f"no figure is quoted: {'; '.join(report.refused(shown))}")
+    if faults := report.refused(shown):
+        raise ValueError(f"no figure is quoted: {'; '.join(faults)}")
+    return shown
+
+
+def measured_on(stored: Stored) -> str:
+    """Return the machine and commit of a result."""
+    machine = stored.result.machine
+    return f"{machine.device}, {machine.threads} torch thread{'s' * (machine.threads > 1)}, commit {stored.commit}"
+
+
+def suite(shown: Sequence[Stored]) -> str:
+    """Return how ours stands beside others in these results, and the project's targets beside what was measured."""
     parts = [
-        "## Side by side",
+        "## Speed",
         "`make bench` times every op, module and recipe beside the best peers on your machine, each way checked in the "
-        "same run before it is timed: [benchmarks/RESULTS.md](benchmarks/RESULTS.md) shows all of it, losses first.",
+        "same run before it is timed: [benchmarks/RESULTS.md](../benchmarks/RESULTS.md) shows all of it, losses first.",
+        *(f"{measured_on(stored)}: {report_tables.summary(stored.contests)[0]}" for stored in shown),
+        "## Targets",
+        "What the project asks of itself; those of a GPU are against the best peer on an H200 in bf16.",
     ]
     for stored in shown:
-        found = report.judged([stored], targets.read())
-        machine = stored.result.machine
-        where = f"{machine.device}, {machine.threads} torch thread{'s' * (machine.threads > 1)}, commit {stored.commit}"
-        parts += [
-            f"{where}: {report_tables.summary(stored.contests)[0]} What the project asks of itself:",
-            report_tables.targets_table(found, brief=True),
-        ]
+        judgements = report.judged([stored], targets.read())
+        parts += [f"{measured_on(stored)}:", report_tables.targets_table(judgements, brief=True)]
     return "\n\n".join(parts)
 
 
-def section() -> str:
-    """Return everything between the page's markers."""
-    run = json.loads(QUICKSTART.read_text(encoding="utf-8"))
-    rewards = stored_rounds(REWARDS)
-    return "\n\n".join([about(run), scores(run), verdicts(run), seeds(rewards), reading(run), suite()])
+def page(run: Values, rounds: Mapping[str, Values], shown: Sequence[Stored]) -> str:
+    """Return docs/results.md."""
+    parts = [
+        f"<!-- generated by `python -m {TOOL} --write`; do not edit -->",
+        "# Results",
+        "## The quickstart",
+        about(run),
+        scores(run),
+        verdicts(run),
+        seeds(rounds),
+        reading(run),
+        suite(shown),
+        "Research use only.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_block(run: Values, shown: Sequence[Stored]) -> str:
+    """Return the few lines of figures that README shows: the last stage beside the baseline, and one line on speed."""
+    rows = []
+    for metric in IN_README:
+        last = run["stages"][STAGES[-1]][metric]
+        interval = f"[{last['low']:.3f}, {last['high']:.3f}]"
+        rows.append([METRICS[metric], f"**{last['value']:.3f}** {interval}", f"{last['baseline']:.3f}"])
+    lines = [report_tables.table(["quickstart, held-out questions", "after three stages", "baseline"], rows), ""]
+    for stored in shown:
+        counts = {standing: len(found) for standing, found in report_tables.standings(stored.contests).items()}
+        lines.append(
+            f"Speed against the best peer ({measured_on(stored)}): faster in {counts['faster']} of "
+            f"{sum(counts.values())} comparisons, level in {counts['level']}, slower in {counts['slower']}."
+        )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare or write; returns 1 where the page says something else."""
+    """Compare or write both pages; returns 1 where one says something else."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the figures into the page")
+    parser.add_argument("--write", action="store_true", help="write docs/results.md and the figures of README.md")
     arguments = parser.parse_args(argv)
-    mend = "python -m benchmarks.report.readme_figures --write"
-    return settle(PAGE, "benchmarks.report.readme_figures", section(), write=arguments.write, mend=mend)
+    command = f"python -m {TOOL} --write"
+    run, rounds = json.loads(QUICKSTART.read_text(encoding="utf-8")), stored_rounds(REWARDS)
+    shown = newest_on_cpu()
+    text = page(run, rounds, shown)
+    status = 0
+    if arguments.write:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+        print(f"{PAGE.name} is out of date: {command}", file=sys.stderr)
+        status = 1
+    return max(status, settle(README, TOOL, readme_block(run, shown), write=arguments.write, mend=command))
 
 
 if __name__ == "__main__":

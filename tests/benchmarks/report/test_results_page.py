@@ -1,15 +1,16 @@
-"""Measured figures of README.md come from committed results: its generated part is current, the rest has none."""
+"""docs/results.md and the figures of README.md come from committed results; README has no others."""
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-import benchmarks.report.readme_figures as tool
-from benchmarks.report.page_section import markers
+import benchmarks.report.results_page as tool
+from benchmarks.report.page_section import markers, section_of
 from benchmarks.suite import schema
 
 if TYPE_CHECKING:
@@ -34,18 +35,46 @@ NOT_MEASURED = {
 
 def outside_the_figures(text: str) -> str:
     """Return what is written by hand, without code blocks: their numbers are settings."""
-    begin, end = markers("benchmarks.report.readme_figures")
+    begin, end = markers("benchmarks.report.results_page")
     before, rest = text.split(begin)
     return re.sub(r"```.*?```", "", before + rest.split(end)[1], flags=re.DOTALL)
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Return copies of docs/results.md and README.md, which the tool then reads and writes."""
+    copies = tmp_path / "results.md", tmp_path / "README.md"
+    for name, path in zip(("PAGE", "README"), copies, strict=True):
+        shutil.copy(getattr(tool, name), path)
+        monkeypatch.setattr(tool, name, path)
+    return copies
 
 
 def test_the_figures_are_those_of_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main([]) == 0, capsys.readouterr().err
 
 
-def test_no_other_figure_stands_in_the_page() -> None:
-    found = {match.strip() for match in MEASURED.findall(outside_the_figures(tool.PAGE.read_text(encoding="utf-8")))}
-    assert found <= set(NOT_MEASURED), "measured figures belong into benchmarks/report/readme_figures.py"
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_changed_figure_is_refused_and_written_anew(
+    pages: tuple[Path, Path], number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = pages[number].read_text(encoding="utf-8")
+    pages[number].write_text(before.replace("**0.731**", "**0.931**"), encoding="utf-8")
+    assert tool.main([]) == 1
+    assert capsys.readouterr().err == (
+        f"{pages[number].name} is out of date: python -m benchmarks.report.results_page --write\n"
+    )
+    assert tool.main(["--write"]) == 0
+    assert pages[number].read_text(encoding="utf-8") == before
+
+
+def test_readme_shows_few_lines_of_figures() -> None:
+    assert len(section_of(tool.README, tool.TOOL).splitlines()) <= 8
+
+
+def test_no_other_figure_stands_in_readme() -> None:
+    found = {match.strip() for match in MEASURED.findall(outside_the_figures(tool.README.read_text(encoding="utf-8")))}
+    assert found <= set(NOT_MEASURED), "measured figures belong into benchmarks/report/results_page.py"
     assert set(NOT_MEASURED) <= found, "an allowance that nothing needs"
 
 
@@ -53,7 +82,7 @@ def test_no_other_figure_stands_in_the_page() -> None:
     "text", ["VQA 0.713 after", "2x faster", "3 times as fast", "in 27 minutes", "12 % less", "40 ms", "200 images/s"]
 )
 def test_a_figure_by_hand_is_seen(text: str) -> None:
-    assert MEASURED.search(outside_the_figures(f"{text}\n{''.join(markers('benchmarks.report.readme_figures'))}"))
+    assert MEASURED.search(outside_the_figures(f"{text}\n{''.join(markers('benchmarks.report.results_page'))}"))
 
 
 def test_verdicts_and_losses_follow_the_figures() -> None:
@@ -81,11 +110,17 @@ def test_the_suite_is_quoted_from_its_newest_cpu_result(
     place = {"subject": "box_match", "case": "512 of 16 x 16"}
     ours, peer = plant.row("ours", steady(100.0), **place), plant.row("SciPy through the host", steady(500.0), **place)
     schema.write(plant.result(ours, peer), tmp_path / "cpu-a/now.json")
-    told = tool.suite(tmp_path)
-    assert "a processor, 1 torch thread, commit abc123def: 1 comparisons" in told
-    assert "512 of 16 x 16, forward | SciPy through the host | at least 4x | 5.00x [5.00, 5.00] | met |" in told
-    assert "not measured yet" in told, "the other targets are not hidden"
+    shown = tool.newest_on_cpu(tmp_path)
+    text = tool.suite(shown)
+    assert "a processor, 1 torch thread, commit abc123def: 1 comparisons" in text
+    assert "512 of 16 x 16, forward | SciPy through the host | at least 4x | 5.00x [5.00, 5.00] | met |" in text
+    assert "not measured yet" in text, "the other targets are not hidden"
+    block = tool.readme_block(json.loads(tool.QUICKSTART.read_text(encoding="utf-8")), shown)
+    assert block.splitlines()[-1] == (
+        "Speed against the best peer (a processor, 1 torch thread, commit abc123def): faster in 1 of 1 comparisons, "
+        "level in 0, slower in 0."
+    )
     wrong = plant.row("ours", status="wrong", reason="off by 3", **place)
     schema.write(plant.result(wrong, peer), tmp_path / "cpu-a/now.json")
     with pytest.raises(ValueError, match="ours is wrong"):
-        tool.suite(tmp_path)
+        tool.newest_on_cpu(tmp_path)
