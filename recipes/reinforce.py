@@ -233,6 +233,7 @@ def learn_from(run: Run, rollouts: Rollouts, reference: Reference | None, step: 
         equal=config.parallel.shard,
         share_prefixes=config.data.share_prefixes,
     )
+    objective = grpo.objective()
     old: list[Tensor] = []  # log-probabilities of the policy that sampled, kept from the first of several updates
     start: list[Tensor | None] = []  # and of the one that the run began with
     for index in range(grpo.num_updates):
@@ -244,8 +245,7 @@ def learn_from(run: Run, rollouts: Rollouts, reference: Reference | None, step: 
             policy = run.kit.model.policy_loss(
                 batch.batch, batch.advantages, batch.token_weights,
                 old_logps=old[number] if index else None, ref_logps=start[number], sampled_logps=batch.sampled_logps,
-                loss=grpo.loss, epsilon_low=grpo.epsilon_low, epsilon_high=grpo.epsilon_high, beta=grpo.beta,
-                importance=grpo.importance, importance_cap=grpo.importance_cap, temperature=config.rollout.temperature,
+                objective=objective, temperature=config.rollout.temperature,
             )  # fmt: skip
             if index == 0:
                 old.append(policy.logps)

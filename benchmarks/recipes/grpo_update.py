@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from medmo_core.data.processor import Document
+from medmo_core.losses import PolicyObjective
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import Completion, PolicyBatch, pack_completions
 
@@ -39,7 +40,7 @@ def step_off_policy(model: MedMO, group: PolicyBatch) -> Tensor:
     with torch.no_grad():
         now = model.token_logprobs(group.batch.to(model.head_weight.device))
     old = now + torch.linspace(-0.4, 0.4, len(now), dtype=now.dtype, device=now.device)
-    return step(model, group, old_logps=old, ref_logps=now - 0.1, beta=0.05)
+    return step(model, group, old_logps=old, ref_logps=now - 0.1, objective=PolicyObjective(beta=0.05))
 
 
 GRPO = Learning(lay_out, step, step_off_policy)

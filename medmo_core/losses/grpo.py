@@ -17,7 +17,7 @@ Shapes: L completion tokens, n documents, E hidden width, V vocabulary.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,7 @@ from torch import Tensor
 from ..modules.backend import uses_liger
 from .chunked_head import token_logprobs
 from .liger import liger_logprob_loss
-
-Loss = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
-Importance = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+from .policy_objective import DAPO, Importance, PolicyObjective
 
 
 class PolicyLoss(NamedTuple):
@@ -60,18 +58,13 @@ def linear_grpo_loss(
     sampled_logps: Tensor | None = None,
     documents: Tensor | None = None,
     *,
-    loss: Loss = "dapo",
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    beta: float = 0.0,
-    importance: Importance = "none",
-    importance_cap: float = 2.0,
+    objective: PolicyObjective = DAPO,
     temperature: float = 1.0,
 ) -> PolicyLoss:
     """Sum the losses of sampled tokens under softmax(hidden @ weight.T / temperature), with their weights.
 
-    See the head of this file for the losses, `importance_weights` for the factor before them; beta * (exp(d) - d - 1)
-    with d = ref - logp is added to every token.
+    See the head of this file for the losses, `importance_weights` for the factor before them; objective.beta *
+    (exp(d) - d - 1) with d = ref - logp is added to every token.
 
     On CUDA Liger's fused linear GRPO function computes log-probabilities and gradients in one pass, whatever the loss,
     and keeps no logits: one backward pass per forward pass.
@@ -87,16 +80,11 @@ def linear_grpo_loss(
         old_logps: (L,) under the policy that sampled, as the trainer computes them; None: that policy is this one, and
             every ratio is 1.
         ref_logps: (L,) under the starting policy; None: no KL term.
-        sampled_logps: (L,) as the sampler computed them; needed by `importance`.
+        sampled_logps: (L,) as the sampler computed them; needed by `objective.importance`.
         documents: (L,) int64, the completion of every token, each in one run; needed by gspo and by importance of
             whole sequences.
-        loss: which.
-        epsilon_low: clip to 1 - epsilon_low from below; unused by cispo.
-        epsilon_high: clip to 1 + epsilon_high from above.
-        beta: factor of the KL term.
-        importance: correction for a sampler whose probabilities are not the trainer's.
-        importance_cap: its largest factor.
-        temperature: divides the logits.
+        objective: kind of loss and its settings.
+        temperature: divisor of the logits.
 
     Returns:
         The sum (0, with a graph, when there is no row) and its parts.
@@ -111,23 +99,15 @@ def linear_grpo_loss(
     for name, values in given.items():
         if values is not None and values.shape != targets.shape:
             raise ValueError(f"{name} {tuple(values.shape)} and targets {tuple(targets.shape)} differ")
+    loss, importance = objective.loss, objective.importance
     if sampled_logps is None and importance != "none":
         raise ValueError(f"importance={importance!r} needs sampled_logps")
     if documents is None and (loss == "gspo" or importance.startswith("sequence")):
         raise ValueError(f"loss={loss!r} with importance={importance!r} needs documents, the completion of every token")
-    objective = partial(
-        policy_loss,
-        **given,
-        loss=loss,
-        epsilon_low=epsilon_low,
-        epsilon_high=epsilon_high,
-        beta=beta,
-        importance=importance,
-        importance_cap=importance_cap,
-    )
+    of_logps = partial(policy_loss, objective=objective, **given)
     if targets.numel() and uses_liger(hidden):
-        return PolicyLoss(*liger_logprob_loss(hidden, weight, targets, objective, temperature))
-    return objective(token_logprobs(hidden, weight, targets, temperature))
+        return PolicyLoss(*liger_logprob_loss(hidden, weight, targets, of_logps, temperature))
+    return of_logps(token_logprobs(hidden, weight, targets, temperature))
 
 
 def policy_loss(
@@ -139,12 +119,7 @@ def policy_loss(
     ref_logps: Tensor | None = None,
     sampled_logps: Tensor | None = None,
     documents: Tensor | None = None,
-    loss: Loss = "dapo",
-    epsilon_low: float = 0.2,
-    epsilon_high: float = 0.2,
-    beta: float = 0.0,
-    importance: Importance = "none",
-    importance_cap: float = 2.0,
+    objective: PolicyObjective = DAPO,
 ) -> PolicyLoss:
     """Compute `linear_grpo_loss` from the (L,) log-probabilities of the tokens.
 
@@ -158,21 +133,22 @@ def policy_loss(
     now = logps.detach()
     old = now if old_logps is None else old_logps.to(dtype)
     weights = torch.ones_like(now)
-    if importance != "none":
+    if objective.importance != "none":
         assert sampled_logps is not None
-        weights = importance_weights(old, sampled_logps.to(dtype), counted, documents, importance, importance_cap)
+        kind, cap = objective.importance, objective.importance_cap
+        weights = importance_weights(old, sampled_logps.to(dtype), counted, documents, kind, cap)
     away = logps - old
-    if loss == "gspo":
+    if objective.loss == "gspo":
         assert documents is not None
         lengths = _sequence_sum(counted.to(dtype), documents).clamp(min=1.0)
         away = _sequence_sum(torch.where(counted, away, 0.0), documents) / lengths
     ratio = away.exp()
-    high = 1.0 + epsilon_high
-    if loss == "cispo":
+    high = 1.0 + objective.epsilon_high
+    if objective.loss == "cispo":
         clipped = ratio > high
         per_token = -ratio.detach().clamp(max=high) * factors * logps
     else:
-        bounded = ratio.clamp(1.0 - epsilon_low, high) * factors
+        bounded = ratio.clamp(1.0 - objective.epsilon_low, high) * factors
         clipped = bounded < ratio * factors
         per_token = -torch.minimum(ratio * factors, bounded)
     per_token = per_token * weights
@@ -180,7 +156,7 @@ def policy_loss(
     if ref_logps is not None:
         back = ref_logps.to(dtype) - logps
         kl = back.exp() - back - 1.0
-        per_token = per_token + beta * kl
+        per_token = per_token + objective.beta * kl
     total = (per_token * token_weights.to(dtype)).sum()
     return PolicyLoss(total, now, clipped & counted, kl.detach(), weights)
 
@@ -202,10 +178,10 @@ def importance_weights(
 
     Args:
         logps: (L,) under the policy that sampled, as the trainer computes them.
-        sampled_logps: (L,) as the sampler did; may hold what is no number where `counted` is off.
+        sampled_logps: (L,) as the sampler did; may be NaN or infinite where `counted` is off.
         counted: (L,) bool, tokens that take part.
         documents: (L,) int64, the completion of every token; needed by "sequence".
-        kind: which, not "none".
+        kind: correction to make, not "none".
         cap: largest weight.
 
     Returns:

@@ -23,6 +23,7 @@ from ..generation.decoding import Generation, Prompts, generate
 from ..generation.sampling import Sampling
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
 from ..losses.grpo import PolicyLoss, linear_grpo_loss
+from ..losses.policy_objective import DAPO, PolicyObjective
 from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
@@ -331,19 +332,23 @@ class MedMO(nn.Module):
         old_logps: Tensor | None = None,
         ref_logps: Tensor | None = None,
         sampled_logps: Tensor | None = None,
-        **settings: Any,
+        *,
+        objective: PolicyObjective = DAPO,
+        temperature: float = 1.0,
     ) -> PolicyLoss:
         """Return the policy-gradient loss of the labelled tokens; see `medmo_core.losses.linear_grpo_loss`.
 
         Args:
             batch: packed documents with labels; a completion is the labelled part of one document.
             advantages, token_weights, old_logps, ref_logps, sampled_logps: (L,) in the order of the labels.
-            **settings: of `linear_grpo_loss`.
+            objective: kind of loss and its settings.
+            temperature: divisor of the logits.
         """
         rows, targets = labelled_rows(batch)
         documents = torch.bucketize(learned_positions(batch), batch.cu_seqlens[1:].long(), right=True)
         per_token = (targets, advantages, token_weights, old_logps, ref_logps, sampled_logps, documents)
-        return linear_grpo_loss(self.hidden_states(batch, rows), self.head_weight, *per_token, **settings)
+        hidden = self.hidden_states(batch, rows)
+        return linear_grpo_loss(hidden, self.head_weight, *per_token, objective=objective, temperature=temperature)
 
     def generate(
         self,

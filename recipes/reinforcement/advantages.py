@@ -8,14 +8,13 @@ that are too long).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..settings.run_config import ConfigError
+from ..settings.reinforce import Advantage
+from ..settings.section import ConfigError
 
-Advantage = Literal["group_std", "centred", "leave_one_out"]
 STD_FLOOR = 1e-4  # added to a group's standard deviation, as in published GRPO code: a near-tie is not blown up
 
 

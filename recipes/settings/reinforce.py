@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from medmo_core.losses.policy_objective import Importance, Loss, PolicyObjective
+
 from .section import Section, require
+
+Advantage = Literal["group_std", "centred", "leave_one_out"]
+"""Ways to compare a completion with its group; see `group_advantages`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,10 @@ class Rollout(Section):
 class Grpo(Section):
     """What reinforce minimises."""
 
-    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "dapo"
+    loss: Loss = "dapo"
     """Mean of the completions' means (grpo), mean over all tokens of the step (dapo), sum over a constant (dr_grpo),
     one ratio a completion (gspo), or a clipped weight on every token's log-probability (cispo)."""
-    advantage: Literal["group_std", "centred", "leave_one_out"] = "group_std"
+    advantage: Advantage = "group_std"
     """Reward less the group's mean, over its standard deviation (group_std) or as it is (centred), or less the mean of
     the group's others (leave_one_out)."""
     normalise_components: bool = False
@@ -60,7 +65,7 @@ class Grpo(Section):
     """Each of the last so many tokens before max_new_tokens costs reward, linearly up to -1 (DAPO); 0 = none does."""
     resample_rounds: int = 0
     """Draw new prompts in place of groups whose rewards are all equal, at most so many times a step; 0 = never."""
-    importance: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    importance: Importance = "none"
     """Weigh tokens by what the trainer's policy gives them over what the sampler gave: per token or for the whole
     completion; a weight above importance_cap is lowered to it (truncate) or its tokens learn nothing (mask)."""
     importance_cap: float = 2.0
@@ -74,6 +79,17 @@ class Grpo(Section):
         require(self.overlong_tokens >= 0, "grpo.overlong_tokens", self.overlong_tokens, "0 or more")
         require(self.resample_rounds >= 0, "grpo.resample_rounds", self.resample_rounds, "0 or more")
         require(self.importance_cap >= 1, "grpo.importance_cap", self.importance_cap, "1 or more")
+
+    def objective(self) -> PolicyObjective:
+        """Return the loss of the sampled tokens with its settings."""
+        return PolicyObjective(
+            loss=self.loss,
+            epsilon_low=self.epsilon_low,
+            epsilon_high=self.epsilon_high,
+            beta=self.beta,
+            importance=self.importance,
+            importance_cap=self.importance_cap,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

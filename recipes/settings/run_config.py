@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+from medmo_core.modules.blocks import Recompute
 
 from .reinforce import Grpo, Rewards, Rollout, Watching
 from .section import ConfigError, Section, describe_type, require, typed, unknown_key
@@ -35,9 +36,6 @@ __all__ = [
     "typed",
     "unknown_key",
 ]
-
-Recompute = Literal["nothing", "all", "selected"]
-"""What activation checkpointing computes again in the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

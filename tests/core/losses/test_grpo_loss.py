@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medmo_core.losses import importance_weights, linear_grpo_loss, policy_loss
+from medmo_core.losses import PolicyObjective, importance_weights, linear_grpo_loss, policy_loss
 from medmo_core.losses.grpo import PolicyLoss
 from medmo_core.losses.liger import liger_logprob_loss
 
@@ -16,6 +16,10 @@ LENGTHS = (5, 1, 3, 7)
 ADVANTAGES = (1.3, -0.7, 0.4, -1.1)
 SETTINGS = {"epsilon_low": 0.1, "epsilon_high": 0.3, "beta": 0.2}
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
+
+
+def objective_of(loss: Any, **settings: Any) -> PolicyObjective:
+    return PolicyObjective(loss=loss, **SETTINGS, **settings)
 
 
 class Case:
@@ -47,9 +51,13 @@ class Case:
 
     def ours(self, loss: str, **changed: Any) -> PolicyLoss:
         given = {"old_logps": self.old, "ref_logps": self.ref, "sampled_logps": self.sampled,
-                 "documents": self.documents, "temperature": 0.7, **SETTINGS, **changed}  # fmt: skip
-        weights = self.token_weights(loss)
-        return linear_grpo_loss(self.hidden, self.weight, self.targets, self.advantages, weights, loss=loss, **given)
+                 "documents": self.documents, "temperature": 0.7}  # fmt: skip
+        settings = {name: changed.pop(name) for name in ("importance", "importance_cap") if name in changed}
+        objective, weights = objective_of(loss, **settings), self.token_weights(loss)
+        return linear_grpo_loss(
+            self.hidden, self.weight, self.targets, self.advantages, weights,
+            objective=objective, **{**given, **changed},
+        )  # fmt: skip
 
     def gradients(self, total: Tensor) -> list[Tensor]:
         return [total.detach(), *torch.autograd.grad(total, [self.hidden, self.weight])]
@@ -95,8 +103,8 @@ def test_the_fused_function_gives_the_same(loss: str) -> None:
     def objective(logps: Tensor) -> PolicyLoss:
         return policy_loss(
             logps, advantages=case.advantages, token_weights=case.token_weights(loss), old_logps=case.old,
-            ref_logps=case.ref, sampled_logps=case.sampled, documents=case.documents, loss=loss,
-            importance="token_truncate", importance_cap=1.2, **SETTINGS,
+            ref_logps=case.ref, sampled_logps=case.sampled, documents=case.documents,
+            objective=objective_of(loss, importance="token_truncate", importance_cap=1.2),
         )  # fmt: skip
 
     got = PolicyLoss(*liger_logprob_loss(case.hidden, case.weight, case.targets, objective, 0.7))
@@ -149,17 +157,19 @@ def test_without_old_probabilities_every_ratio_is_one(loss: str) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_token_without_weight_takes_part_in_nothing(loss: str) -> None:
-    """Not in the mean of its completion's ratios either, and what the sampler said of it may be no number."""
+    """Not in the mean of its completion's ratios either, and what the sampler said of it may be NaN."""
     case = Case()
     weights = case.token_weights(loss)
     weights[[2, 5, 15]] = 0.0  # one of five, the only one of a completion, the last
     keep = weights > 0
     sampled = case.sampled.masked_fill(~keep, float("nan"))
-    call = {"loss": loss, "importance": "sequence_truncate", "temperature": 0.7, **SETTINGS}
+    objective = objective_of(loss, importance="sequence_truncate")
 
     def run(rows: Tensor) -> Tensor:
         columns = [values[rows] for values in (case.targets, case.advantages, weights, case.old, case.ref, sampled)]
-        return linear_grpo_loss(case.hidden[rows], case.weight, *columns, case.documents[rows], **call).total
+        return linear_grpo_loss(
+            case.hidden[rows], case.weight, *columns, case.documents[rows], objective=objective, temperature=0.7
+        ).total
 
     everything = torch.ones_like(keep)
     torch.testing.assert_close(case.gradients(run(everything)), case.gradients(run(keep)), rtol=1e-10, atol=1e-12)
@@ -185,8 +195,8 @@ def test_no_row_has_no_loss() -> None:
     rows = nothing(0)
     for loss in LOSSES:
         got = linear_grpo_loss(
-            hidden, nothing(37, 12), rows.long(), rows, rows, rows, rows, rows, rows.long(), loss=loss,
-            importance="sequence_mask",
+            hidden, nothing(37, 12), rows.long(), rows, rows, rows, rows, rows, rows.long(),
+            objective=objective_of(loss, importance="sequence_mask"),
         )  # fmt: skip
         got.total.backward()
         assert got.total == 0 and len(got.logps) == 0

@@ -4,12 +4,14 @@ In logits, for every loss; and each loss off policy equals a reference written c
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from medmo_core.losses import PolicyLoss, policy_loss
+from medmo_core.losses import PolicyLoss, PolicyObjective, policy_loss
 from medmo_core.losses import grpo as grpo_module
 
 LOSSES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
@@ -34,10 +36,10 @@ def of_tokens(table: Tensor) -> Tensor:
     return table.log_softmax(-1).gather(1, TARGETS[:, None]).squeeze(1)
 
 
-def ours(loss: str, logps: Tensor, old: Tensor | None = None) -> PolicyLoss:
+def ours(loss: Any, logps: Tensor, old: Tensor | None = None) -> PolicyLoss:
     return grpo_module.policy_loss(
         logps, advantages=ADVANTAGES[DOCUMENTS], token_weights=WEIGHTS[loss], old_logps=old, documents=DOCUMENTS,
-        loss=loss, epsilon_low=0.1, epsilon_high=0.2,
+        objective=PolicyObjective(loss=loss, epsilon_low=0.1, epsilon_high=0.2),
     )  # fmt: skip
 
 
@@ -109,18 +111,23 @@ def test_off_policy_equals_the_reference(loss: str) -> None:
     assert_equals_reference(loss)
 
 
-def double_advantage(logps: Tensor, **given: object) -> PolicyLoss:
-    return policy_loss(logps, **{**given, "advantages": 2 * ADVANTAGES[DOCUMENTS]})  # type: ignore[arg-type]
+def changed(given: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """Return the arguments with other settings of the objective."""
+    return {**given, "objective": replace(given["objective"], **settings)}
 
 
-def clip_after_the_minimum(logps: Tensor, **given: object) -> PolicyLoss:
+def double_advantage(logps: Tensor, **given: Any) -> PolicyLoss:
+    return policy_loss(logps, **{**given, "advantages": 2 * ADVANTAGES[DOCUMENTS]})
+
+
+def clip_after_the_minimum(logps: Tensor, **given: Any) -> PolicyLoss:
     """The ratio is never clipped."""
-    return policy_loss(logps, **{**given, "epsilon_low": 0.9, "epsilon_high": 9.0})  # type: ignore[arg-type]
+    return policy_loss(logps, **changed(given, epsilon_low=0.9, epsilon_high=9.0))
 
 
-def tokens_for_sequences(logps: Tensor, **given: object) -> PolicyLoss:
+def tokens_for_sequences(logps: Tensor, **given: Any) -> PolicyLoss:
     """Ratios of tokens where those of completions are wanted."""
-    return policy_loss(logps, **{**given, "loss": "dapo"})  # type: ignore[arg-type]
+    return policy_loss(logps, **changed(given, loss="dapo"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from medmo_core.losses import PolicyObjective
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement import reference_policy as module
@@ -17,7 +18,7 @@ from medmo_recipes.reinforcement.reference_policy import make_reference
 from medmo_recipes.training.distributed.world import World
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
-SETTINGS = {"temperature": 0.7, "beta": 0.1}
+TEMPERATURE = 0.7
 
 
 def packed(toy: Any) -> PolicyBatch:
@@ -29,10 +30,10 @@ def packed(toy: Any) -> PolicyBatch:
     )
 
 
-def gradients(model: MedMO, batch: PolicyBatch, loss: str, old: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def gradients(model: MedMO, batch: PolicyBatch, loss: Any, old: torch.Tensor | None) -> dict[str, torch.Tensor]:
     model.zero_grad()
     given = (batch.batch, batch.advantages, batch.token_weights, old, batch.sampled_logps)
-    policy = model.policy_loss(*given, loss=loss, **SETTINGS)
+    policy = model.policy_loss(*given, objective=PolicyObjective(loss=loss, beta=0.1), temperature=TEMPERATURE)
     policy.total.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": policy.total.detach(), "logps": policy.logps, **found}
@@ -40,7 +41,7 @@ def gradients(model: MedMO, batch: PolicyBatch, loss: str, old: torch.Tensor | N
 
 def assert_old_pass_is_not_needed(model: MedMO, batch: PolicyBatch, loss: str) -> None:
     with torch.no_grad():
-        old = model.token_logprobs(batch.batch, SETTINGS["temperature"])
+        old = model.token_logprobs(batch.batch, TEMPERATURE)
     skipped, made = gradients(model, batch, loss, None), gradients(model, batch, loss, old)
     assert torch.equal(skipped["logps"], old)
     assert len(made) > 10

@@ -13,7 +13,7 @@ from medmo_core.batch import IGNORE_INDEX
 from medmo_core.data.packing import pack
 from medmo_core.generation.sampling import Sampler
 from medmo_core.models import Generation, MedMO
-from medmo_recipes.reinforcement import groups as rollout_module
+from medmo_recipes.reinforcement import completions as completions_module
 from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
 from medmo_recipes.reinforcement.groups import Group
@@ -131,7 +131,7 @@ def test_cut_answers_that_go_otherwise_than_set_is_noticed(toy: Any, mask_trunca
 
 
 def test_stop_tokens_left_out_is_noticed(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout_module, "sampled_tokens", lambda generation: generation.tokens)
+    monkeypatch.setattr(completions_module, "sampled_tokens", lambda generation: generation.tokens)
     groups = groups_of(toy)
     with pytest.raises((AssertionError, RuntimeError)):
         check_learned(groups, mask_truncated=False)
@@ -145,7 +145,7 @@ def test_stop_tokens_without_a_label_is_noticed(toy: Any, monkeypatch: pytest.Mo
         assert item.labels is not None
         return replace(item, labels=np.where(np.isin(item.labels, STOPS), IGNORE_INDEX, item.labels))
 
-    monkeypatch.setattr(rollout_module, "join", masked)
+    monkeypatch.setattr(completions_module, "join", masked)
     groups = groups_of(toy)
     with pytest.raises(AssertionError):
         check_learned(groups, mask_truncated=False)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from medmo_core.generation.decoding import Generation
+from medmo_core.losses import PolicyObjective, importance_weights, policy_loss
 from medmo_core.losses import grpo as module
-from medmo_core.losses import importance_weights, policy_loss
-from medmo_recipes.reinforcement import groups as rollout_module
+from medmo_recipes.reinforcement import completions as completions_module
 from medmo_recipes.reinforcement.completions import pack_completions, to_completions
 from medmo_recipes.reinforcement.groups import Group
 from medmo_recipes.settings.run_config import Grpo, Rollout
@@ -47,11 +47,9 @@ def assert_weights(kind: Any) -> None:
         "token_weights": torch.full((6,), 1 / 6, dtype=torch.float64),
         "old_logps": old,
         "ref_logps": old - 0.3,
-        "beta": 0.1,
     }
-    corrected = policy_loss(
-        new, **given, sampled_logps=sampled, documents=DOCUMENTS, importance=kind, importance_cap=CAP
-    )
+    objective = PolicyObjective(beta=0.1, importance=kind, importance_cap=CAP)
+    corrected = policy_loss(new, **given, sampled_logps=sampled, documents=DOCUMENTS, objective=objective)
     ratio, away = math.exp(0.05), -0.35
     terms = [-ratio * a * w for a, w in zip(given["advantages"].tolist(), EXPECTED[kind], strict=True)]
     assert corrected.total.item() == pytest.approx(sum(terms) / 6 + 0.1 * (math.exp(away) - away - 1))
@@ -98,11 +96,11 @@ def group(toy: Any, logps: list[list[float]]) -> Group:
     return Group("one#0", prompt, generations, [""] * len(logps), {}, advantages, advantages)
 
 
-def assert_unknown_tokens_count_for_nothing(toy: Any, loss: str, kind: str) -> None:
+def assert_unknown_tokens_count_for_nothing(toy: Any, loss: Any, kind: Any) -> None:
     """The step is the one in which those tokens are no targets: their weight is 0 and the others' sums are theirs."""
     unknown = [[-1.0, math.nan, -2.0, -0.5], [-math.inf, -1.5], [math.nan]]
     rollout, grpo = Rollout(num_generations=3, max_new_tokens=8), Grpo(loss=loss)
-    completions = rollout_module.to_completions([group(toy, unknown)], rollout, grpo, ALONE)
+    completions = completions_module.to_completions([group(toy, unknown)], rollout, grpo, ALONE)
     batch = pack_completions(completions)
     known = batch.sampled_logps.isfinite()
     assert len(completions) == 2 and known.tolist() == [True, False, True, True, False, True]
@@ -111,9 +109,9 @@ def assert_unknown_tokens_count_for_nothing(toy: Any, loss: str, kind: str) -> N
     assert batch.token_weights[known].tolist() == pytest.approx(share)
 
     model = toy.model()
-    settings = {"loss": loss, "importance": kind, "importance_cap": 1.3}
+    objective = PolicyObjective(loss=loss, importance=kind, importance_cap=1.3)
     given = (batch.batch, batch.advantages, batch.token_weights, None, None, batch.sampled_logps)
-    policy = model.policy_loss(*given, **settings)
+    policy = model.policy_loss(*given, objective=objective)
     assert policy.total.isfinite() and policy.importance[~known].tolist() in ([1.0, 1.0], [0.0, 0.0])
     policy.total.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -124,7 +122,7 @@ def assert_unknown_tokens_count_for_nothing(toy: Any, loss: str, kind: str) -> N
     documents = torch.tensor([0, 0, 0, 0, 1, 1])[known]
     expected = policy_loss(
         logps[known], advantages=batch.advantages[known], token_weights=batch.token_weights[known],
-        sampled_logps=batch.sampled_logps[known], documents=documents, **settings,
+        sampled_logps=batch.sampled_logps[known], documents=documents, objective=objective,
     )  # fmt: skip
     expected.total.backward()
     torch.testing.assert_close(policy.total, expected.total, rtol=1e-10, atol=1e-14)
@@ -143,8 +141,8 @@ def test_a_divisor_that_counts_them_is_noticed(toy: Any, monkeypatch: pytest.Mon
         told = [Generation(g.tokens, [x if math.isfinite(x) else -1.0 for x in g.logps]) for g in groups[0].generations]
         whole = to_completions([group(toy, [g.logps for g in told])], *others)
         kept = [list(g.logps) for g in groups[0].generations]
-        return [type(c)(c.item, c.advantage, c.token_weight, row) for c, row in zip(whole, kept, strict=True)][:2]
+        return [type(c)(c.document, c.advantage, c.token_weight, row) for c, row in zip(whole, kept, strict=True)][:2]
 
-    monkeypatch.setattr(rollout_module, "to_completions", counting_all)
+    monkeypatch.setattr(completions_module, "to_completions", counting_all)
     with pytest.raises(AssertionError):
         assert_unknown_tokens_count_for_nothing(toy, "dapo", "none")

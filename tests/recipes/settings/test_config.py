@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from medmo_core.losses import PolicyObjective
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.command_line import (
     apply_overrides,
@@ -13,7 +14,7 @@ from medmo_recipes.settings.command_line import (
     read_command_line,
     setting_types,
 )
-from medmo_recipes.settings.run_config import SECTIONS, ConfigError, Data, Model, RunConfig, Train
+from medmo_recipes.settings.run_config import SECTIONS, ConfigError, Data, Grpo, Model, RunConfig, Train
 
 
 def base() -> RunConfig:
@@ -138,3 +139,13 @@ def test_command_line_fails_in_one_line(argv: list[str], words: str, capsys: pyt
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and words in message and message.count("\n") == 1
+
+
+def test_the_policy_objective_holds_what_the_grpo_section_says() -> None:
+    section = Grpo(
+        loss="cispo", epsilon_low=0.1, epsilon_high=0.3, beta=0.05, importance="token_mask", importance_cap=1.5
+    )
+    objective = dataclasses.asdict(section.objective())
+    assert objective == {name: getattr(section, name) for name in objective}
+    assert all(value != getattr(PolicyObjective(), name) for name, value in objective.items())
+    assert Grpo().objective() == PolicyObjective()
