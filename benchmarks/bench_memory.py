@@ -35,7 +35,7 @@ from medmo_recipes.training.distributed.sharding import shard
 from medmo_recipes.training.distributed.shards import local_part
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.model.kit import load_kit
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import choose_trainable, make_trainable
 from medmo_recipes.training.optim.adam import Hyper
 from medmo_recipes.training.optim.optimizer import Optimizer
 from medmo_recipes.training.sizing.activations import BatchShape
@@ -89,7 +89,7 @@ class Case:
         with mode:
             sizes = PRESETS[self.preset].override(**self.sizes)
             model = MedMO.from_config(sizes, device="cpu", dtype=DTYPES[self.dtype]).train()
-        choose_trainable(model, [self.trainable], self.lora)
+        make_trainable(model, [self.trainable], self.lora)
         config = self.config().model
         model.checkpoint_activations(text=config.recompute_text, vision=config.recompute_vision)
         return model, mode
@@ -246,7 +246,7 @@ def planned(name: str, changes: dict[str, Any]) -> Memory:
     """Return what `--dry-run` estimates for one GPU, with documents as their settings would make them."""
     config = CONFIGS[name]().change(**changes)
     kit = load_kit(config, "meta")
-    choose_trainable(kit.model, config.model.trainable, config.lora)
+    choose_trainable(config, kit.model)
     return estimate_memory(config, kit, None, 1)[0]
 
 

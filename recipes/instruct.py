@@ -10,12 +10,11 @@ by task). What the paper leaves open is settings: docs/training.md.
 Left out: MedMO's unpublished auxiliary box head, weights of tasks other than how often they are drawn, pipeline, tensor
 and context parallelism, data sets read over a network.
 
-Exit codes: 0 at the end, 2 for a mistake or a bad step (told in one line), 143 when asked to stop (SIGTERM, Ctrl-C):
+Exit codes: 0 at the end, 2 for a mistake or a bad step (one line on stderr), 143 when asked to stop (SIGTERM, Ctrl-C):
 the step is finished and saved, and train.resume=true continues.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from medmo_core.batch import Batch
 from medmo_core.losses import TokenLosses
@@ -23,8 +22,9 @@ from medmo_core.losses import TokenLosses
 from .settings.run_config import RunConfig
 from .training.distributed.torchrun import leave
 from .training.distributed.world import connect, say
-from .training.loading.sources import load_mixture
-from .training.loop.fit import fit, new_loader
+from .training.loading.loader import held_out_loader, train_loader
+from .training.loading.sources import load_mixtures
+from .training.loop.fit import fit
 from .training.loop.launch import launch
 from .training.loop.run import open_run
 from .training.model.kit import load_kit
@@ -47,14 +47,10 @@ def run(config: RunConfig) -> bool:
         model = kit.model
 
         # What trains.
-        say(world, choose_trainable(model, config.model.trainable, config.lora).describe())
+        say(world, choose_trainable(config, model).describe())
 
         # What feeds: each draw picks a source by its weight, then one of its samples.
-        index = Path(train.out_dir) / "index"
-        mixture = load_mixture(config.data, seed=train.seed, index_folder=index)
-        held_out = None
-        if train.eval_every:
-            held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split, index_folder=index)
+        mixture, held_out = load_mixtures(config)
         for name, weight in config.data.sources.items():
             say(world, f"feeds {weight / sum(config.data.sources.values()):.0%} {name}")
 
@@ -63,9 +59,9 @@ def run(config: RunConfig) -> bool:
             return model.token_losses(batch, z_loss=train.z_loss)
 
         with open_run(config, world, kit) as opened:
-            loader = new_loader(opened, mixture.draw)
-            held_out_loader = None if held_out is None else new_loader(opened, held_out.draw, held_out=True)
-            finished = fit(opened, loader, minimise, held_out=held_out_loader)
+            loader = train_loader(config, mixture.draw, kit.processor, world, opened.skipped)
+            measured = None if held_out is None else held_out_loader(config, held_out.draw, kit.processor, world)
+            finished = fit(opened, loader, minimise, held_out=measured)
             if finished:
                 opened.finish()
             return finished

@@ -47,8 +47,7 @@ from .settings.run_config import RunConfig
 from .training.distributed.shards import sum_gradients
 from .training.distributed.torchrun import leave
 from .training.distributed.world import connect, say
-from .training.loading.sources import load_mixture
-from .training.loop.fit import summarise_run
+from .training.loading.sources import load_mixtures
 from .training.loop.launch import launch
 from .training.loop.run import Run, open_run
 from .training.model.kit import load_kit
@@ -56,6 +55,7 @@ from .training.model.trainable import choose_trainable
 from .training.monitoring.meter import Meter, Tally
 from .training.monitoring.phases import Phases
 from .training.monitoring.profiling import profiled
+from .training.monitoring.summary import summarise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,11 +71,11 @@ def run(config: RunConfig) -> bool:
     ) as world:
         # The policy, usually from instruct's final/ folder, what trains of it, and what it must not stray from.
         kit = load_kit(config, world.device)
-        say(world, choose_trainable(kit.model, config.model.trainable, config.lora).describe())
+        say(world, choose_trainable(config, kit.model).describe())
         reference = make_reference(kit.model, config, world)
 
         # What feeds: prompts; the answers are the model's own. What judges them.
-        mixture = load_mixture(config.data, seed=train.seed, index_folder=Path(train.out_dir) / "index")
+        mixture, _ = load_mixtures(config)
         rewards = RewardSet.from_config(config.rewards)
         say(world, "rewards " + ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()))
 
@@ -117,12 +117,12 @@ def fit_policy(stage: PolicyTraining) -> bool:
             with profiled(Path(train.out_dir) / "profile", run.world, wanted=step + 1 == train.profile_step):
                 take_step(stage, step)
             if run.close_step(step, shared=stage.state()):
-                summarise_run(run, stage.meter)
+                summarise(run.log, stage.meter)
                 return False
     except BadStep:
-        summarise_run(run, stage.meter)
+        summarise(run.log, stage.meter)
         raise
-    summarise_run(run, stage.meter)
+    summarise(run.log, stage.meter)
     return True
 
 

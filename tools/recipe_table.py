@@ -88,7 +88,7 @@ def model_of(name: str) -> MedMO:
     """Build a recipe's model on meta tensors, with what trains chosen."""
     config = CONFIGS[name]()
     model = load_kit(config, "meta").model
-    choose_trainable(model, config.model.trainable, config.lora)
+    choose_trainable(config, model)
     return model
 
 

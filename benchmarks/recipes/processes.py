@@ -35,9 +35,10 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.distributed.sharding import prepare
 from medmo_recipes.training.distributed.world import World, connect
+from medmo_recipes.training.loading.loader import train_loader
 from medmo_recipes.training.loading.skipped import SkippedSamples
 from medmo_recipes.training.loading.sources import load_mixture
-from medmo_recipes.training.loop.fit import new_loader, train_step
+from medmo_recipes.training.loop.fit import train_step
 from medmo_recipes.training.loop.run import Run
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import choose_trainable
@@ -225,13 +226,14 @@ def new_steps(way: str, config: RunConfig, world: World, dtype: torch.dtype | No
     """
     kit = load_kit(config, world.device)
     model = kit.model if dtype is None else kit.model.to(dtype)
-    choose_trainable(model, config.model.trainable, config.lora)
+    choose_trainable(config, model)
     prepare(model, config, world)
     optimizer = Optimizer(model, config.optim, config.train.steps)
     # All that a step asks of a run: no folder, no log.
     parts = SimpleNamespace(config=config, world=world, kit=kit, optimizer=optimizer, skipped=SkippedSamples(None))
     run = cast(Run, parts)
-    loader = new_loader(run, load_mixture(config.data, seed=config.train.seed).draw)
+    mixture = load_mixture(config.data, seed=config.train.seed)
+    loader = train_loader(config, mixture.draw, kit.processor, world, run.skipped)
     batches = loader.step(0, look_ahead=False)
     loader.close()
     if way == DDP:

@@ -32,12 +32,11 @@ from medmo_core.durable import publish, remove, sweep, write_json, write_text
 from ...settings.run_config import RunConfig
 from ..distributed.shards import local_part
 from ..distributed.world import World
-from ..optim.optimizer import Optimizer
 from .background import Background
 from .manifest import CheckpointError, FileSum, find_damage, sum_file, write_manifest
 from .shard_reader import read_tensors
 from .shard_writer import ShardWriter, write_tensors
-from .state import HostCopies, frozen_names, generator_states, run_tensors, set_generators
+from .state import HostCopies, KeepsTensors, frozen_names, generator_states, run_tensors, set_generators
 
 STATE = "state.json"
 WRITE_TIMEOUT = timedelta(minutes=30)  # how long a process waits for the slowest one to write its files
@@ -106,7 +105,7 @@ class Checkpoints:
         step: int,
         config: RunConfig,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: KeepsTensors,
         *,
         shared: Mapping[str, Any] | None = None,
         own: Mapping[str, Any] | None = None,
@@ -188,7 +187,7 @@ class Checkpoints:
         if self.folder.is_dir():
             sweep(self.folder)
 
-    def load(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Resumed:
+    def load(self, path: Path, model: nn.Module, optimizer: KeepsTensors) -> Resumed:
         """Bring model, optimiser and random generators to where `save` left them; every process calls this.
 
         Raises:
@@ -202,7 +201,7 @@ class Checkpoints:
             raise CheckpointError(f"{path}: {damage}; {instead}")
         return self._read(path, model, optimizer)
 
-    def load_newest(self, model: nn.Module, optimizer: Optimizer) -> tuple[Resumed, list[str]]:
+    def load_newest(self, model: nn.Module, optimizer: KeepsTensors) -> tuple[Resumed, list[str]]:
         """Load the newest checkpoint that is whole and set damaged newer ones aside; every process calls this.
 
         Returns:
@@ -232,7 +231,7 @@ class Checkpoints:
         found = self.world.gather(find_damage(path, self.world.rank, self.world.size))
         return next((damage for damage in found if damage is not None), None)
 
-    def _read(self, path: Path, model: nn.Module, optimizer: Optimizer) -> Resumed:
+    def _read(self, path: Path, model: nn.Module, optimizer: KeepsTensors) -> Resumed:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         read_tensors(path, run_tensors(model, optimizer), self._group)
         continued = range(self.world.rank, state["world_size"], self.world.size)

@@ -1,4 +1,4 @@
-"""What a checkpoint stores of a process: tensors of model and optimiser by name, random generators, host copies.
+"""State of a process that a checkpoint stores: tensors of model and optimiser by name, random generators, host copies.
 
 Tensors are called "KIND:PARAMETER": "model:..." for weights and saved buffers, and the optimiser's own kinds
 ("exp_avg:...", "master:...").
@@ -6,15 +6,22 @@ Tensors are called "KIND:PARAMETER": "model:..." for weights and saved buffers, 
 
 import random
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed.shards import local_part, reshard
-from ..optim.optimizer import Optimizer
 
 MODEL = "model:"
+
+
+class KeepsTensors(Protocol):
+    """An optimiser, as far as checkpoints know it."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return its state by name; writing into the tensors changes it."""
+        ...
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -26,7 +33,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def run_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def run_tensors(model: nn.Module, optimizer: KeepsTensors) -> dict[str, Tensor]:
     """Return the tensors of a run; writing into them changes model and optimiser."""
     return model_tensors(model) | {name: tensor.detach() for name, tensor in optimizer.state_tensors().items()}
 

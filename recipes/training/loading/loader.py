@@ -16,6 +16,7 @@ from medmo_core.batch import Batch
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 
+from ...settings.run_config import RunConfig
 from ..distributed.world import World
 from .documents import DocumentMaker
 from .plan import DocumentPlan, Plan, Step, TokenBudget, TokenPlan
@@ -198,3 +199,63 @@ class Loader:
     def _lengths(self, numbers: Any) -> list[int | SkippedSample]:
         maker = self._documents if self._workers is None else self._workers
         return maker.lengths(numbers)
+
+
+def train_loader(
+    config: RunConfig, draw: Callable[[int], Sample], processor: Processor, world: World, skipped: SkippedSamples
+) -> Loader:
+    """Make the loader of a run's training documents."""
+    return _new_loader(
+        config,
+        draw,
+        processor,
+        world,
+        skipped,
+        docs_per_step=config.train.docs_per_step,
+        batches_per_step=config.train.batches_per_step,
+        num_workers=config.data.num_workers,
+    )
+
+
+def held_out_loader(config: RunConfig, draw: Callable[[int], Sample], processor: Processor, world: World) -> Loader:
+    """Make the loader of a run's held-out documents; its step 0 holds all of them."""
+    return _new_loader(
+        config,
+        draw,
+        processor,
+        world,
+        SkippedSamples(None),
+        docs_per_step=config.train.eval_docs,
+        batches_per_step=None,
+        num_workers=0,  # read once, before the first step
+    )
+
+
+def _new_loader(
+    config: RunConfig,
+    draw: Callable[[int], Sample],
+    processor: Processor,
+    world: World,
+    skipped: SkippedSamples,
+    *,
+    docs_per_step: int,
+    batches_per_step: int | None,
+    num_workers: int,
+) -> Loader:
+    train, data = config.train, config.data
+    budget = None
+    if train.tokens_per_batch is not None:
+        budget = TokenBudget(train.tokens_per_batch, batches_per_step, train.pack_buffer)
+    return Loader(
+        draw,
+        processor,
+        world=world,
+        docs_per_step=docs_per_step,
+        micro_batch=train.micro_batch,
+        skipped=skipped,
+        by_tokens=budget,
+        num_workers=num_workers,
+        equal=config.parallel.shard,
+        independent_turns=data.independent_turns,
+        share_prefixes=data.share_prefixes,
+    )

@@ -6,9 +6,26 @@ from medmo_core.data.records.faults import RecordError
 from medmo_core.data.sources.mixture import Mixture, Source
 from medmo_core.data.sources.open_source import open_source
 
-from ...settings.run_config import ConfigError, Data, unknown_key
+from ...settings.run_config import ConfigError, Data, RunConfig, unknown_key
 
 SAMPLE_PREFIX = "sample:"
+
+
+def load_mixtures(config: RunConfig) -> tuple[Mixture, Mixture | None]:
+    """Build the mixture that a run trains on, and the one of its held-out split where that is measured.
+
+    What a first reading of data files finds out is kept in the run's folder, for the next start.
+
+    Raises:
+        ConfigError: no source, or a task of the embedded data that does not exist.
+        RecordError: a record that cannot be used.
+    """
+    train = config.train
+    index_folder = Path(train.out_dir) / "index"
+    mixture = load_mixture(config.data, seed=train.seed, index_folder=index_folder)
+    if not train.eval_every:
+        return mixture, None
+    return mixture, load_mixture(config.data, seed=train.seed, split=train.eval_split, index_folder=index_folder)
 
 
 def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folder: Path | None = None) -> Mixture:
@@ -16,9 +33,9 @@ def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folde
 
     Args:
         data: sources and how to draw from them.
-        seed: of the order.
-        split: in place of data.split.
-        index_folder: where what reading all records teaches is kept for the next start; None: nowhere.
+        seed: seed of the order.
+        split: split to draw from in place of data.split.
+        index_folder: folder for what a first reading of data files finds out; None: it is not kept.
 
     Raises:
         ConfigError: no source, or a task of the embedded data that does not exist.

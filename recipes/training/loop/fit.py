@@ -14,19 +14,16 @@ from pathlib import Path
 import torch
 
 from medmo_core.batch import Batch
-from medmo_core.data.records.sample import Sample
 from medmo_core.errors import BadStep, InputError
 from medmo_core.losses import TokenLosses
 
 from ..distributed.shards import reshard, sum_gradients
 from ..loading.loader import Loader
-from ..loading.plan import TokenBudget
-from ..loading.skipped import SkippedSamples
 from ..monitoring.flops import BatchWork, UsefulFlops
 from ..monitoring.meter import Meter, Tally
 from ..monitoring.profiling import profiled
 from ..monitoring.spikes import SpikeGuard
-from ..monitoring.summary import write_summary
+from ..monitoring.summary import summarise
 from .loss_sums import LossSums
 from .run import Run
 
@@ -171,19 +168,12 @@ def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None
     try:
         finished = _loop(run, loader, minimise, fixed, meter, watch)
     except BadStep:
-        summarise_run(run, meter)
+        summarise(run.log, meter)
         raise
     finally:
         loader.close()
-    summarise_run(run, meter)
+    summarise(run.log, meter)
     return finished
-
-
-def summarise_run(run: Run, meter: Meter) -> None:
-    """Record what the run did so far and write its page; only the main process does."""
-    run.log.event("totals", **meter.totals())
-    if run.world.is_main:
-        run.log.say(f"summary: {write_summary(Path(run.config.train.out_dir))}")
 
 
 def _loop(
@@ -229,24 +219,3 @@ def step_values(result: StepResult) -> dict[str, float]:
         "skipped": result.num_skipped,
     }
     return values
-
-
-def new_loader(run: Run, draw: Callable[[int], Sample], *, held_out: bool = False) -> Loader:
-    """Make the loader of a run, or of its held-out documents, from the numbers of its config."""
-    train, data = run.config.train, run.config.data
-    budget = None
-    if train.tokens_per_batch is not None:
-        budget = TokenBudget(train.tokens_per_batch, None if held_out else train.batches_per_step, train.pack_buffer)
-    return Loader(
-        draw,
-        run.kit.processor,
-        world=run.world,
-        docs_per_step=train.eval_docs if held_out else train.docs_per_step,
-        micro_batch=train.micro_batch,
-        skipped=SkippedSamples(None) if held_out else run.skipped,
-        by_tokens=budget,
-        num_workers=0 if held_out else data.num_workers,  # read once, before the first step
-        equal=run.config.parallel.shard,
-        independent_turns=data.independent_turns,
-        share_prefixes=data.share_prefixes,
-    )

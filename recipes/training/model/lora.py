@@ -21,6 +21,7 @@ from medmo_core.models.medmo import MedMO
 from medmo_core.optional import import_optional
 
 from ...settings.run_config import ConfigError, Lora
+from .parts import PARTS, select
 
 ADAPTER = "default"  # peft's name for the one adapter there is
 READ_DIRECTLY = ("lm_head", "patch_embedding")
@@ -46,8 +47,6 @@ def target_layers(model: MedMO, lora: Lora) -> list[str]:
     Raises:
         ConfigError: a word that means no parameter, or none of a layer that can carry an adapter.
     """
-    from .parts import PARTS, select  # build calls this file
-
     layers = adaptable_layers(model)
     found: set[str] = set()
     for word in lora.targets:
@@ -133,9 +132,9 @@ def merged_tensors(model: nn.Module, tensors: Mapping[str, Tensor] | None = None
     Numerics: summed in fp32 (float64 for float64) and cast once to the type of the weight.
 
     Args:
-        model: with adapters; says which layers carry them.
-        tensors: its parameters by name, whole (`whole_tensors`, or read from a checkpoint); None: the model's own,
-            which must not be sharded.
+        model: model with adapters; says which layers carry them.
+        tensors: parameters of the model by name, whole (`whole_tensors`, or read from a checkpoint); None: its own as
+            they are, which must not be sharded.
     """
     tensors = {name: p.detach() for name, p in model.named_parameters()} if tensors is None else tensors
     merged = {own_name(name): tensor for name, tensor in tensors.items() if not is_adapter(name)}
@@ -156,9 +155,9 @@ def save_adapter(folder: Path, model: nn.Module, base: str, tensors: Mapping[str
 
     Args:
         folder: made if it is not there.
-        model: with adapters.
+        model: model with adapters.
         base: folder or hub id of the model that the adapter belongs to.
-        tensors: as for `merged_tensors`.
+        tensors: parameters of the model by name, whole; None: its own as they are, see `merged_tensors`.
     """
     peft = _peft()
     tensors = {name: p.detach() for name, p in model.named_parameters()} if tensors is None else tensors

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from medmo_core.models.medmo import MedMO
 
-from ...settings.run_config import ConfigError, Lora
+from ...settings.run_config import ConfigError, Lora, RunConfig
 from .lora import add_adapters, is_adapter
 from .parts import parameter_parts, select
 
@@ -33,13 +33,18 @@ class Trainable:
         )
 
 
-def choose_trainable(model: MedMO, words: Iterable[str], lora: Lora | None = None) -> Trainable:
+def choose_trainable(config: RunConfig, model: MedMO) -> Trainable:
+    """Let the parameters of model.trainable, or adapters (lora.rank), train and no others; see `make_trainable`."""
+    return make_trainable(model, config.model.trainable, config.lora)
+
+
+def make_trainable(model: MedMO, words: Iterable[str], lora: Lora | None = None) -> Trainable:
     """Let exactly the parameters that `words` mean require gradients, or adapters added here and nothing else.
 
     Args:
         model: changed in place.
-        words: of model.trainable.
-        lora: with a rank, adapters train in place of what `words` mean.
+        words: parts and prefixes of parameter names, as in model.trainable.
+        lora: adapters; with a rank, they train in place of what `words` mean.
 
     Raises:
         ConfigError: a word that means no parameter.

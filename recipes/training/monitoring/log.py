@@ -47,12 +47,12 @@ class RunLog:
 
     def __init__(self, out_dir: Path, world: World, *, steps: int, title: str, quiet: bool = False) -> None:
         self.out_dir, self.steps, self.title = Path(out_dir), steps, title
-        self._writes, self._shows = world.is_main, world.is_main and not quiet
+        self.writes, self._shows = world.is_main, world.is_main and not quiet
         self._started, self._first_step, self._last_shown = time.perf_counter(), -1, 0.0
         self._width = 0
         self._metrics: IO[str] | None = None
         self._board: Any = None
-        if self._writes:
+        if self.writes:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             self._metrics = (self.out_dir / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = self._open_board()

@@ -44,7 +44,7 @@ def dry_run(config: RunConfig) -> str:
         ConfigError: settings that the run itself would refuse.
     """
     kit = load_kit(config, "meta")
-    trainable = choose_trainable(kit.model, config.model.trainable, config.lora)
+    trainable = choose_trainable(config, kit.model)
     check_types([(n, p) for n, p in kit.model.named_parameters() if p.requires_grad], config.optim)
     if config.model.float8 and torch.cuda.is_available():
         check_device(torch.device("cuda", torch.cuda.current_device()))

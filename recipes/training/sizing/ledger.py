@@ -7,10 +7,8 @@ from torch import Tensor, nn
 
 from medmo_core.modules.blocks import Recompute
 
-from ..model.lora import ADAPTER
-
 Device = Literal["cpu", "cuda"]
-"""Whose code runs: the CPU's, or Triton and Liger."""
+"""Kind of device whose code runs: the CPU's, or Triton and Liger."""
 
 
 @dataclass
@@ -50,8 +48,8 @@ class Ledger:
         inputs, outputs = base.in_features, base.out_features
         self.products[result if base is layer else f"{result} base"] = rows * outputs * self.width
         if base is not layer:
-            rank = layer.r[ADAPTER]
-            dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
+            ((adapter, rank),) = layer.r.items()  # by peft's name for the one adapter there is
+            dropout = getattr(layer.lora_dropout[adapter], "p", 0.0)
             if dropout == 0:
                 self.keep(source, rows * inputs)
             else:
@@ -60,7 +58,7 @@ class Ledger:
             self.keep(f"{result} low rank", rows * rank)
             self.products[f"{result} low rank"] = rows * rank * self.width
             self.products[f"{result} adapted"] = rows * outputs * self.width
-            if ADAPTER in layer.lora_magnitude_vector:
+            if adapter in layer.lora_magnitude_vector:
                 self.keep(f"{result} direction", rows * outputs)
                 self.keep(f"{result} adapted", rows * outputs)
         elif base.weight.requires_grad:

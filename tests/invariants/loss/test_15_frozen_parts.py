@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.settings.run_config import ConfigError, Lora
-from medmo_recipes.training.model.trainable import Trainable, choose_trainable
+from medmo_recipes.training.model.trainable import Trainable, make_trainable
 from medmo_recipes.training.optim.optimizer import Optimizer
 
 STEPS = 3
@@ -37,7 +37,7 @@ def check(
     words, lora = CHOICES[choice]
     model, batches = training.model(), training.batches()
     torch.manual_seed(0)
-    trainable = choose_trainable(model, words, lora)
+    trainable = make_trainable(model, words, lora)
     chosen = set(trainable.names)
     if lora.rank:  # B begins at zero, and then A has no gradient in the first step
         for name, parameter in model.named_parameters():
@@ -84,7 +84,7 @@ def test_frozen_parts_stay_and_the_rest_moves(training: Any, choice: str) -> Non
 )
 def test_unknown_names_are_errors(training: Any, words: tuple[str, ...], lora: Lora, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_trainable(training.model(), words, lora)
+        make_trainable(training.model(), words, lora)
 
 
 def test_a_leak_is_noticed(training: Any) -> None:

@@ -10,7 +10,7 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.loop.launch import launch
 from medmo_recipes.training.model.kit import load_kit
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 from medmo_recipes.training.sizing.dry_run import dry_run
 
 OFFICIAL = {"4b": 4_437_815_808, "8b": 8_767_123_696}
@@ -23,7 +23,7 @@ def test_config_builds(name: str) -> None:
     assert f"_{config.stage}" in name or "_lora" in name
     kit = load_kit(config, "meta")
     assert all(parameter.is_meta for parameter in kit.model.parameters())
-    trainable = choose_trainable(kit.model, config.model.trainable)
+    trainable = make_trainable(kit.model, config.model.trainable)
     assert 0 < trainable.num_parameters <= trainable.total
     size = next((number for part, number in OFFICIAL.items() if part in name), None)
     assert size in (None, trainable.total)

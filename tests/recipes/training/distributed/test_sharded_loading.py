@@ -17,7 +17,7 @@ from medmo_recipes.training.distributed.sharding import prepare
 from medmo_recipes.training.distributed.shards import whole_tensors
 from medmo_recipes.training.distributed.world import connect
 from medmo_recipes.training.model.kit import is_filled_later, load_kit
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 
 
 class CountedFile:
@@ -87,7 +87,7 @@ def test_each_process_reads_its_own_rows(
         with connect("cpu", shard=True, timeout_s=20) as world:
             kit = load_kit(config, world.device)
             assert all(parameter.is_meta for parameter in kit.model.parameters()) and not reads
-            choose_trainable(kit.model, config.model.trainable)
+            make_trainable(kit.model, config.model.trainable)
             prepare(kit.model, config, world)
             assert kit.model.head_weight is kit.model.decoder.embed_tokens.weight
             assert {p.dtype for p in kit.model.parameters()} == {torch.float32}

@@ -24,7 +24,7 @@ from medmo_recipes.training.loading.skipped import BadData, SkippedSamples
 from medmo_recipes.training.loop import fit as fit_module
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.parts import parameter_parts
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 from medmo_recipes.training.monitoring.spikes import NonFiniteLoss
 
 
@@ -101,15 +101,15 @@ def test_projector_only_is_checked_and_the_rest_keeps_its_bytes(tmp_path: Path, 
 
 def test_what_trains_is_chosen_by_name() -> None:
     model = load_kit(CONFIGS["debug_align"](), "meta").model
-    counts = {part: choose_trainable(model, [part]).num_parameters for part in ("encoder", "projector", "decoder")}
-    assert sum(counts.values()) == choose_trainable(model, ["all"]).num_parameters
-    chosen = choose_trainable(model, ["projector", "model.language_model.layers.1"])
+    counts = {part: make_trainable(model, [part]).num_parameters for part in ("encoder", "projector", "decoder")}
+    assert sum(counts.values()) == make_trainable(model, ["all"]).num_parameters
+    chosen = make_trainable(model, ["projector", "model.language_model.layers.1"])
     assert {name.split(".")[2] for name in chosen.names} == {"merger", "deepstack_merger_list", "layers"}
     assert not any("layers.0" in name for name in chosen.names)
     with pytest.raises(ConfigError, match=r"model\.trainable 'projektor': did you mean 'projector'"):
-        choose_trainable(model, ["projektor"])
+        make_trainable(model, ["projektor"])
     with pytest.raises(ConfigError, match=r"did you mean 'model\.language_model\.layers"):
-        choose_trainable(model, ["model.language_model.layer"])
+        make_trainable(model, ["model.language_model.layer"])
 
 
 @pytest.mark.parametrize("encoder", ["siglip2", "dinov2", "fused"])

@@ -22,7 +22,7 @@ from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loop import run_folder as claim_module
 from medmo_recipes.training.loop.run import Run, open_run
 from medmo_recipes.training.model.kit import load_kit
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -36,7 +36,7 @@ def config(tmp_path: Path, **train: object) -> RunConfig:
 @contextmanager
 def opened(config: RunConfig) -> Iterator[Run]:
     kit = load_kit(config, "cpu")
-    choose_trainable(kit.model, config.model.trainable)
+    make_trainable(kit.model, config.model.trainable)
     with open_run(config, ALONE, kit) as run:
         yield run
 

@@ -8,7 +8,7 @@ from medmo_core.batch import Batch
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.settings.run_config import ConfigError
 from medmo_recipes.training.model.float8 import LAYERS, check_device, convert
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 
 
 def make() -> tuple[MedMO, Batch]:
@@ -50,9 +50,9 @@ def test_loss_and_gradients_stay_near_and_names_stay() -> None:
 
 def test_only_layers_that_train_and_fit_are_converted() -> None:
     model, _ = make()
-    choose_trainable(model, ["model.language_model.layers.1.mlp"])
+    make_trainable(model, ["model.language_model.layers.1.mlp"])
     assert convert(model, emulate=True) == [f"model.language_model.layers.1.mlp.{n}" for n in LAYERS[4:]]
-    choose_trainable(model, ["encoder"])
+    make_trainable(model, ["encoder"])
     with pytest.raises(ConfigError, match="no linear layer of the decoder trains"):
         convert(model, emulate=True)
 

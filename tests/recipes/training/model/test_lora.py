@@ -22,7 +22,7 @@ from medmo_recipes.training.distributed.shards import whole_tensors
 from medmo_recipes.training.distributed.world import connect
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.lora import ADAPTER, adapted_layers, is_adapter, merged_tensors, save_adapter
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import choose_trainable, make_trainable
 from medmo_recipes.training.sizing.dry_run import estimate_memory
 
 EVERYWHERE = ("encoder", "projector", "decoder")
@@ -35,7 +35,7 @@ def make(lora: Lora, dtype: torch.dtype = torch.float64, encoder: str = "qwen3_v
     for _ in range(2):
         torch.manual_seed(0)
         models.append(MedMO.from_config("debug", dtype=dtype, initializer_range=0.1, **kwargs).train())
-    choose_trainable(models[1], ["all"], lora)
+    make_trainable(models[1], ["all"], lora)
     return models[0], models[1]
 
 
@@ -224,7 +224,7 @@ def test_the_4b_run_fits_24_gb() -> None:
     """10^9 bytes, with 2 of them left for the device's own libraries and the allocator's gaps."""
     config = CONFIGS["medmo_4b_lora"]()
     kit = load_kit(config.change(model={"init": "medmo-4b"}), "meta")
-    trainable = choose_trainable(kit.model, config.model.trainable, config.lora)
+    trainable = choose_trainable(config, kit.model)
     assert trainable.parts == {"decoder": 33_030_144}
     memory, shape = estimate_memory(config, kit, None, 1)
     assert shape.tokens == 8192 and memory.device == "cuda"

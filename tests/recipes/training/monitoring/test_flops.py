@@ -15,7 +15,7 @@ from medmo_kernels import runtime
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.model.kit import load_kit
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 from medmo_recipes.training.monitoring import flops
 from medmo_recipes.training.monitoring.flops import BatchWork, UsefulFlops, peak_flops
 
@@ -60,7 +60,7 @@ def test_formulas_equal_pytorchs_counter(
 ) -> None:
     monkeypatch.setenv(runtime.SWITCH, "reference")
     kit = kit_of()
-    choose_trainable(kit.model, words)
+    make_trainable(kit.model, words)
     batch = pack(items_of(kit, 1))
     work, costs = BatchWork.of(batch, kit.model), UsefulFlops(kit.model)
     assert costs.of(as_counted(work, doubled=True)) == pytest.approx(counted(kit, batch), rel=tolerance + 1e-9)

@@ -9,7 +9,7 @@ from benchmarks import bench_memory as bench
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, Lora, RunConfig
 from medmo_recipes.training.model.kit import load_kit
-from medmo_recipes.training.model.trainable import choose_trainable
+from medmo_recipes.training.model.trainable import make_trainable
 from medmo_recipes.training.optim.adam_8bit import QuantisedAdamW
 from medmo_recipes.training.optim.optimizer import RULES, Optimizer
 from medmo_recipes.training.sizing.activations import BatchShape, stages
@@ -99,7 +99,7 @@ def test_reinforce_learns_from_completions() -> None:
         train={"micro_batch": 8}, data={"max_pixels": 768 * 768, "share_prefixes": True}
     )
     kit = load_kit(config, "meta")
-    choose_trainable(kit.model, ["all"], Lora())
+    make_trainable(kit.model, ["all"], Lora())
     memory, shape = estimate_memory(config, kit, None, 1)
     assert (shape.tokens, shape.learned) == (2 * (576 + 256) + 8 * 1024, 8 * 1024)
     assert shape.patches == {"qwen3_vl": 2 * 2304}
@@ -116,14 +116,14 @@ def test_dry_run_refuses_what_the_run_would() -> None:
 def test_sharding_divides_what_is_sharded() -> None:
     config = CONFIGS["medmo_8b_align"]()
     kit = load_kit(config, "meta")
-    choose_trainable(kit.model, ["all"], Lora())
+    make_trainable(kit.model, ["all"], Lora())
     alone, eight = (estimate_memory(config, kit, None, processes)[0] for processes in (1, 8))
     assert eight.parts["optimiser"] == pytest.approx(alone.parts["optimiser"] / 8, rel=1e-6)
     assert eight.parts["weights"] == pytest.approx(alone.parts["weights"] / 8, rel=1e-6)
     pairs = estimate_memory(config.change(parallel={"replicas": 2}), kit, None, 8)[0]
     assert pairs.parts["weights"] == pytest.approx(alone.parts["weights"] / 4, rel=1e-6)
     # A frozen tower stays whole on every process.
-    choose_trainable(kit.model, ["decoder"], Lora())
+    make_trainable(kit.model, ["decoder"], Lora())
     tower = sum(p.numel() for p in kit.model.model.visual.parameters())
     frozen = estimate_memory(config, kit, None, 8)[0]
     assert frozen.parts["weights"] == pytest.approx((alone.parts["weights"] - 2 * tower) / 8 + 2 * tower, rel=1e-6)
