@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 -m medmo_recipes.instruct --config medmo_8b_instruct
 
 Next-token cross-entropy on the assistant's turns of captions, questions, reports, retrieval pairs and boxes, each drawn
-with its weight in `data.sources`. Boxes are text: there is no detection head and no loss but this one (the log tells it
-by task). What the paper leaves open is settings: docs/training.md.
+with its weight in `data.sources`. Boxes are text: there is no detection head and no loss but this one (logged by
+task). What the paper leaves open is settings: docs/training.md.
 
 Left out: MedMO's unpublished auxiliary box head, weights of tasks other than how often they are drawn, pipeline, tensor
 and context parallelism, data sets read over a network.

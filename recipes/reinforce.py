@@ -88,7 +88,7 @@ def run(config: RunConfig) -> bool:
 
 
 class PolicyTraining:
-    """What a reinforcement run has beside its standing equipment, and what of it a checkpoint holds."""
+    """Equipment of a reinforcement run beside that of every run, with the state that its checkpoints hold."""
 
     def __init__(
         self, run: Run, mixture: Mixture, engine: RolloutEngine, rewards: RewardSet, reference: Reference | None
@@ -97,8 +97,8 @@ class PolicyTraining:
         self.meter, self.alarms = Meter(run.world), Alarms(run.config.watching)
         self.pages = Path(run.config.train.out_dir) / "rollouts"
         if run.config.watching.page_every:
-            page_template("rollout_page.html.j2")  # what it needs is told now, not after many steps
-        self.next_draw = 0  # of the mixture; all processes count alike
+            page_template("rollout_page.html.j2")  # a missing library is reported now, not after many steps
+        self.next_draw = 0  # of the mixture; the same on all processes
         if run.shared:
             self.next_draw = run.shared["next_draw"]
             self.meter.restore(run.shared["meter"])
@@ -127,7 +127,7 @@ def fit_policy(stage: PolicyTraining) -> bool:
 
 
 def take_step(stage: PolicyTraining, step: int) -> None:
-    """Sample, learn, and tell of one step (0-based)."""
+    """Sample, learn, and log one step (0-based)."""
     run, train = stage.run, stage.run.config.train
     phases, started, number = Phases(run.world), time.perf_counter(), step + 1
     rollouts = sample_step(stage, step, phases)
@@ -153,11 +153,11 @@ def take_step(stage: PolicyTraining, step: int) -> None:
 
 @dataclass
 class Rollouts:
-    """What this process sampled in a step."""
+    """Groups that this process sampled in a step."""
 
     groups: list[Group] = field(default_factory=list)
     discarded: list[Group] = field(default_factory=list)
-    """Nothing could be learned from them; others were drawn in their place."""
+    """Groups from which nothing could be learned; others were drawn in their place."""
 
 
 def sample_step(stage: PolicyTraining, step: int, phases: Phases) -> Rollouts:

@@ -1,7 +1,7 @@
-"""From `--config NAME section.field=value ...` to a checked `RunConfig`, and back to text.
+"""Command line of a stage: `--config NAME section.field=value ...` to a checked `RunConfig`, and back to text.
 
-The types come from the dataclasses of `config.py`, so `false` is false and `1e-4` a number; an unknown key stops with
-the nearest one that exists.
+The types come from the dataclasses of `run_config.py` and `reinforce.py`, so `false` is false and `1e-4` a number; an
+unknown key stops with the nearest one that exists.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from .run_config import SECTIONS, ConfigError, RunConfig, describe_type, typed, 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """What a command line asks for."""
+    """Request of a command line."""
 
     config: RunConfig
-    """The run."""
+    """Settings of the run."""
     print_only: bool
     """Show the config and exit."""
     dry_run: bool
@@ -172,7 +172,7 @@ def read_command_line(
         argv: arguments without the program's name; None = sys.argv.
         stage: "align", "instruct" or "reinforce".
         configs: name -> function making the config.
-        about: shown by --help, usually the stage's docstring.
+        about: text for --help, usually the stage's docstring.
     """
     own = [name for name in configs if configs[name]().stage == stage]
     parser = argparse.ArgumentParser(

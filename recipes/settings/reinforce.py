@@ -1,4 +1,4 @@
-"""The sections that only reinforce reads: how it samples, what it minimises, what it rewards, what it shows."""
+"""Sections that only reinforce reads: sampling, the loss of the policy, rewards, and the watch over a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Advantage = Literal["group_std", "centred", "leave_one_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Section):
-    """How reinforce samples."""
+    """Sampling of completions in reinforce."""
 
     num_generations: int = 8
     """Completions per prompt: the group whose mean reward is the baseline."""
@@ -41,7 +41,7 @@ class Rollout(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Grpo(Section):
-    """What reinforce minimises."""
+    """Loss of the policy, and advantages, in reinforce."""
 
     loss: Loss = "dapo"
     """Mean of the completions' means (grpo), mean over all tokens of the step (dapo), sum over a constant (dr_grpo),
@@ -94,7 +94,7 @@ class Grpo(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards(Section):
-    """What reinforce rewards."""
+    """Rewards of reinforce."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Reward -> weight: a name in `medmo_core.rewards.REWARDS`, "package.module:function" or "path/to/file.py:function"
@@ -110,7 +110,7 @@ class Rewards(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Watching(Section):
-    """What reinforce shows of its rollouts, and when it warns."""
+    """Pages of rollouts, and alarms, in reinforce."""
 
     page_every: int = 0
     """Steps between pages of the rollout browser (rollouts/step-N.html); 0 = none."""

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Section):
-    """What is trained."""
+    """Model that is trained."""
 
     init: str = "tiny"
     """A preset ("debug", "tiny", "medmo-4b", "medmo-8b": random weights), a checkpoint folder, or a hub id."""
@@ -74,7 +74,7 @@ class Model(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """What feeds the run."""
+    """Data that feeds the run."""
 
     sources: Mapping[str, float] = field(default_factory=dict)
     """Name -> weight in the mixture. A name is "sample:TASK" (embedded real data), a JSONL file, Parquet files
@@ -116,7 +116,7 @@ class Data(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Optim(Section):
-    """How the weights move: AdamW."""
+    """Optimiser: AdamW and its schedule."""
 
     kind: Literal["adamw", "adamw_bf16", "adamw_8bit"] = "adamw"
     """"adamw": moments, and for bfloat16 weights a master copy, in fp32. "adamw_bf16": weights and moments in bfloat16,
@@ -157,7 +157,7 @@ class Optim(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Section):
-    """How long, how much at a time, and what is written."""
+    """Length of the run, size of a step, and files that are written."""
 
     steps: int = 1000
     """Optimiser steps."""
@@ -225,7 +225,7 @@ class Train(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Section):
-    """How several processes share the work."""
+    """Division of the work among processes."""
 
     shard: bool = False
     """Shard weights, gradients and optimiser state over all processes (FSDP2); off = each keeps a whole copy."""

@@ -1,11 +1,11 @@
-"""One piece of work at a time in a thread, whose failure is told to whoever starts, asks or waits next."""
+"""One piece of work at a time in a thread; its failure is raised to whoever starts, asks or waits next."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
 class Background:
-    """Do work beside the training loop; at most one piece is under way."""
+    """Thread that works beside the training loop; at most one piece of work is under way."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None  # made when needed: a process that forks before has no thread
@@ -13,7 +13,7 @@ class Background:
 
     @property
     def failed(self) -> bool:
-        """Whether the work has ended with an error that nobody was told yet."""
+        """Whether the work has ended with an error that was not raised to anybody yet."""
         work = self._under_way
         return work is not None and work.done() and work.exception() is not None
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and continue a run bit for bit, on any number of processes.
+"""Checkpoints that are written atomically, and continue a run bit for bit, on any number of processes.
 
     out_dir/best.json                         {"step": 100, "val_loss": 1.25}: the least held-out loss so far
     out_dir/checkpoints/step-000100/
@@ -53,14 +53,14 @@ class Best:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What came back beside weights, optimiser and generators."""
+    """Values that came back beside weights, optimiser and generators."""
 
     step: int
     """Finished steps."""
     config: dict[str, Any]
     """The run's config when it was written."""
     shared: dict[str, Any]
-    """Values that all processes gave alike."""
+    """Values that were the same on all processes."""
     own: list[dict[str, Any]]
     """Values of each process that this one continues: one; several, or none, where the number of processes changed."""
 

@@ -27,7 +27,7 @@ class CheckpointError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class FileSum:
-    """What a file must be."""
+    """Size and checksum that a file must have."""
 
     size: int
     sha256: str

@@ -72,7 +72,7 @@ def expect_no_group() -> None:
 
 
 class LocalPlanner(dcp.DefaultSavePlanner):
-    """Plan by the tensors of the run, but write the values of their local parts given apart (copies of them)."""
+    """Planner that divides the tensors of the run, but writes the values of local parts given apart (their copies)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], local: Mapping[str, Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -89,13 +89,13 @@ class LocalPlanner(dcp.DefaultSavePlanner):
 
 
 class ShardWriter(dcp.StorageWriter):
-    """Write this process's shards and its own values; the first process then finishes the folder.
+    """Writer of this process's shards and its own values; the first process then finishes the folder.
 
     Args:
         folder: the folder to fill, on a file system that all processes share; emptied first.
         rank: this process.
         own: JSON values of this process, written to process-RANK.json.
-        finish: called in the first process when all have written, with every file and its sum.
+        finish: function called in the first process when all have written, with every file and its sum.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How a model is laid over the processes: blocks recomputed, compiled and sharded, its weights read after sharding.
+"""Layout of a model over the processes: blocks recomputed, compiled and sharded, weights read after sharding.
 
 With parallel.shard each decoder block is a unit of FSDP2: its weights are gathered just before it runs, its gradients
 are summed (not averaged: losses are already divided by the global number of tokens). All processes must then gather and
@@ -45,9 +45,9 @@ def prepare(model: MedMO, config: RunConfig, world: World) -> None:
     """Lay a model over the processes, in place; every process calls this, once what trains has been chosen.
 
     Args:
-        model: on the device of `world`, or on the meta device (`build.is_filled_later`): then it is filled here, each
-            process reading its own part of the checkpoint's files.
-        config: model.recompute_text, recompute_vision, compile and float8, and parallel.
+        model: model on the device of `world`, or on the meta device (`kit.is_filled_later`): then it is filled here,
+            each process reading its own part of the checkpoint's files.
+        config: settings of the run; read are model.recompute_text, recompute_vision, compile, float8, and parallel.
         world: the processes; parallel.shard needs a process group, also of one.
 
     Raises:

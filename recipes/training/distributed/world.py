@@ -69,11 +69,11 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def together(self, what: str) -> Iterator[None]:
+    def together(self, action: str) -> Iterator[None]:
         """Do something on every process so that it succeeds on all, or fails on all; no exchange may happen inside.
 
         Args:
-            what: is done, for the message: "making the batch".
+            action: words for the message, such as "making the batch".
 
         Raises:
             ProcessFailed: it failed on another process; the message names that one and the cause.
@@ -87,16 +87,16 @@ class World:
             causes = self.gather(None if error is None else _describe(error))
             failed = [f"process {rank}: {cause}" for rank, cause in enumerate(causes) if cause is not None]
             if error is None:
-                raise ProcessFailed(f"{what} failed on another process; {'; '.join(failed)}")
+                raise ProcessFailed(f"{action} failed on another process; {'; '.join(failed)}")
         if error is not None:
             raise error
 
-    def agree(self, what: str, number: int) -> None:
+    def agree(self, counted: str, number: int) -> None:
         """Check that all processes have the same number of something; every process calls this.
 
         Args:
-            what: is counted, for the message: "batches of step 3".
-            number: this process's.
+            counted: words for the message, such as "batches of step 3".
+            number: number of this process.
 
         Raises:
             ProcessFailed: they differ; the message gives each.
@@ -106,7 +106,7 @@ class World:
         numbers = self.sum(own).tolist()
         if len(set(numbers)) > 1:
             each = ", ".join(f"process {rank} has {n}" for rank, n in enumerate(numbers))
-            raise ProcessFailed(f"{what}: {each}; all must have the same number, or they would wait for one another")
+            raise ProcessFailed(f"{counted}: {each}; all must have the same number, or they would wait for one another")
 
     def share(self, total: int) -> range:
         """Return this process's indices out of 0..total-1: every size-th one, so that ranks are disjoint."""

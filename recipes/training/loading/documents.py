@@ -1,4 +1,4 @@
-"""Draws of a run as documents: how long they are, known without decoding, and the batches they make together."""
+"""Draws of a run as documents: their lengths, known without decoding, and the batches they make together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,17 +21,17 @@ class SampleError(RuntimeError):
 
 @dataclass
 class DocumentMaker:
-    """Turn draws into documents; can be sent to other processes.
+    """Maker of documents from draws; can be sent to other processes.
 
     Args:
         draw: sample number n of the run, for any n, in any order.
-        processor: turns samples into tokens and patches.
-        independent_turns: every turn of a sample is a document of its own.
-        share_prefixes: what documents about the same images have in common is computed once.
-        for_generation: a document is a prompt, without its answer.
+        processor: maker of tokens and patches from samples.
+        independent_turns: whether every turn of a sample is a separate document.
+        share_prefixes: whether what documents about the same images have in common is computed once.
+        for_generation: whether a document is a prompt, without its answer.
         budget: tokens that a draw may have at most; None: no limit.
-        equal: a batch is never empty, as sharded models need (their processes gather weights block by block, so all
-            must run as many passes).
+        equal: whether a batch is never empty, as sharded models need (their processes gather weights block by block, so
+            all must run as many passes).
     """
 
     draw: Callable[[int], Sample]
@@ -47,8 +47,8 @@ class DocumentMaker:
         """Return the documents of a draw ready to pack, or why it cannot be used.
 
         Args:
-            number: of the draw.
-            pixels: off: leave the images out, see `Processor.encode`.
+            number: number of the draw.
+            pixels: whether images are decoded, see `Processor.encode`.
 
         Raises:
             BadData: a library that reads this kind of image is not installed.

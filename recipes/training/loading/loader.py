@@ -1,4 +1,4 @@
-"""What feeds a run: draws of a mixture, divided into steps, encoded, packed, and every sample left out accounted for.
+"""Loader of a run: draws of a mixture, divided into steps, encoded and packed; every sample left out is counted.
 
 Draw n of a run is a pure function of its seed and n; `plan` says which draws a step takes. So the global batch does not
 depend on the number of processes or of workers, and resuming needs nothing but the plan's few numbers.
@@ -37,22 +37,22 @@ class _Started:
 
 
 class Loader:
-    """Make the packed batches of a step, some steps ahead of the model.
+    """Maker of the packed batches of a step, some steps ahead of the model.
 
     Args:
         draw: sample number n of the run, for any n, in any order.
-        processor: turns samples into tokens and patches.
-        world: draws are divided over its processes.
+        processor: maker of tokens and patches from samples.
+        world: processes over which draws are divided.
         docs_per_step: draws of one step over all processes.
         micro_batch: documents per batch.
-        skipped: where samples that cannot be used are counted.
-        by_tokens: fill batches by tokens instead; micro_batch is then unused, and docs_per_step too where
+        skipped: counter of samples that cannot be used.
+        by_tokens: numbers of packing by tokens instead; micro_batch is then unused, and docs_per_step too where
             `batches_per_step` is given.
         num_workers: processes that decode; 0: a thread.
-        equal: give every process the same number of batches, as sharded models need (their processes gather weights
-            block by block, so all must run as many passes).
-        independent_turns: every turn of a sample is a document of its own.
-        share_prefixes: what documents about the same images have in common is computed once.
+        equal: whether every process gets the same number of batches, as sharded models need (their processes gather
+            weights block by block, so all must run as many passes).
+        independent_turns: whether every turn of a sample is a separate document.
+        share_prefixes: whether what documents about the same images have in common is computed once.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class Loader:
         """Return this process's batches of step `step` (0-based); the list may be empty.
 
         Args:
-            step: by tokens the one after the last; by documents any, but asking in order is fastest, since the next
-                ones are made meanwhile.
-            look_ahead: start on the next steps.
+            step: number of the step: by tokens the one after the last; by documents any, but asking in order is
+                fastest, since the next ones are made meanwhile.
+            look_ahead: whether work on the next steps begins.
 
         Raises:
             BadData: too many samples could not be used, or one and none may be.

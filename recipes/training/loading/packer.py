@@ -1,4 +1,4 @@
-"""Which documents share a pack: first-fit-decreasing over a bounded buffer of waiting documents.
+"""Packs of documents: first-fit-decreasing over a bounded buffer of waiting documents.
 
 Only lengths are needed, so a plan can be made before anything is decoded, and any process makes the same one.
 """
@@ -10,20 +10,20 @@ from typing import Any
 
 
 class Packer:
-    """Fill packs of at most `budget` tokens from the documents that wait.
+    """Packs of at most `budget` tokens, filled from the documents that wait.
 
     A pack begins with the document that has waited longest, so none waits for ever, and takes the longest of the others
     that still fits, again and again: first-fit-decreasing, one pack at a time. What is waiting is small, so the state
     is too, and a packer restored from it goes on as if it had never stopped.
 
     Args:
-        budget: tokens of a pack.
+        budget: largest number of tokens in a pack.
         buffer_size: documents that wait before a pack is formed; more of them fill packs better. Where so many make
             less than two packs, more wait.
 
     Attributes:
         num_packs: packs formed.
-        num_tokens: tokens in them.
+        num_tokens: tokens in those packs.
     """
 
     def __init__(self, budget: int, buffer_size: int) -> None:

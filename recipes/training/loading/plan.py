@@ -1,4 +1,4 @@
-"""Which draws a step takes and which process packs them: a pure function of the run, the same on every process.
+"""Plan of the steps: the draws of each, and who packs them; a pure function of the run, the same on every process.
 
 By documents, step s takes the next docs_per_step draws and each process packs its share micro_batch at a time. By
 tokens, packs are filled first-fit-decreasing from a buffer of draws whose lengths are known without decoding; pack i of
@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from medmo_recipes.training.loading.packer import Packer
-
 from ...settings.run_config import ConfigError
 from ..distributed.world import World
+from .packer import Packer
 from .skipped import BadData, SkippedSample
 
 GIVE_UP = 256  # draws in a row that cannot be used
@@ -29,9 +28,9 @@ class Step:
 
     Attributes:
         packs: draws of each batch; one may be empty where all processes make as many.
-        drawn: draws that this process answers for.
-        faults: those of them that are left out before anything is decoded.
-        state: of the plan after this step, as JSON values.
+        drawn: number of draws assigned to this process.
+        faults: draws among these that are left out before anything is decoded.
+        state: JSON values of the plan after this step.
     """
 
     packs: list[list[int]]
@@ -41,7 +40,7 @@ class Step:
 
 
 class Plan(Protocol):
-    """Divide draws into steps."""
+    """Division of draws into steps."""
 
     def take(self, step: int) -> Step:
         """Return this process's part of step `step` (0-based)."""
@@ -57,13 +56,13 @@ class Plan(Protocol):
 
 
 class DocumentPlan:
-    """Take a fixed number of draws a step; any step can be asked for.
+    """Steps of a fixed number of draws; any step can be asked for.
 
     Args:
         docs_per_step: draws of one step over all processes.
         micro_batch: documents per batch.
-        world: draws are divided over its processes.
-        equal: give every process as many batches.
+        world: processes over which draws are divided.
+        equal: whether every process gets equally many batches.
     """
 
     def __init__(self, docs_per_step: int, micro_batch: int, *, world: World, equal: bool = False) -> None:
@@ -96,7 +95,7 @@ class DocumentPlan:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """How to pack by tokens.
+    """Numbers of packing by tokens.
 
     Attributes:
         tokens_per_batch: tokens of a batch, at most.
@@ -111,14 +110,14 @@ class TokenBudget:
 
 
 class TokenPlan:
-    """Take a fixed number of packs a step; steps must be asked for in order.
+    """Steps of a fixed number of packs; they must be asked for in order.
 
     Args:
-        lengths: of draws.
-        budget: how to pack.
+        lengths: function that returns the lengths of draws.
+        budget: numbers of the packing.
         docs_per_step: draws of one step where the budget leaves the number of batches open.
-        world: packs are divided over its processes.
-        equal: give every process as many batches.
+        world: processes over which packs are divided.
+        equal: whether every process gets equally many batches.
     """
 
     def __init__(

@@ -24,11 +24,11 @@ class SkippedSample:
     """A sample that was drawn and left out.
 
     Attributes:
-        draw: its number in the run.
-        sample_id: its name.
-        reason: why.
+        draw: number of the draw in the run.
+        sample_id: name of the sample.
+        reason: cause, in words.
         kind: `TOO_LONG` or `UNREADABLE`.
-        files: its images, as the record names them.
+        files: images of the sample, as the record names them.
     """
 
     draw: int
@@ -44,13 +44,13 @@ class SkippedSample:
 
 
 class SkippedSamples:
-    """Count what was left out, write each to skipped.jsonl, and stop a run that leaves out what it should not.
+    """Counter of samples left out, each written to skipped.jsonl; it stops a run that leaves out what it should not.
 
     Args:
         out_dir: the run's folder; None = only count.
-        rank: processes other than the first write skipped-RANK.jsonl.
+        rank: number of this process; others than the first write skipped-RANK.jsonl.
         max_ratio: largest share of the draws of this process that may be left out.
-        stop: the first sample that cannot be read stops the run; one that is too long does not.
+        stop: whether the first sample that cannot be read stops the run; one that is too long does not.
     """
 
     def __init__(self, out_dir: Path | None, *, rank: int = 0, max_ratio: float = 1.0, stop: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Processes that decode images: each is asked by a thread of its own, and leaves its pixels in memory that both share.
+"""Processes that decode images: each is asked by its own thread, and leaves its pixels in memory that both share.
 
 That memory stays, one stretch per worker: the asking thread copies the pixels out before it asks for more. They start
 from a clean server process (forkserver), which is safe beside CUDA and threads, and end when the training process does,
@@ -37,13 +37,13 @@ class WorkerDied(RuntimeError):
 
 
 class Workers:
-    """Make batches and lengths in other processes; the answers do not depend on how many there are.
+    """Other processes that make batches and lengths; the answers do not depend on how many there are.
 
     Args:
-        documents: is sent to each of them.
-        number: of processes.
-        pin: copy pixels into page-locked memory, for asynchronous copies to a GPU.
-        prepare_thread: called by each asking thread when it begins, to choose its GPU.
+        documents: maker of documents that is sent to each of them.
+        number: number of processes.
+        pin: whether pixels are copied into page-locked memory, for asynchronous copies to a GPU.
+        prepare_thread: function that each asking thread calls when it begins, to choose its GPU.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class StepResult:
     """Task -> mean cross-entropy of its target tokens."""
     grad_norm: float
     rates: Mapping[str, float]
-    """"lr", and "lr/PART" where a part has a rate of its own."""
+    """"lr", and "lr/PART" where a part has its own rate."""
     num_tokens: int
     num_documents: int
     num_skipped: int
@@ -63,12 +63,12 @@ def train_step(
     """Do one optimiser step on this process's share of a global batch; every process calls this.
 
     Args:
-        run: model and optimiser.
+        run: the open run.
         batches: packed micro-batches on the host; may be empty.
-        minimise: summed loss of a batch.
+        minimise: function that returns the summed loss of a batch.
         step: 0-based number of the step.
-        limit: a higher loss is a spike.
-        costs: what the useful operations are counted with.
+        limit: loss above which the step is a spike.
+        costs: counter of useful operations; None: they are not counted.
 
     Raises:
         NonFiniteLoss: the loss or a gradient is not finite; no weight has changed.
@@ -144,15 +144,15 @@ def fit(run: Run, loader: Loader, minimise: Minimise, *, held_out: Loader | None
 
     Args:
         run: the open run.
-        loader: batches by step.
-        minimise: summed loss of a batch.
-        held_out: its step 0 is measured every train.eval_every steps.
+        loader: loader of the training batches.
+        minimise: function that returns the summed loss of a batch.
+        held_out: loader whose step 0 is measured every train.eval_every steps.
 
     Returns:
         Whether the run reached its end; False when it was asked to stop, after saving a checkpoint.
 
     Raises:
-        BadStep: a loss that is no number, or a spike; no weight has changed.
+        BadStep: a loss is NaN or infinite, or a spike; no weight has changed.
     """
     train = run.config.train
     fixed = None

@@ -1,4 +1,4 @@
-"""What the target tokens of some batches cost: means over all processes, whole and by task, and who is to blame.
+"""Sums of token losses over batches and processes: means in all and by task, and the samples whose loss is bad.
 
 Sums stay on the device until all batches are through: asking for them makes the host wait once.
 
@@ -52,7 +52,7 @@ class LossSums:
         self._batches: list[tuple[Batch, Tensor, Tensor]] = []  # with the document and the cross-entropy of each token
 
     def add(self, batch: Batch, losses: TokenLosses) -> None:
-        """Add a batch (on the host) and what it cost (where the model is)."""
+        """Add a batch (on the host) and its losses (where the model is)."""
         device = losses.cross_entropy.device
         documents = documents_of(batch, learned_positions(batch))
         of_document = [TASKS.index(task) for task in batch.tasks] or [NO_TASK] * batch.num_documents
@@ -84,7 +84,7 @@ class LossSums:
         )
 
     def not_finite(self) -> list[str]:
-        """Name the samples of this process with a loss that is no number; where no token shows it, their batch's."""
+        """Name the samples of this process whose loss is not finite; where no token shows it, those of their batch."""
         names: list[str] = []
         for (batch, documents, losses), sums in zip(self._batches, self._sums, strict=True):
             if not bool(sums.isfinite().all()):

@@ -38,7 +38,7 @@ FREE_TO_CHANGE = ("train.resume", "train.out_dir", "train.num_threads", "train.d
 
 
 class StopSignal:
-    """Remember that the machine asked the run to end (SIGTERM, or Ctrl-C once), so that a step can finish."""
+    """Memory of a request to end (SIGTERM, or Ctrl-C once), so that a step can finish first."""
 
     def __init__(self) -> None:
         self.received = False
@@ -64,7 +64,7 @@ class StopSignal:
 
 @dataclass
 class Run:
-    """What a training loop needs beside its model and its loss."""
+    """Equipment of a training loop beside its model and its loss."""
 
     config: RunConfig
     world: World
@@ -77,17 +77,17 @@ class Run:
     start_step: int = 0
     """Finished steps when the run was opened."""
     shared: dict[str, Any] = field(default_factory=dict)
-    """What was given to `close_step` at the step the run continues from; empty in a new run."""
+    """Values given to `close_step` at the step the run continues from; empty in a new run."""
     exports: Background = field(default_factory=Background)
-    """Writes models on the way."""
+    """Thread that writes models on the way."""
     _found_best: bool = False
 
     def note_validation(self, step: int, val_loss: float) -> None:
-        """Tell the held-out loss after `step` (0-based), before `close_step` saves a new best.
+        """Note the held-out loss after a step, before `close_step` saves a new best.
 
         Args:
-            step: as given to `close_step`.
-            val_loss: over all processes.
+            step: 0-based number of the step.
+            val_loss: mean over all processes.
         """
         best = self.checkpoints.best
         if math.isfinite(val_loss) and (best is None or val_loss < best.val_loss):
@@ -221,7 +221,7 @@ class Run:
 def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
     """Claim the run's folder, shard if asked, make the optimiser, and resume if asked.
 
-    What trains must have been chosen before (`build.choose_trainable`).
+    What trains must have been chosen before (`choose_trainable`).
 
     Raises:
         ConfigError: the folder already holds a run and train.resume is off.

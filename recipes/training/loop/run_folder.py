@@ -1,4 +1,4 @@
-"""Whose folder it is: begin a run in an empty one, continue one's own, and leave that of somebody else alone.
+"""Claim of a run's output folder: begin in an empty one, continue our own, refuse that of another run.
 
 torchrun --max-restarts runs the same command again after a process has died. The folder then holds what the attempt
 before has written, which is this launch's own work: it is continued without train.resume, from the newest checkpoint
@@ -34,7 +34,7 @@ def claim(train: Train, world: World, checkpoints: Checkpoints) -> bool:
     has_checkpoint = checkpoints.newest() is not None
     begun = has_checkpoint or (out_dir / "metrics.jsonl").exists()
     seen = (has_checkpoint, begun, attempt() > 0 and _is_ours(out_dir, launchers))
-    has_checkpoint, begun, is_ours = world.gather(seen)[0]  # all go by what the main process sees
+    has_checkpoint, begun, is_ours = world.gather(seen)[0]  # what the main process sees counts for all
     if begun and not (is_ours or train.resume):
         raise ConfigError(
             f"train.out_dir: {out_dir} already holds a run; train.resume=true continues it, "

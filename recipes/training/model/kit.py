@@ -1,4 +1,4 @@
-"""From a config to the things of a run: model, tokenizer, profile, processor, mixture, and what trains."""
+"""Kit of a run, built from its config: model, tokenizer, profile and processor."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
 
     Args:
         config: the run.
-        device: where the weights go; "meta" makes none and reads none. See also `is_filled_later`.
+        device: device of the weights; "meta" makes none and reads none. See also `is_filled_later`.
 
     Raises:
         ConfigError: a name that does not exist, or files that do not fit together.
@@ -61,7 +61,7 @@ def is_filled_later(config: RunConfig) -> bool:
     """Whether a model is built on the meta device and filled once it is sharded (`sharding.prepare`).
 
     So are whole checkpoints: every process reads its own part of each tensor. Random weights, new encoders and adapters
-    are made whole by every process, alike, and then sharded.
+    are made whole by every process, the same on each, and then sharded.
     """
     model = config.model
     is_whole = model.init not in PRESETS and model.encoder is None and not model.encoder_init

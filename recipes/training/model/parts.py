@@ -11,7 +11,7 @@ from ...settings.run_config import unknown_key
 
 @dataclass(frozen=True)
 class NameFactor:
-    """Parameter name -> product of the factors whose word means it (`build.name_factor` makes them)."""
+    """Parameter name -> product of the factors whose word means it (`name_factor` makes them)."""
 
     factors: Mapping[str, float] = field(default_factory=dict)
     """Word -> factor."""
@@ -48,8 +48,9 @@ def select(model: MedMO, words: Iterable[str], where: str) -> set[str]:
 
     Args:
         model: the model.
-        words: "all", a part, or a prefix of parameter names that ends at a dot or at the end of a name.
-        where: the setting, for the message.
+        words: words of a setting: "all", a part, or a prefix of parameter names that ends at a dot or at the end of a
+            name.
+        where: name of the setting, for the message.
 
     Raises:
         ConfigError: a word that means no parameter; the nearest is named.

@@ -12,7 +12,7 @@ from .parts import parameter_parts, select
 
 @dataclass(frozen=True)
 class Trainable:
-    """What trains, by name."""
+    """Parameters that train, by name."""
 
     names: tuple[str, ...]
     """Names of the parameters that train, in the model's order."""

@@ -52,14 +52,14 @@ def documents_of(batch: Batch, positions: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchWork:
-    """What there is to compute, in units that cost the same.
+    """Work of a batch, in units that cost the same.
 
     Attributes:
-        documents: documents that teach; the shared beginning of others is none of its own.
+        documents: documents that teach; a beginning that others share does not count as one.
         tokens: tokens of these documents and their prompts.
         pairs: tokens times the tokens that each sees, causally.
         learned: tokens in the loss.
-        visual_tokens: of their images, each image once.
+        visual_tokens: visual tokens of their images, each image once.
         patches: patches of these images, per encoder.
         patch_pairs: patches times the patches that each sees, per encoder.
         patch_values: numbers in the patches, per encoder.

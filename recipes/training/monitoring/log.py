@@ -1,4 +1,4 @@
-"""What a run says: metrics as JSON lines, TensorBoard when installed, one live progress line; main process only."""
+"""Log of a run: metrics as JSON lines, TensorBoard when installed, one live progress line; main process only."""
 
 import json
 import shutil
@@ -33,16 +33,16 @@ def count(number: float) -> str:
 
 
 class RunLog:
-    """Write metrics.jsonl, tensorboard/ and the progress line of one run.
+    """Log of one run: metrics.jsonl, tensorboard/ and the progress line.
 
     Lines are appended and flushed one by one: a stopped run loses nothing, a resumed one continues the file.
 
     Args:
         out_dir: the run's folder; created.
-        world: only its main process writes.
+        world: processes of the run, of which the main one writes.
         steps: total number of steps, for the time left.
         title: head of the progress line.
-        quiet: no progress line (files are written all the same).
+        quiet: whether the progress line is left out (files are written all the same).
     """
 
     def __init__(self, out_dir: Path, world: World, *, steps: int, title: str, quiet: bool = False) -> None:

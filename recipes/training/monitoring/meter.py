@@ -1,4 +1,4 @@
-"""How fast a run goes and what it takes: counted step by step, told with every line of metrics, added up at the end."""
+"""Speed and resources of a run: counted step by step, logged with every line of metrics, added up at the end."""
 
 import resource
 import sys
@@ -14,7 +14,7 @@ from .flops import peak_flops
 
 @dataclass
 class Tally:
-    """What some steps did, on all processes together."""
+    """Counts of some steps, on all processes together."""
 
     steps: int = 0
     tokens: int = 0
@@ -29,10 +29,10 @@ class Tally:
 
 
 class Meter:
-    """Tally the steps since the last line of metrics, and the whole run, resumed parts included.
+    """Tally of the steps since the last line of metrics, and of the whole run, resumed parts included.
 
     Args:
-        world: the processes; every one has a device of its own.
+        world: the processes, each with its own device.
     """
 
     def __init__(self, world: World) -> None:
@@ -45,8 +45,8 @@ class Meter:
         """Count steps.
 
         Args:
-            tally: of all processes.
-            waited_s: how long this process waited for its batches.
+            tally: counts of all processes.
+            waited_s: seconds that this process waited for its batches.
         """
         self.run.add(tally)
         self._line.add(tally)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Seconds of a step by its parts."""
 
 import time
 from collections import defaultdict
@@ -11,7 +11,7 @@ from ..distributed.world import World
 
 
 class Phases:
-    """Add up the seconds of a step's parts.
+    """Sums of the seconds that the parts of a step take.
 
     Args:
         world: the processes.

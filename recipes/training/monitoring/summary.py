@@ -1,4 +1,4 @@
-"""What a run was, on one page: summary.md and summary.png, made from the files in its folder."""
+"""Summary of a run on one page: summary.md and summary.png, made from the files in its folder."""
 
 import json
 import statistics
@@ -29,7 +29,7 @@ def write_summary(folder: Path) -> Path:
     """Write summary.md and, where matplotlib is installed, summary.png into a run's folder.
 
     Args:
-        folder: holds config.json and metrics.jsonl.
+        folder: folder with config.json and metrics.jsonl.
 
     Returns:
         The path of summary.md.

@@ -58,7 +58,7 @@ class TrainedParameter:
         """Return this process's gradient and let the parameter go of it; no gradient means zero.
 
         Whatever no document of a step reaches (the vision encoder, where there is no image) has a gradient of zero in
-        every division of the work, and none on some: both must move the weights alike.
+        every division of the work, and none on some: both must move the weights equally.
         """
         gradient, self.parameter.grad = self.parameter.grad, None
         return torch.zeros_like(self.local) if gradient is None else local_part(gradient)
@@ -80,7 +80,7 @@ class TrainedParameter:
 
 
 class Rule(Protocol):
-    """How one kind of AdamW keeps its state and moves the weights."""
+    """One kind of AdamW: the state it keeps and the way it moves the weights."""
 
     def allocate(self, part: TrainedParameter) -> None:
         """Fill `part.state`, as before the first step."""
@@ -156,7 +156,7 @@ def _fused_step(slices: list[_Slice], lr: float, weight_decay: float, hyper: Hyp
     gradients = [s.gradient.to(h.dtype) for s, h in zip(slices, held, strict=True)]
     if hyper.clip < 1:
         torch._foreach_mul_(gradients, hyper.clip)
-    # torch counts the step itself: it is told how many went before.
+    # torch counts the step itself: it gets the number of steps before.
     counts = torch.full((len(held),), float(hyper.count - 1), device=held[0].device).unbind()
     adamw(
         held,

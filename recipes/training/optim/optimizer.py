@@ -51,12 +51,12 @@ class Optimizer:
     """AdamW on the trainable parameters of a model, by name.
 
     Args:
-        model: its parameters with requires_grad are optimised; call after the choice of what trains and after sharding.
-        optim: the numbers.
+        model: model whose parameters with requires_grad are optimised; sharded before, and what trains chosen before.
+        optim: settings of the section.
         steps: optimiser steps of the whole run, for the schedule.
-        lr_scale: factors on the rate (`optim.lr_scale`, resolved by `build.name_factor`).
+        lr_scale: factors on the rate (`optim.lr_scale`, resolved by `name_factor`).
         weight_decay_scale: factors on the decay (`optim.weight_decay_scale`).
-        seed: the run's, of random rounding.
+        seed: seed of random rounding, the run's.
 
     Raises:
         ConfigError: nothing trains, or the kind needs bfloat16 weights.
@@ -140,7 +140,7 @@ class Optimizer:
         return norm, self._rate
 
     def rates(self) -> dict[str, float]:
-        """Return the rates of the last step: "lr", and "lr/encoder" and so on for what has a factor of its own."""
+        """Return the rates of the last step: "lr", and "lr/encoder" and so on for what has its own factor."""
         rates = {"lr": self._rate}
         for name, words in self._groups.items():
             if words:
@@ -157,7 +157,7 @@ class Optimizer:
 
         A checkpoint is read into these tensors.
 
-        The number of steps taken, one for all, goes by the name of the first parameter.
+        The number of steps taken, one for all, has the name of the first parameter.
         """
         self.allocate()
         tensors = {f"steps:{next(iter(self._parts))}": self._taken}

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, counted op by op: each op keeps what its gradient formula reads.
+"""Activations that a forward pass keeps for the backward pass, op by op: each keeps what its gradient formula reads.
 
 A tensor that several ops keep, or that one op makes and another keeps, is one: tensors are counted under names. The CPU
 and CUDA run other code (torch's norms in fp32, SDPA with rotated copies and plain products there; Triton and Liger
@@ -262,12 +262,12 @@ def stages(
     """Count a forward pass, in its order.
 
     Args:
-        model: what trains has been chosen; may be on the meta device.
-        shape: of the batch.
-        device: whose code runs.
+        model: model of which what trains has been chosen; may be on the meta device.
+        shape: shape of the batch.
+        device: kind of device whose code runs.
         width: bytes of an activation.
-        recompute_text: of the decoder's blocks.
-        recompute_vision: of the vision encoder's.
+        recompute_text: recomputation in the decoder's blocks.
+        recompute_vision: recomputation in the vision encoder's blocks.
         dense_logits: logits that the plain head makes at a time.
         fused_head: whether Liger's head computes the loss.
     """

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: sizes, what trains, an estimate of memory, and the first batch to read."""
+"""Description of a run without running it: sizes, what trains, an estimate of memory, and the first batch to read."""
 
 import torch
 
@@ -67,10 +67,10 @@ def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes:
 
     Args:
         config: the run.
-        kit: its model, on the meta device; what trains has been chosen.
-        batch: a first batch, whose mixture of text and images is taken for that of all; None: documents with one image
+        kit: kit whose model is on the meta device; what trains has been chosen.
+        batch: first batch, whose mixture of text and images is taken for that of all; None: documents with one image
             of data.max_pixels, PLANNED_TEXT tokens of text and PLANNED_LEARNED learned ones.
-        processes: of the run.
+        processes: number of processes of the run.
 
     Returns:
         The estimate, and the shape of the batch it is for.

@@ -1,4 +1,4 @@
-"""How much memory one process of a run needs at its worst moment, by what needs it; nothing is run.
+"""Estimate of the memory that one process of a run needs at its worst moment, by what needs it; nothing is run.
 
 A step is followed through its passes: activations grow until the last layer and shrink on the way back, gradients grow
 on the way back (and stay, from the second pass of a step on), then the optimiser works. The worst moment of these is
@@ -37,7 +37,7 @@ class Memory:
     moment: str
     """When that is."""
     device: Device
-    """Whose code was counted."""
+    """Kind of device whose code was counted."""
 
     @property
     def total(self) -> int:
@@ -60,12 +60,12 @@ def estimate(
     """Estimate the memory of one process.
 
     Args:
-        model: what trains has been chosen; may be on the meta device.
-        config: of the run.
-        shape: of the largest packed batch of a pass.
-        processes: of the run.
+        model: model of which what trains has been chosen; may be on the meta device.
+        config: the run.
+        shape: shape of the largest packed batch of a pass.
+        processes: number of processes of the run.
         passes: forward passes of one process in a step.
-        device: whose code will run.
+        device: kind of device whose code will run.
 
     Returns:
         The worst moment from the second step on, when the optimiser's state exists.
