@@ -256,7 +256,7 @@ def learn_from(run: Run, rollouts: Rollouts, reference: Reference | None, step: 
         try:
             update.grad_norm, update.lr = run.optimizer.step(step * grpo.num_updates + index)
         except FloatingPointError as error:
-            names = [c.item.sample.id for c in active]
+            names = [c.document.sample.id for c in active]
             raise run.not_finite(step, str(error), names) from error
     return update
 

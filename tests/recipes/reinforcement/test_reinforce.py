@@ -240,6 +240,17 @@ def test_not_a_number_stops_with_the_sample_ids(own_data: Path, monkeypatch: pyt
     assert steps == ([] if where == "sampling" else ["step-000001"])
 
 
+def test_a_gradient_that_is_not_finite_stops_with_the_sample_ids(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Optimizer, step: int) -> None:
+        raise FloatingPointError("the gradient norm is nan")
+
+    monkeypatch.setattr(Optimizer, "step", refuse)
+    with pytest.raises(NonFiniteLoss, match=r"step 1: the gradient norm is nan, with samples [qgrc]\d"):
+        reinforce.run(config(own_data, "run"))
+
+
 @pytest.mark.parametrize(
     ("shard", "trainable", "loss"),
     [(False, "all", "dapo"), (True, "all", "dapo"), (True, "decoder", "gspo")],
