@@ -10,10 +10,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LINK   := build/import_names/medmo_recipes
 
-.PHONY: install quickstart test bench native kernels kernels-oldest lint clean
+.PHONY: install quickstart test bench native kernels kernels-oldest lint types clean
 
-install: $(STAMP)
+install: $(STAMP) $(LINK)
 
 # Re-installs when the requirements change. The native part is built by `make native`.
 $(STAMP): setup.py constraints.txt pyproject.toml
@@ -53,9 +54,16 @@ kernels-oldest: $(STAMP)
 	test -d $(OLDEST_TRITON) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST_TRITON) triton==3.6.0
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.compile_kernels
 
-lint: $(STAMP)
+lint: $(STAMP) types
 	$(BIN)/ruff check .
+
+types: $(STAMP) $(LINK)
 	$(BIN)/pyright
+
+# pyright reads folders and no import hooks: here it finds `recipes/` by the name that it is installed by.
+$(LINK):
+	mkdir -p $(@D)
+	ln -s ../../recipes $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
