@@ -34,6 +34,7 @@ from medmo_core.models.official.read import load_weights
 from medmo_core.modules.blocks import blocks_of, set_forward
 
 from ...settings.run_config import ConfigError, Parallel, RunConfig
+from ..model.float8 import convert
 from .shards import local_rows
 from .world import World, say
 
@@ -57,8 +58,6 @@ def prepare(model: MedMO, config: RunConfig, world: World) -> None:
     set_forward(blocks_of(model.decoder), recompute=settings.recompute_text, compiled=settings.compile)
     set_forward(blocks_of(model.model.visual), recompute=settings.recompute_vision, compiled=settings.compile)
     if settings.float8:
-        from ..model.float8 import convert
-
         convert(model)
     if config.parallel.shard:
         shard(model, config.parallel, world)

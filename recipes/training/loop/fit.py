@@ -75,15 +75,7 @@ def train_step(
         LossSpike: the loss is above the limit; no weight has changed.
     """
     world, optimizer = run.world, run.optimizer
-    work = [BatchWork.of(batch, run.kit.model) for batch in batches]
-    counts = [
-        sum(w.learned for w in work),
-        sum(w.tokens for w in work),
-        sum(w.documents for w in work),
-        run.skipped.total,
-        sum(costs.of(w) for w in work) if costs is not None else 0.0,
-    ]
-    targets, tokens, documents, skipped, flops = world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
+    targets, tokens, documents, skipped, flops = _count(run, batches, costs)
     if targets == 0:
         raise InputError(f"step {step + 1}: no document of this step has a token to learn; {run.skipped.summary()}")
     sums = LossSums()
@@ -115,6 +107,19 @@ def train_step(
         num_skipped=int(skipped),
         flops=flops,
     )
+
+
+def _count(run: Run, batches: Sequence[Batch], costs: UsefulFlops | None) -> list[float]:
+    """Count targets, tokens, documents, samples left out and useful operations of a step, over all processes."""
+    work = [BatchWork.of(batch, run.kit.model) for batch in batches]
+    counts = [
+        sum(w.learned for w in work),
+        sum(w.tokens for w in work),
+        sum(w.documents for w in work),
+        run.skipped.total,
+        sum(costs.of(w) for w in work) if costs is not None else 0.0,
+    ]
+    return run.world.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
 
 
 @torch.no_grad()

@@ -28,9 +28,9 @@ def convert(model: MedMO, device: torch.device | None = None, *, emulate: bool =
     Frozen layers are left alone: torchao computes the gradient of a weight whether or not it is wanted.
 
     Args:
-        model: what trains has been chosen.
-        device: where it will run; None: where its weights are.
-        emulate: multiply in the weights' type after rounding to float8, on any device: for tests.
+        model: model of which what trains has been chosen.
+        device: device that it will run on; None: the one of its weights.
+        emulate: whether products are made in the weights' type after rounding to float8, on any device: for tests.
 
     Returns:
         The names of the layers.

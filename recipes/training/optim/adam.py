@@ -179,9 +179,6 @@ def _fused_step(slices: list[_Slice], lr: float, weight_decay: float, hyper: Hyp
             s.weight.copy_(s.master)
 
 
-# --- shards -----------------------------------------------------------------------------------------------------------
-
-
 def squared_norms(gradients: Mapping[str, Tensor]) -> dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, Tensor]:
     """Return the sum of squares of this process's numbers: plain gradients under None, sharded ones by division."""
     squares: dict[tuple[DeviceMesh, tuple[Placement, ...]] | None, list[Tensor]] = {}

@@ -30,9 +30,6 @@ def requests(toy: Any) -> list[Request]:
     return [Request(prompt.sample.id, prompt) for prompt in prompts]
 
 
-# --- placeholders -----------------------------------------------------------------------------------------------------
-
-
 class Ones(torch.nn.Module):
     """The same state for every token."""
 
@@ -73,9 +70,6 @@ def test_a_sampler_without_the_ban_is_noticed(toy: Any, monkeypatch: pytest.Monk
     model, asked = wants_placeholders(toy, 20.0), requests(toy)
     with pytest.raises(AssertionError):
         check_placeholders(model, asked, ROLLOUT)
-
-
-# --- what of an answer is learned -------------------------------------------------------------------------------------
 
 
 def groups_of(toy: Any) -> list[Group]:

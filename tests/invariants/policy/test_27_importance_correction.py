@@ -86,9 +86,6 @@ def test_a_wrong_weight_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: Calla
         assert_weights(kind)
 
 
-# --- what the sampler could not tell ----------------------------------------------------------------------------------
-
-
 def group(toy: Any, logps: list[list[float]]) -> Group:
     generations = [Generation([3 + i for i in range(len(row))], row, finished=False) for row in logps]
     advantages = torch.tensor([1.0, -0.5, 0.7][: len(logps)], dtype=torch.float64)

@@ -200,9 +200,6 @@ def test_rewards_are_timed() -> None:
     assert all(seconds > 0 for seconds in rewards.seconds.values())
 
 
-# --- GIoU ------------------------------------------------------------------------------------------------------------
-
-
 def random_boxes(count: int, seed: int) -> Tensor:
     corners = torch.rand(count, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return corners.sort(1).values.reshape(count, 4) * 100
@@ -228,9 +225,6 @@ def test_a_giou_that_counts_the_last_pixel_is_noticed() -> None:
     """Boxes whose corners are taken for the last pixels inside, in one of the two."""
     with pytest.raises(AssertionError):
         check_giou(lambda a, b: pairwise_giou(a, b + torch.tensor([0.0, 0, 1, 1])))
-
-
-# --- assignment ------------------------------------------------------------------------------------------------------
 
 
 def check_assignment(solve: Callable[[Tensor], Tensor]) -> None:
@@ -266,9 +260,6 @@ def test_a_greedy_assignment_is_noticed() -> None:
         check_assignment(greedy)
 
 
-# --- spurious boxes --------------------------------------------------------------------------------------------------
-
-
 def check_spurious(reward: Score) -> None:
     """Add boxes that overlap nothing true, and copies, to every answer: no score may rise."""
     extra = [("liver", [0, 800, 50, 900]), ("spleen", [900, 0, 1000, 50]), ("kidney", [0, 0, 1000, 1000])]
@@ -289,9 +280,6 @@ def test_a_spurious_box_never_raises_the_score() -> None:
 def test_a_reward_that_spam_can_raise_is_noticed() -> None:
     with pytest.raises(AssertionError):
         check_spurious(medmo_box_reward)
-
-
-# --- scale -----------------------------------------------------------------------------------------------------------
 
 
 def check_scales(parse: Callable[[str, CheckpointProfile, Boxes], Boxes], reward: Score = box_reward) -> None:

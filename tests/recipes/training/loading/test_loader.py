@@ -25,7 +25,7 @@ from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loading.documents import DocumentMaker
 from medmo_recipes.training.loading.loader import Loader
 from medmo_recipes.training.loading.plan import TokenBudget
-from medmo_recipes.training.loading.skipped import BadData, SkippedSamples
+from medmo_recipes.training.loading.skipped import BadData, SkippedSample, SkippedSamples
 
 BUDGET = 400
 embedded = cache(Tokenizer.embedded)
@@ -200,9 +200,6 @@ def test_sharded_processes_make_as_many_batches() -> None:
         feed.close()
 
 
-# --- what is left out -----------------------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_read_is_counted_once_over_all_processes(tmp_path: Path) -> None:
     alone = SkippedSamples(tmp_path / "alone")
     feed = loader(Texts(bad_every=9), skipped=alone)
@@ -277,8 +274,6 @@ def test_a_source_with_nothing_to_give_stops_the_run() -> None:
 
 
 def test_the_summary_names_the_first_twenty_and_says_how_many_more() -> None:
-    from medmo_recipes.training.loading.skipped import SkippedSample
-
     skipped = SkippedSamples(None)
     assert skipped.summary() == "no sample was left out of 0 drawn"
     skipped.add(50, [SkippedSample(i, f"s{i}", f"s{i}: cut short", "unreadable", (f"{i}.png",)) for i in range(30)])
@@ -292,15 +287,10 @@ def test_the_summary_names_the_first_twenty_and_says_how_many_more() -> None:
 
 
 def test_too_long_samples_do_not_stop_a_run_that_stops_at_bad_ones() -> None:
-    from medmo_recipes.training.loading.skipped import SkippedSample
-
     skipped = SkippedSamples(None, stop=True)
     skipped.add(1, [SkippedSample(0, "a", "900 tokens", "too long")])
     with pytest.raises(BadData, match=r"sample b \(b\.png\): cut short \(draw 1; "):
         skipped.add(1, [SkippedSample(1, "b", "cut short", "unreadable", ("b.png",))])
-
-
-# --- a whole run ----------------------------------------------------------------------------------------------------
 
 
 def test_a_run_packs_by_tokens_and_resumes_exactly(tmp_path: Path) -> None:
@@ -324,9 +314,6 @@ def test_a_run_packs_by_tokens_and_resumes_exactly(tmp_path: Path) -> None:
     assert [values[1:] for values in seen["parts"]] == [values[1:] for values in seen["whole"]]
     assert seen["parts"][0][0] == seen["whole"][0][0]
     assert all(500 < tokens <= 600 and efficiency > 0.85 for _, tokens, efficiency in seen["whole"])
-
-
-# --- lengths of trees -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [False, True])

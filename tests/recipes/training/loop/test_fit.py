@@ -20,7 +20,8 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loading.loader import Loader
-from medmo_recipes.training.loading.skipped import BadData, SkippedSamples
+from medmo_recipes.training.loading.skipped import BadData, SkippedSample, SkippedSamples
+from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.loop import fit as fit_module
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.parts import parameter_parts
@@ -216,8 +217,6 @@ def sample_batches(tmp_path: Path, count: int) -> list:
 
 def make_loader(run: RunConfig, count: int, world: World | None = None, *, equal: bool = False) -> Loader:
     """A loader of one document per batch over the config's mixture."""
-    from medmo_recipes.training.loading.sources import load_mixture
-
     kit = load_kit(run, "meta")
     return Loader(
         load_mixture(run.data, seed=run.train.seed).draw,
@@ -250,8 +249,6 @@ def test_sharded_processes_get_equal_numbers_of_batches_with_images(tmp_path: Pa
 
 
 def test_too_many_bad_samples_stop_the_run() -> None:
-    from medmo_recipes.training.loading.skipped import SkippedSample
-
     skipped = SkippedSamples(None, max_ratio=0.1)
     skipped.add(60, [SkippedSample(1, "a", "file not found", "unreadable")] * 6)
     with pytest.raises(BadData, match=r"7 of 64 samples could not be used .*a: file not found"):

@@ -36,9 +36,6 @@ def lines(folder: Path, key: str = "loss") -> list[dict[str, float]]:
     return [line for line in values if key in line]
 
 
-# --- by task ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shared", [False, True], ids=["rows", "shared-prompts"])
 def test_losses_by_task_are_means_over_that_tasks_tokens(shared: bool) -> None:
     run = CONFIGS["debug_instruct"]().change(model={"dtype": "float64"})
@@ -89,9 +86,6 @@ def test_a_run_logs_losses_by_task_that_add_up_to_the_whole(tmp_path: Path) -> N
     last = seen[-1]
     assert {"val_loss/vqa", "val_loss/grounding", "val_accuracy/vqa", "val_accuracy/grounding"} <= last.keys()
     assert 0 <= last["val_accuracy"] <= 1 and "val_loss" not in seen[0]
-
-
-# --- spikes -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_watch_judges_by_the_median_of_the_last_64() -> None:
@@ -159,9 +153,6 @@ def test_a_spike_stops_before_the_weights_change_and_names_the_sample(
 def test_a_spike_early_in_a_run_is_no_spike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MedMO, "token_losses", spiking(2, []))
     assert instruct.run(config(tmp_path, train={"micro_batch": 4, "spike_ratio": 3.0}))
-
-
-# --- rates, profile, summary ------------------------------------------------------------------------------------------
 
 
 def test_every_line_has_rates_and_the_cpu_no_mfu(tmp_path: Path) -> None:

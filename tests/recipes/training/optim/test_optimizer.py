@@ -44,9 +44,6 @@ def train(net: nn.Module, optimizer: Optimizer, steps: range) -> None:
         optimizer.step(step)
 
 
-# --- random rounding --------------------------------------------------------------------------------------------------
-
-
 def test_rounding_is_unbiased_and_goes_to_a_neighbour() -> None:
     values = torch.tensor([1.0, 1.0 + 2**-9, -1.0 - 2**-10, 0.3, -0.7, 1e-6, 3e4, 0.0])
     draws = 4000
@@ -76,9 +73,6 @@ def test_random_bits_are_even_and_tell_keys_and_places_apart() -> None:
         correlation = (centred * (other.double() - 32767.5)).mean() / (2.0**32 / 12)
         assert abs(correlation) < 5 / count**0.5
     assert torch.equal(random_bits("a", 1000, 50, CPU), bits[1000:1050])  # the place decides, not where a shard begins
-
-
-# --- the rules --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -222,9 +216,6 @@ def test_weights_of_another_type_are_refused() -> None:
             Optimizer(Net(torch.float32), optim(kind), 1)
 
 
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
 def test_what_is_8bit_follows_from_the_shape_alone() -> None:
     shapes = {(17, 512): True, (16, 256): True, (15, 256): False, (4096, 260): False, (8192,): False,
               (32, 3, 2, 16, 16): True, (1152, 1152): False}  # fmt: skip
@@ -298,9 +289,6 @@ def test_a_step_of_the_run_without_one_of_the_optimiser_is_not_counted(kind: str
             optimizer.step(step)
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         assert torch.equal(a, b)
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
 
 
 def test_groups_have_rates_and_decays_of_their_own() -> None:
