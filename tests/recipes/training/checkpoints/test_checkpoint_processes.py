@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from medmo_recipes.settings.run_config import Optim, RunConfig
-from medmo_recipes.training.checkpoints import shard_writer as shard_files
+from medmo_recipes.training.checkpoints import shard_writer
 from medmo_recipes.training.checkpoints.checkpoints import Checkpoints, Resumed
 from medmo_recipes.training.checkpoints.manifest import CheckpointError
 from medmo_recipes.training.checkpoints.shard_reader import read_model
@@ -117,14 +117,14 @@ def test_all_fail_where_one_cannot_write(
     tmp_path: Path, run_processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     run_processes(lambda: save(tmp_path, True))
-    write_shards = shard_files.write_shards
+    write_shards = shard_writer.write_shards
 
     def write_or_fail(path: Path, *rest: Any) -> Any:
         if path.name.startswith(f"tensors-{failing}-"):
             raise OSError("No space left on device")
         return write_shards(path, *rest)
 
-    monkeypatch.setattr(shard_files, "write_shards", write_or_fail)
+    monkeypatch.setattr(shard_writer, "write_shards", write_or_fail)
 
     def try_to_save() -> str:
         with connect("cpu", shard=True, timeout_s=20) as world:

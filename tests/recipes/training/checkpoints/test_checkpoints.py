@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medmo_recipes.settings.run_config import Optim, RunConfig
-from medmo_recipes.training.checkpoints import shard_writer as shard_files
+from medmo_recipes.training.checkpoints import shard_writer
 from medmo_recipes.training.checkpoints.checkpoints import Best, Checkpoints
 from medmo_recipes.training.checkpoints.manifest import CheckpointError, sum_file, write_manifest
 from medmo_recipes.training.checkpoints.shard_reader import read_model
@@ -111,7 +111,7 @@ def test_failed_save_leaves_the_older_checkpoint(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(shard_files, "write_shards", full_disk)
+        patched.setattr(shard_writer, "write_shards", full_disk)
         with pytest.raises(CheckpointError, match="step-000002 could not be saved: process 0: No space left"):
             save_steps(store, net, optimizer, 2)
     assert store.all() == [store.folder / "step-000001"]
@@ -148,7 +148,7 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: 
 def test_failure_in_the_background_is_told_at_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, optimizer = make(0)
     store = Checkpoints(tmp_path, ALONE, in_background=True)
-    monkeypatch.setattr(shard_files, "write_shards", lambda *args: 1 / 0)
+    monkeypatch.setattr(shard_writer, "write_shards", lambda *args: 1 / 0)
     store.save(1, CONFIG, net, optimizer)
     with pytest.raises(CheckpointError, match="step-000001 could not be saved: process 0: division by zero"):
         store.save(2, CONFIG, net, optimizer)
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_large_states_are_divided_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_files, "FILE_BYTES", 600)
+    monkeypatch.setattr(shard_writer, "FILE_BYTES", 600)
     net, optimizer = make(0)
     advance(net, optimizer, range(1))
     store = Checkpoints(tmp_path, ALONE)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
-from medmo_recipes.training.checkpoints import shard_writer as shard_files
+from medmo_recipes.training.checkpoints import shard_writer
 from medmo_recipes.training.checkpoints.checkpoints import Best
 from medmo_recipes.training.checkpoints.manifest import CheckpointError
 from medmo_recipes.training.checkpoints.shard_reader import read_model
@@ -125,7 +125,7 @@ def test_what_cannot_be_written_stops_the_run_at_the_next_step(
         raise OSError("No space left on device")
 
     if what == "save":
-        monkeypatch.setattr(shard_files, "write_shards", full_disk)
+        monkeypatch.setattr(shard_writer, "write_shards", full_disk)
     else:
         monkeypatch.setattr("medmo_recipes.training.loop.run.write_official", full_disk)
     with (
