@@ -56,8 +56,8 @@ def comparisons_of(spec: OpSpec, device: torch.device) -> list[Comparison]:
     """Return the comparisons of one op."""
     if device.type == "cuda":
         dtype = torch.bfloat16 if torch.bfloat16 in spec.tolerance else torch.float32
-        return [comparison_of(spec, case, size, dtype, device) for case, size in spec.benchmark_sizes.items()]
-    return [comparison_of(spec, case, size, torch.float32, device) for case, size in spec.cpu_sizes.items()]
+        return [comparison_of(spec, case, size, dtype, device) for case, size in spec.bench.sizes.items()]
+    return [comparison_of(spec, case, size, torch.float32, device) for case, size in spec.bench.cpu_sizes.items()]
 
 
 def comparison_of(spec: OpSpec, case: str, size: Any, dtype: torch.dtype, device: torch.device) -> Comparison:
@@ -76,9 +76,9 @@ def comparison_of(spec: OpSpec, case: str, size: Any, dtype: torch.dtype, device
         return Way(name, lambda: ready(spec, peer, inputs(), bound), role, absent or peer.refusal(device))
 
     untimed = ""
-    if spec.slow_reference:
+    if spec.bench.slow_reference:
         untimed = "a loop in Python: compared with, not timed"
-    elif spec.checked_size(size) != size:
+    elif spec.bench.checked_size(size) != size:
         untimed = "does not fit at this size: compared with at a smaller one, not timed"
     ours = way(OURS, Peer(spec.function), "ours")
     ways = [
@@ -95,8 +95,8 @@ def comparison_of(spec: OpSpec, case: str, size: Any, dtype: torch.dtype, device
 
 def work_of(spec: OpSpec, arguments: Arguments) -> dict[str, Work]:
     """Count what each direction must do; both together only where backward alone is counted."""
-    forward = Work(spec.num_bytes(arguments), spec.num_flops(arguments))
-    backward = Work(spec.num_backward_bytes(arguments), spec.num_backward_flops(arguments))
+    forward = Work(spec.bench.num_bytes(arguments), spec.bench.num_flops(arguments))
+    backward = Work(spec.bench.num_backward_bytes(arguments), spec.bench.num_backward_flops(arguments))
     both = Work(
         forward.bytes + backward.bytes if backward.bytes else 0.0,
         forward.flops + backward.flops if backward.flops else 0.0,
@@ -109,7 +109,7 @@ def work_of(spec: OpSpec, arguments: Arguments) -> dict[str, Work]:
 
 def judge_of(spec: OpSpec) -> OpSpec | None:
     """Return the spec whose reference judges at sizes worth timing; None: a loop in Python without a stand-in here."""
-    if not spec.slow_reference:
+    if not spec.bench.slow_reference:
         return spec
     exact = EXACT.get(spec.name)
     return None if exact is None or exact.refusal(torch.device("cpu")) else replace(spec, reference=exact)
@@ -135,7 +135,7 @@ class Inputs:
         if device.type == "cuda":
             torch.compiler.reset()
         timed = verify.arguments_of(spec, size, dtype, device)
-        smaller, judge = spec.checked_size(size), judge_of(spec)
+        smaller, judge = spec.bench.checked_size(size), judge_of(spec)
         compared = timed if smaller == size else verify.arguments_of(spec, smaller, dtype, device)
         return cls(timed, compared, judge and verify.truth_of(judge, compared))
 
@@ -175,8 +175,8 @@ def ready(spec: OpSpec, peer: Peer, inputs: Inputs, bound: float) -> Ready:
 
 def calls_of(spec: OpSpec, peer: Peer, inputs: Inputs) -> dict[str, Callable[[], object]]:
     """Return what is timed, by direction; they hold the inputs, so that the next way finds them made."""
-    function = spec.timed if spec.timed and peer.function is spec.function else peer.function
-    prepared = {**peer.prepare(spec.timed_arguments(inputs.timed))}
+    function = spec.bench.timed if spec.bench.timed and peer.function is spec.function else peer.function
+    prepared = {**peer.prepare(spec.bench.timed_arguments(inputs.timed))}
     learned: list[Tensor] = []
     for name in spec.differentiable:
         prepared[name] = _leaves(prepared[name], learned)

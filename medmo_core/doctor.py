@@ -22,7 +22,7 @@ import torch
 
 import medmo_kernels
 from medmo_kernels import runtime, verify
-from medmo_kernels.runtime import Choice
+from medmo_kernels.back_ends import Choice
 from medmo_kernels.spec import OpSpec
 
 from . import cliffs

@@ -3,7 +3,7 @@
     python -m tools.compile_kernels                # all rooms, for sm_80, sm_90 and sm_100; exit status 1 on a fault
     python -m tools.compile_kernels --rooms giou   # one room
 
-Each op runs at its `compile_sizes` (backward included) with launches intercepted: nothing is executed, every kernel is
+Each op runs at its `compile.sizes` (backward included) with launches intercepted: nothing is executed, every kernel is
 compiled exactly as its launcher would launch it on such a device. The cubin tells registers, stack, shared memory and
 matrix instructions. `make kernels-oldest` does the same under the oldest supported Triton.
 """
@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 import medmo_kernels  # noqa: E402
-from medmo_kernels import runtime  # noqa: E402
+from medmo_kernels import runtime, tables  # noqa: E402
 from medmo_kernels.spec import OpSpec  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +131,7 @@ def launches(spec: OpSpec, size: str, capability: int) -> list[tuple[JITFunction
     runtime.DEFAULT_CAPABILITY = capability
     JITFunction.run = compile_only
     try:
-        what, dtype = spec.compile_sizes[size]
+        what, dtype = spec.compile.sizes[size]
         arguments = spec.make(what, torch.Generator().manual_seed(0), dtype)
         for name in spec.differentiable:
             if arguments.get(name) is not None:
@@ -151,7 +151,7 @@ def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:
     records = []
     for kernel, compiled, constants, seconds in launches(spec, size, capability):
         name = kernel.fn.__name__
-        gate = spec.gate(name, constants)
+        gate = spec.compile.gate(name, constants)
         matters = gate.wide_copies or (gate.hgmma and capability == 90)
         found = read_cubin(compiled.asm["cubin"], disassemble=matters)
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in constants.items()}
@@ -212,10 +212,10 @@ def told_by(tool: str, *words: str | Path) -> str:
 
 
 class ReadRows:
-    """Stands for `runtime.table_row` and notes which rows of the shipped tables the launchers read."""
+    """Stands for `tables.launch_row` and notes which rows of the shipped tables the launchers read."""
 
     def __init__(self) -> None:
-        self.look_up = runtime.table_row
+        self.look_up = tables.launch_row
         self.rows: set[str] = set()
 
     def __call__(self, room: str, device_capability: int, **key: Any) -> Any:
@@ -231,9 +231,9 @@ def row_name(room: str, row: Any) -> str:
 
 def unused_rows(used: set[str], capabilities: Sequence[int]) -> list[str]:
     """Return the rows of launch configurations that nothing was compiled with."""
-    rooms = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob(f"*/{runtime.TABLE}"))
-    shipped = [row_name(room, row) for room in rooms for row in runtime.table(room)["rows"]
-               if "num_warps" in row and row["capability"] in capabilities]  # fmt: skip
+    rooms = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob(f"*/{tables.TABLE}"))
+    shipped = [row_name(room, row) for room in rooms for row in tables.table(room)["rows"]
+               if "kernel" in row and row["capability"] in capabilities]  # fmt: skip
     return [name for name in shipped if name not in used]
 
 
@@ -243,11 +243,11 @@ def compile_one(task: tuple[str, str, int]) -> tuple[list[Record], set[str]]:
     name, size, capability = task
     spec = next(spec for spec in specs() if spec.name == name)
     reader = ReadRows()
-    runtime.table_row = reader  # pyright: ignore[reportAttributeAccessIssue]
+    tables.launch_row = reader  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return inspect(spec, size, capability), reader.rows
     finally:
-        runtime.table_row = reader.look_up
+        tables.launch_row = reader.look_up
 
 
 def compile_all(rooms: Sequence[str], capabilities: Sequence[int], jobs: int) -> tuple[list[Record], set[str]]:
@@ -256,7 +256,7 @@ def compile_all(rooms: Sequence[str], capabilities: Sequence[int], jobs: int) ->
         (spec.name, size, capability)
         for spec in specs()
         if not rooms or spec.name in rooms or spec.function.__module__.split(".")[1] in rooms
-        for size in spec.compile_sizes
+        for size in spec.compile.sizes
         for capability in capabilities
     ]
     if not tasks:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from medmo_kernels.box_match.reference import GIOU_WEIGHT, L1_WEIGHT
-from medmo_kernels.box_reward.reference import COST_OF, score_matches
+from medmo_kernels.box_match.reference import Problems as Given
+from medmo_kernels.box_reward.reference import COST_OF, Pay, score_matches
 from medmo_kernels.giou import overlap_terms
 from medmo_kernels.giou.reference import score_dtype
 
@@ -125,9 +126,8 @@ def _reward_by(solve: Any) -> Any:
             pred=pred, truth=truth, pred_offsets=pred_offsets, truth_offsets=truth_offsets, pred_labels=pred_labels,
             truth_labels=truth_labels, image_size=image_size, cost=COST_OF[formula],
         )  # fmt: skip
-        return score_matches(
-            pred, truth, pred_offsets, truth_offsets, match, image_size, formula=formula, **options
-        )  # fmt: skip
+        given = Given(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+        return score_matches(given, match, Pay(formula, **options))
 
     return reward
 

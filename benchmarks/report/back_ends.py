@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 import medmo_kernels
-from medmo_kernels import runtime
+from medmo_kernels import back_ends
 from medmo_kernels.spec import OpSpec, ShapesAlone
+from medmo_kernels.tables import TABLE
 
 from ..suite import schema
 from ..suite.comparison import Ready, Way
@@ -49,13 +50,13 @@ def back_end_ways(spec: OpSpec, ours: Way, device: torch.device) -> list[Way]:
 
 def _served_by(ours: Way, op: str, backend: str) -> Way:
     def build() -> Ready:
-        with runtime.served_by(op, backend):
+        with back_ends.served_by(op, backend):
             made = ours.build()
         return Ready({direction: within(call) for direction, call in made.calls.items()}, made.checked)
 
     def within(call: Callable[[], object]) -> Callable[[], object]:
         def served() -> object:
-            with runtime.served_by(op, backend):  # around backward too: it chooses anew
+            with back_ends.served_by(op, backend):  # around backward too: it chooses anew
                 return call()
 
         return served
@@ -65,7 +66,7 @@ def _served_by(ours: Way, op: str, backend: str) -> Way:
 
 def specs() -> Iterator[tuple[str, OpSpec]]:
     """Yield room and spec of every op whose table names back ends."""
-    for path in sorted(ROOMS.glob(f"*/{runtime.TABLE}")):
+    for path in sorted(ROOMS.glob(f"*/{TABLE}")):
         for spec in importlib.import_module(f"medmo_kernels.{path.parent.name}.cases").SPECS:
             if spec.shape_class is not None:
                 yield path.parent.name, spec
@@ -73,10 +74,10 @@ def specs() -> Iterator[tuple[str, OpSpec]]:
 
 def class_of(spec: OpSpec, case: str) -> str | None:
     """Return the class of shapes of a benchmark case, or None for one that the op's cases do not know."""
-    if spec.shape_class is None or case not in spec.benchmark_sizes:
+    if spec.shape_class is None or case not in spec.bench.sizes:
         return None
     with ShapesAlone():
-        arguments = spec.make(spec.benchmark_sizes[case], torch.Generator(), torch.bfloat16)
+        arguments = spec.make(spec.bench.sizes[case], torch.Generator(), torch.bfloat16)
     return spec.shape_class(arguments)
 
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     results = usable([schema.read(path) for path in options.results])
     print(f"{len(results)} of {len(options.results)} results are full runs on a GPU")
-    texts = {room: (ROOMS / room / runtime.TABLE).read_text(encoding="utf-8") for room, _ in specs()}
+    texts = {room: (ROOMS / room / TABLE).read_text(encoding="utf-8") for room, _ in specs()}
     tables = {room: json.loads(text) for room, text in texts.items()}
     for result in results:
         for room, spec in specs():
@@ -170,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = [room for room, table in tables.items() if text_of(table) != texts[room]]
     for room in stale:
         if options.write:
-            (ROOMS / room / runtime.TABLE).write_text(text_of(tables[room]), encoding="utf-8")
-        print(f"{room}/{runtime.TABLE}: {'written' if options.write else 'the results say something else'}")
+            (ROOMS / room / TABLE).write_text(text_of(tables[room]), encoding="utf-8")
+        print(f"{room}/{TABLE}: {'written' if options.write else 'the results say something else'}")
     return 1 if stale and not options.write else 0
 
 

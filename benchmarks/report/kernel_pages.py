@@ -31,7 +31,7 @@ def specs() -> Iterator[tuple[str, OpSpec]]:
     for path in sorted(Path(medmo_kernels.__path__[0]).glob("*/triton_kernel.py")):
         room = path.parent.name
         for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS:
-            if spec.compile_sizes:
+            if spec.compile.sizes:
                 yield room, spec
 
 
@@ -40,11 +40,11 @@ def floors() -> list[str]:
     rows = ["| op | size | MB | GFLOP | H200 floor, us | bound by | measured on the chip, us |", "|---" * 7 + "|"]
     measured = chip_figures()
     for _, spec in specs():
-        for name, size in spec.benchmark_sizes.items():
+        for name, size in spec.bench.sizes.items():
             dtype = torch.bfloat16 if torch.bfloat16 in spec.tolerance else torch.float32
             with ShapesAlone():
                 arguments = spec.make(size, torch.Generator(), dtype)
-            moved, work = spec.num_bytes(arguments), spec.num_flops(arguments)
+            moved, work = spec.bench.num_bytes(arguments), spec.bench.num_flops(arguments)
             by_bytes, by_work = 1e6 * moved / BYTES_PER_S, 1e6 * work / FLOPS_PER_S
             bound = "bytes" if by_bytes >= by_work else "products"
             figure = measured.get((spec.name, name), "not measured yet")

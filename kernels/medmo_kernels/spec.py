@@ -1,4 +1,4 @@
-"""What a room tells the tests, the compiler gate and the benchmark about its op."""
+"""The specification of an op, as a room writes it for the tests, the compiler gate and the benchmark."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .runtime import Choice
+from .back_ends import Choice
 
 Arguments = dict[str, Any]
 """Keyword arguments of an op, tensors among them."""
@@ -16,7 +16,7 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an output may be from the float64 reference, and why that far.
+    """Largest distance of an output from the float64 reference, with its reason.
 
     An error is within bounds when it is at most `factor` times that of the reference run in the input's own dtype, plus
     `eps` times the largest true value of the output (at least 1).
@@ -29,12 +29,13 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a compiled kernel must keep to.
+    """Requirements on a compiled kernel.
 
     Attributes:
-        hgmma: on Hopper its matrix products must be warp-group instructions.
+        hgmma: whether its matrix products must be warp-group instructions on Hopper.
         max_stack: most bytes of stack per thread. 0 for every forward; a recorded ceiling that may not grow elsewhere.
-        wide_copies: it copies memory to shared memory, 16 bytes at a time, and neither reads nor converts single bytes.
+        wide_copies: whether it must copy memory to shared memory, 16 bytes at a time, and neither read nor convert
+            single bytes.
     """
 
     hgmma: bool = False
@@ -67,39 +68,72 @@ class ShapesAlone(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class OpSpec:
-    """Describe one op: the walkers test it, the compiler gate compiles it and the benchmark times it from this alone.
+class Compile:
+    """Launches that are compiled ahead of time, and what they are held to.
 
-    Args:
-        name: public name; the room's folder, or a second op of that room.
-        function: the public function.
-        reference: the definition, of the same signature.
-        make: (size, generator, dtype) -> arguments, on the CPU.
-        sizes: test sizes by name, chosen to hurt.
-        benchmark_sizes: sizes of real models, worth timing on a GPU; the most telling first.
+    Attributes:
+        sizes: (size, dtype) of real models by name; backward is included.
+        gate: function of (name of a kernel, its compile-time constants) that returns its requirements.
+    """
+
+    sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
+    gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Cases that the benchmark times, and the work that they are counted to do.
+
+    Attributes:
+        sizes: sizes of real models, worth timing on a GPU; the most telling first.
         cpu_sizes: sizes that two cores time in a second, the quickest first.
-        tolerance: by dtype.
+        slow_reference: whether the reference is a loop in Python, which is neither timed nor compared with at sizes
+            worth timing.
+        checked_size: function that turns a size worth timing into one of its kind where the float64 reference fits into
+            memory.
+        timed: function to time, where that of the spec does more for the walkers' sake; None: that of the spec.
+        timed_arguments: function that turns the arguments into those that a caller holds, outside the clock.
+        num_bytes: function that counts the bytes that must move forward for some arguments.
+        num_flops: the same for floating-point operations forward.
+        num_backward_bytes: the same for bytes backward: what it reads besides, and the gradients.
+        num_backward_flops: the same for operations backward; what a kernel computes a second time is not counted.
+    """
+
+    sizes: dict[str, Any] = field(default_factory=dict)
+    cpu_sizes: dict[str, Any] = field(default_factory=dict)
+    slow_reference: bool = False
+    checked_size: Callable[[Any], Any] = field(default=lambda size: size)
+    timed: Callable[..., Any] | None = None
+    timed_arguments: Callable[[Arguments], Arguments] = field(default=lambda arguments: arguments)
+    num_bytes: Callable[[Arguments], float] = tensor_bytes
+    num_flops: Callable[[Arguments], float] = uncounted
+    num_backward_bytes: Callable[[Arguments], float] = uncounted
+    num_backward_flops: Callable[[Arguments], float] = uncounted
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Specification of one op: the walkers test it, the compiler gate compiles it and the benchmark times it from this.
+
+    Attributes:
+        name: public name; the room's folder, or a second op of that room.
+        function: public function.
+        reference: definition, of the same signature.
+        make: function of (size, generator, dtype) that returns arguments on the CPU.
+        sizes: test sizes by name, chosen to hurt.
+        tolerance: largest distances from the reference, by dtype.
         differentiable: names of the arguments that receive gradients.
         exact: indices of outputs that must equal the reference's exactly (counts, choices).
         faults: wrong versions of the op by name, each of which the walker must catch (a wrong mask, a dropped term).
-        op: the registered op, for torch's own checks; None: a composition of torch ops.
-        op_arguments: turns the public arguments into those of the registered op.
-        outputs: turns a result into comparable tensors, for results that may differ and still be right.
+        op: registered op, for torch's own checks; None: a composition of torch ops.
+        op_arguments: function that turns the public arguments into those of the registered op.
+        outputs: function that turns a result into comparable tensors, for results that may differ and still be right.
         kernel_sizes: sizes for the Triton code in the interpreter, tiny; empty where the op has no kernel.
-        compile_sizes: by name, (size, dtype) of real models: what is compiled ahead of time, backward included.
-        gate: (kernel's name, its compile-time constants) -> what the compiled kernel must keep to.
-        choices: (device) -> which back end serves which class of shapes, for the doctor.
-        back_ends: what the room's table may name for this op; empty: there is only one that can serve it on CUDA.
-        shape_class: (arguments) -> the class of shapes that the table's rows go by.
-        slow_reference: the reference is a loop in Python: the benchmark neither times it nor compares with it at sizes
-            worth timing.
-        checked_size: turns a size worth timing into one of its kind where the float64 reference fits into memory.
-        timed: what the benchmark times, where `function` does more for the walkers' sake; None: `function`.
-        timed_arguments: turns the arguments into those that a caller holds, outside the clock.
-        num_bytes: bytes that must move for these arguments, forward.
-        num_flops: floating-point operations for these arguments, forward.
-        num_backward_bytes: bytes that must move backward: what it reads besides, and the gradients.
-        num_backward_flops: floating-point operations backward; what a kernel computes a second time is not counted.
+        choices: function of a device that says which back end serves which class of shapes, for the doctor.
+        back_ends: names that the room's table may use for this op; empty: only one can serve it on CUDA.
+        shape_class: function that returns the class of shapes of some arguments, as the table's rows name it.
+        compile: part for the compiler gate.
+        bench: part for the benchmark.
     """
 
     name: str
@@ -107,7 +141,6 @@ class OpSpec:
     reference: Callable[..., Any]
     make: Callable[[Any, torch.Generator, torch.dtype], Arguments]
     sizes: dict[str, Any]
-    benchmark_sizes: dict[str, Any]
     tolerance: dict[torch.dtype, Tolerance]
     differentiable: Sequence[str] = ()
     exact: Sequence[int] = ()
@@ -117,18 +150,9 @@ class OpSpec:
     outputs: Callable[[Arguments, Any], Sequence[Tensor]] = field(
         default=lambda arguments, result: [result] if isinstance(result, Tensor) else list(result)
     )
-    cpu_sizes: dict[str, Any] = field(default_factory=dict)
     kernel_sizes: dict[str, Any] = field(default_factory=dict)
-    compile_sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
-    gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
     choices: Callable[[torch.device], Mapping[str, Choice]] | None = None
     back_ends: Sequence[str] = ()
     shape_class: Callable[[Arguments], str] | None = None
-    slow_reference: bool = False
-    checked_size: Callable[[Any], Any] = field(default=lambda size: size)
-    timed: Callable[..., Any] | None = None
-    timed_arguments: Callable[[Arguments], Arguments] = field(default=lambda arguments: arguments)
-    num_bytes: Callable[[Arguments], float] = tensor_bytes
-    num_flops: Callable[[Arguments], float] = uncounted
-    num_backward_bytes: Callable[[Arguments], float] = uncounted
-    num_backward_flops: Callable[[Arguments], float] = uncounted
+    compile: Compile = field(default_factory=Compile)
+    bench: Bench = field(default_factory=Bench)

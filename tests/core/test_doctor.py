@@ -12,6 +12,7 @@ import torch
 import medmo_kernels
 from medmo_core import cliffs, doctor
 from medmo_kernels import runtime
+from medmo_kernels.back_ends import Choice
 from medmo_kernels.spec import OpSpec
 
 ROOMS = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob("*/cases.py"))
@@ -54,7 +55,7 @@ def test_the_text_is_readable() -> None:
 
 
 def test_classes_served_alike_share_a_row(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, slow = runtime.Choice("triton", "fast", (("cudnn", "slower " * 40),)), runtime.Choice("sdpa", "no kernel")
+    fast, slow = Choice("triton", "fast", (("cudnn", "slower " * 40),)), Choice("sdpa", "no kernel")
     told = {"head_dim 64": fast, "head_dim 96": slow, "head_dim 72": fast}
     show(dataclasses.replace(one_op, choices=lambda device: told), monkeypatch)
     text = "\n".join(doctor.report(doctor.diagnose()))

@@ -70,9 +70,10 @@ counted = c.count_instructions(sass)
 assert counted == (1, 1, 2, ("I2F", "I2FP.F32.U32", "LDG.E.U8", "LDGSTS.E")), counted
 
 spec = next(s for s in c.specs() if s.name == "giou")
-spec = dataclasses.replace(spec, gate=lambda kernel, constants: Gate(wide_copies=True))
+gate = lambda kernel, constants: Gate(wide_copies=True)
+spec = dataclasses.replace(spec, compile=dataclasses.replace(spec.compile, gate=gate))
 c.read_cubin = lambda cubin, disassemble: c.Cubin(255, 8, 2, 0, 4, ("LDGSTS.E",) if disassemble else ())
-for record in c.inspect(spec, next(iter(spec.compile_sizes)), 90):
+for record in c.inspect(spec, next(iter(spec.compile.sizes)), 90):
     stack, narrow, copies = record.faults
     assert "8 bytes of stack" in stack and "LDGSTS.E" in narrow and "4 copies" in copies, record.faults
 """

@@ -175,14 +175,14 @@ KERNEL_TYPES = ("InterpretedFunction", "JITFunction")
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_is_complete(room: str) -> None:
     folder = ROOMS_ROOT / room
-    for name in ("__init__", "reference", "triton_kernel", "op", "cases"):
+    for name in ("__init__", "reference", "triton_kernel", "launch", "op", "cases"):
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), f"{room}/{name}.py has no docstring"
     package = importlib.import_module(f"medmo_kernels.{room}")
-    assert callable(getattr(package, room)), "the op bears the room's name"
+    assert callable(getattr(package, room)), "the op has the room's name"
     assert getattr(package, room).__doc__
     (spec,) = (spec for spec in SPECS if spec.name == room)
-    assert spec.kernel_sizes and spec.compile_sizes and spec.choices, "cases.py describes the kernels"
+    assert spec.kernel_sizes and spec.compile.sizes and spec.choices, "cases.py describes the kernels"
 
 
 def test_a_nan_error_is_not_within_bounds() -> None:

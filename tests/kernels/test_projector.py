@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medmo_core.modules import PatchMerger, Projector
-from medmo_kernels import runtime, verify
+from medmo_kernels import back_ends, runtime, tables, verify
 from medmo_kernels.projector import ProjectorWeights, op, projector, projector_reference
 from medmo_kernels.projector.cases import SPECS, TOWER, listed
 
 SPEC = SPECS[0]
-FC1_ROWS = [row for row in runtime.table("projector")["rows"] if row.get("kernel") == "fc1"]
+FC1_ROWS = [row for row in tables.table("projector")["rows"] if row.get("kernel") == "fc1"]
 
 
 def draw(
@@ -117,9 +117,12 @@ def test_permuted_tokens_give_permuted_rows(order: list[int], after_merge: bool)
 @pytest.mark.parametrize("row", FC1_ROWS, ids=lambda row: "-".join(map(str, list(row.values())[:5])))
 def test_every_row_of_the_table(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each shipped configuration, whatever number of tokens it is meant for."""
-    from medmo_kernels.projector import triton_kernel
+    shipped = tables.launch_row
 
-    monkeypatch.setattr(triton_kernel, "fc1_row", lambda *_: row)
+    def chosen(*place: Any, **key: Any) -> Any:
+        return row if key["kernel"] == "fc1" else shipped(*place, **key)
+
+    monkeypatch.setattr(tables, "launch_row", chosen)
     dtype = torch.float32 if row["bits"] == 32 else torch.float16
     size = (5, 16, 72, 8, (False,) if row.get("mergers") == "one" else (True, False))
     with verify.poisoned():
@@ -164,14 +167,16 @@ def test_torch_accepts_the_registration() -> None:
     torch.library.opcheck(op._projector, (*frozen, 2, 1e-6, False))
 
 
-def test_the_table_decides_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_decides_on_a_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.delenv(runtime.SWITCH, raising=False)
-    monkeypatch.setattr(runtime, "uses_triton", lambda tensor: True)
-    monkeypatch.setattr(runtime, "triton_choice", lambda *_, **__: runtime.Choice("triton", "pretended"))
+    monkeypatch.setattr(runtime, "triton_refusal", lambda device, dtype: "")
+    monkeypatch.setattr(back_ends, "_on_host", lambda mode, device: False)
+    back_ends._choose.cache_clear()
+    request.addfinalizer(back_ends._choose.cache_clear)
 
     def chosen(num_tokens: int, after_merge: Any, width: int = 16, dtype: torch.dtype = torch.bfloat16) -> str:
         features, weights = draw(num_tokens, width, 4, after_merge, dtype)
-        return op._choice(features, weights, 2).backend
+        return op._backend(features, weights, 2)
 
     pytest.importorskip("triton")
     assert chosen(256, (False,)) == "triton"

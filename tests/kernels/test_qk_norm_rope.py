@@ -1,7 +1,6 @@
 """qk_norm_rope against transformers' Qwen3-VL, against the laws of norms and rotations, on views, and in place."""
 
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medmo_core.modules import TextAttention, apply_rope, mrope_table
-from medmo_kernels import runtime
+from medmo_kernels import runtime, tables
 from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_reference
 
 SECTIONS, THETA = (24, 20, 20), 5e6
@@ -212,9 +211,9 @@ def test_kernels(check: Callable[[], None]) -> None:
 @pytest.mark.usefixtures("triton_mode")
 def test_kernels_in_runs_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with thousands of tokens: each program walks over some, the last over fewer, and adds up its own share."""
-    shipped = runtime.table_row
+    shipped = tables.launch_row
     monkeypatch.setattr(
-        runtime, "table_row", lambda *args, **key: MappingProxyType({**shipped(*args, **key), "max_runs": 3})
+        tables, "launch_row", lambda *args, **key: {**shipped(*args, **key), "launch": {"max_runs": 3}}
     )
     heads, table = draw(8, 3, 1, 32, torch.float32), table_of(8, 32)
     results = []

@@ -1,6 +1,7 @@
-"""The shipped tables name a back end for every class of shapes, and dispatch and `choices` obey them alike."""
+"""The shipped tables name a back end for every class of shapes; dispatch and `choices` both obey them."""
 
 import importlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,26 +12,28 @@ import torch
 
 import medmo_kernels
 from medmo_core import doctor
-from medmo_kernels import attention, giou, patch_embed, qk_norm_rope, runtime
+from medmo_kernels import attention, back_ends, box_match, box_reward, giou, patch_embed, qk_norm_rope, runtime, tables
+from medmo_kernels.back_ends import served_by
 from medmo_kernels.spec import OpSpec, ShapesAlone
 
-ROOMS = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob(f"*/{runtime.TABLE}"))
+ROOMS = sorted(path.parent.name for path in Path(medmo_kernels.__path__[0]).glob(f"*/{tables.TABLE}"))
 SPECS = [
     (room, spec) for room in ROOMS for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS
     if spec.shape_class is not None
 ]  # fmt: skip
 PEER = {"device": "Test 200", "commit": "abc1234", "date": "2026-01-02", "ratio": 1.12, "over": "triton"}
 GPU = torch.device("cuda", 0)
+CONDITIONS = ("head_dim", "tokens", "mergers", "block_half", "tile_m")
 IDS = [spec.name for _, spec in SPECS]
 
 
 def choices_of(room: str, op: str) -> list[Mapping[str, Any]]:
-    return [row for row in runtime.table(room)["rows"] if row.get("op") == op]
+    return [row for row in tables.table(room)["rows"] if row.get("op") == op]
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything that asks for it is told of a Hopper with Triton; nothing runs there."""
+    """Everything that asks finds a Hopper with Triton; nothing runs there."""
     monkeypatch.delenv(runtime.SWITCH, raising=False)
     monkeypatch.setattr(runtime, "capability", lambda device: 90)
     monkeypatch.setattr(runtime, "triton_refusal", lambda device, dtype: "")
@@ -42,20 +45,20 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget() -> None:
     """Empty what remembers choices."""
-    runtime._table_choice.cache_clear()
-    runtime.table_row.cache_clear()
-    importlib.import_module("medmo_kernels.attention.op")._choice.cache_clear()
+    back_ends._choose.cache_clear()
+    tables.launch_row.cache_clear()
+    tables.back_end_row.cache_clear()
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, room: str, row: Mapping[str, Any]) -> None:
     """Let a room's table hold one more row."""
-    shipped = runtime.table
+    shipped = tables.table
     rows = [*shipped(room)["rows"], row]
 
     def planted(name: str) -> Mapping[str, Any]:
         return MappingProxyType({**shipped(name), "rows": rows}) if name == room else shipped(name)
 
-    monkeypatch.setattr(runtime, "table", planted)
+    monkeypatch.setattr(tables, "table", planted)
     forget()
 
 
@@ -65,10 +68,10 @@ def plant(monkeypatch: pytest.MonkeyPatch, room: str, row: Mapping[str, Any]) ->
 @pytest.mark.parametrize(("room", "spec"), SPECS, ids=IDS)
 def test_every_benchmark_case_has_a_row(room: str, spec: OpSpec) -> None:
     assert spec.shape_class is not None
-    for name, size in spec.benchmark_sizes.items():
+    for name, size in spec.bench.sizes.items():
         with ShapesAlone():
             arguments = spec.make(size, torch.Generator(), torch.bfloat16)
-        assert spec.shape_class(arguments) in runtime.shapes(room, spec.name), name
+        assert spec.shape_class(arguments) in tables.shapes(room, spec.name), name
 
 
 @pytest.mark.parametrize(("room", "spec"), SPECS, ids=IDS)
@@ -79,7 +82,17 @@ def test_rows_name_back_ends_that_the_op_has(room: str, spec: OpSpec) -> None:
         assert row["backend"] in spec.back_ends
         assert set(row) <= {"capability", "op", "shape", "backend", "reason", "measured"}
         assert "measured" not in row or set(row["measured"]) == set(PEER)
-    assert {row["shape"] for row in rows if row["capability"] == 80} == set(runtime.shapes(room, spec.name))
+    assert {row["shape"] for row in rows if row["capability"] == 80} == set(tables.shapes(room, spec.name))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_one_row_serves_a_launch(room: str) -> None:
+    """Two configurations of a kernel for one device differ in a condition, so that no launch meets both."""
+    rows = [row for row in tables.table(room)["rows"] if "kernel" in row]
+    for one, other in itertools.combinations(rows, 2):
+        same = {name for name in one.keys() & other.keys() - set(tables.SETTINGS) if one[name] != other[name]}
+        assert same or one["capability"] != other["capability"], (one, other)
+        assert set(one) - set(tables.SETTINGS) <= {"kernel", "bits", *CONDITIONS}, one
 
 
 # --- what runs, and what the doctor says ------------------------------------------------------------------------------
@@ -91,7 +104,7 @@ def test_a_measured_peer_is_named_with_its_measurement(
     room: str, spec: OpSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert spec.choices is not None
-    shape, peer = runtime.shapes(room, spec.name)[0], spec.back_ends[-1]
+    shape, peer = tables.shapes(room, spec.name)[0], spec.back_ends[-1]
     before = {choice.backend for label, choice in spec.choices(GPU).items() if label.endswith(shape)}
     row = {"capability": 90, "op": spec.name, "shape": shape, "backend": peer, "measured": PEER}
     plant(monkeypatch, room, row)
@@ -109,7 +122,8 @@ def test_an_unmeasured_row_says_so() -> None:
     for room, spec in SPECS:
         unmeasured = {row["shape"] for row in choices_of(room, spec.name) if "measured" not in row}
         for shape in unmeasured if room != "attention" else ():
-            assert "not measured yet" in runtime.table_choice(room, spec.name, shape, GPU, torch.bfloat16).reason
+            details = ("",) if room == "projector" else ()
+            assert "not measured yet" in back_ends.explain(spec.name, shape, GPU, torch.bfloat16, *details).reason
 
 
 @pytest.mark.usefixtures("hopper")
@@ -134,7 +148,13 @@ def an_image() -> tuple[torch.Tensor, ...]:
     return torch.zeros(2, 48, dtype=torch.uint8), vectors(5, 3, 4, 4)
 
 
+def two_boxes() -> tuple[torch.Tensor, ...]:
+    return vectors(2, 4), vectors(2, 4), torch.tensor([0, 2]), torch.tensor([0, 2])
+
+
 CALLS = {
+    "box_match": (lambda: box_match(*two_boxes()), "box_match", "box_match_triton", "fp32, fp16, bf16"),
+    "box_reward": (lambda: box_reward(*two_boxes()), "box_reward", "box_reward_triton", "fp32, fp16, bf16"),
     "giou": (lambda: giou(vectors(2, 4), vectors(2, 4)), "giou", "aligned_forward", "fp32, fp16, bf16"),
     "patch_embed": (lambda: patch_embed(*an_image()), "patch_embed", "forward", "at most 8192 patches"),
     "qk_norm_rope": (lambda: qk_norm_rope(*a_few_heads()), "qk_norm_rope", "forward", "at most 64 tokens"),
@@ -151,14 +171,13 @@ def test_the_row_decides_what_runs(op: str, monkeypatch: pytest.MonkeyPatch) -> 
     """The plain form runs where the table names it, the kernels where it does not, on tensors said to be on a GPU."""
     pytest.importorskip("triton")
     call, room, launcher, shape = CALLS[op]
-    kernels = importlib.import_module(f"medmo_kernels.{room}.triton_kernel")
+    launchers = importlib.import_module(f"medmo_kernels.{room}.launch")
 
     def launched(*_: Any, **__: Any) -> None:
         raise Ran
 
-    monkeypatch.setattr(kernels, launcher, launched)
-    monkeypatch.setattr(runtime, "_may_run", lambda chosen, tensor: True)
-    monkeypatch.setattr(runtime, "triton_choice", lambda *_, **__: runtime.Choice("triton", "pretended"))
+    monkeypatch.setattr(launchers, launcher, launched)
+    monkeypatch.setattr(back_ends, "_on_host", lambda mode, device: False)
     forget()
     with pytest.raises(Ran):
         call()
@@ -166,7 +185,7 @@ def test_the_row_decides_what_runs(op: str, monkeypatch: pytest.MonkeyPatch) -> 
     row = {"capability": 90, "op": op, "shape": shape, "backend": spec.back_ends[-1], "measured": PEER}
     plant(monkeypatch, room, row)
     call()
-    with runtime.served_by(op, "triton"), pytest.raises(Ran):
+    with served_by(op, "triton"), pytest.raises(Ran):
         call()
 
 
@@ -176,11 +195,10 @@ def test_decode_attention_goes_to_sdpa_for_full_caches_alone(monkeypatch: pytest
     query, key, value = vectors(2, 4, 8).to("meta"), vectors(2, 2, 5, 8).to("meta"), vectors(2, 2, 5, 8).to("meta")
     lengths = torch.tensor([5, 3], dtype=torch.int32).to("meta")
     asked: list[int] = []
-    monkeypatch.setattr(room, "_to_own", lambda query, *_: asked.append(query.shape[0]) or query)
-    monkeypatch.setattr(runtime, "_may_run", lambda chosen, tensor: True)
-    monkeypatch.setattr(runtime, "triton_choice", lambda *_, **__: runtime.Choice("triton", "pretended"))
+    monkeypatch.setattr(room, "to_own", lambda query, *_: asked.append(query.shape[0]) or query)
+    monkeypatch.setattr(back_ends, "_on_host", lambda mode, device: False)
     forget()
-    with runtime.served_by("decode_attention", "sdpa"):
+    with served_by("decode_attention", "sdpa"):
         room._decode_attention(query, key, value, None, None, None, None, None, None, 1.0, None)
         with pytest.raises(NotImplementedError, match="full caches without prompts"):
             room._decode_attention(query, key, value, lengths, None, None, None, None, None, 1.0, None)
@@ -194,11 +212,12 @@ def test_a_back_end_that_cannot_serve_is_an_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv(runtime.SWITCH, raising=False)
     bounds = torch.tensor([0, 3], dtype=torch.int32)
     calls = {
+        "box_match": CALLS["box_match"][0],
         "attention": lambda: attention(vectors(3, 1, 64), vectors(3, 1, 64), vectors(3, 1, 64), bounds, True),
         "giou": CALLS["giou"][0],
     }
     for op, call in calls.items():
-        with runtime.served_by(op, "triton"), pytest.raises(NotImplementedError, match=f"{op} by triton: no CUDA"):
+        with served_by(op, "triton"), pytest.raises(NotImplementedError, match=f"{op} by triton: no CUDA"):
             call()
         call()
 
@@ -207,9 +226,9 @@ def test_torch_compile_does_not_stop_at_a_table(hopper: None) -> None:
     """A graph that reads a table for the first time stays whole."""
 
     def chosen(x: torch.Tensor) -> torch.Tensor:
-        choice = runtime.table_choice("projector", "projector", "fp32", GPU, torch.float32)
+        choice = back_ends.choose("projector", "fp32", GPU, torch.float32, "")
         return x + 1 if choice.backend == "eager" else x - 1
 
-    runtime.table.cache_clear()
+    tables.table.cache_clear()
     compiled = torch.compile(chosen, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(1)).item() == 1

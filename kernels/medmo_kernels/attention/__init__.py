@@ -1,7 +1,8 @@
 """Packed variable-length attention with grouped key/value heads."""
 
-from .op import attention, check_prompts
+from .checks import check_prompts
+from .op import attention
 from .reference import attention_reference
-from .sdpa import rotated
+from .rotary import rotated
 
 __all__ = ["attention", "attention_reference", "check_prompts", "rotated"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, Gate, OpSpec, Tolerance, tensor_bytes
+from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance, tensor_bytes
 from .op import BACK_ENDS, _attention, attention, choices, shape_class
 from .reference import attention_reference, dense_attention, turned, visible_pairs
 
@@ -180,24 +180,6 @@ SPECS = (
             "prompts": Size([9, 1, 4, 0, 5, 0, 3, 6, 2, 2], 4, 2, 128, True, [-1, 0, 0, 0, -1, -1, 5, -1, 7, 7]),
             "prompts, rotary": Size([5, 3, 3], 2, 2, 72, True, [-1, 0, 0], True),
         },
-        benchmark_sizes={
-            _FIRST: _IMAGES[_FIRST],
-            "text, 8 prompts, 8 answers each": GROUPS,
-            **_IMAGES,
-            "vision 8B, ragged, 8 images": Size(
-                [6400, 1024, 256, 2304, 1600, 400, 4096, 576], *VISION["8B"], rotary=True
-            ),
-            "text, 1 prompt, 8 answers": SHARED,
-            "text, 2 x 2048": Size([2048] * 2, *TEXT),
-            "text, ragged, 8 samples": Size([1800, 456, 264, 776, 600, 300, 1224, 344], *TEXT),
-            "head_dim 80, 4 x 1600": Size([1600] * 4, 16, 16, 80, False),
-        },
-        cpu_sizes={
-            "4 vision heads of 64, 256 tokens": Size([256], 4, 4, 64, False, rotary=True),
-            "4 vision heads of 64, 1,024 tokens": Size([1024], 4, 4, 64, False, rotary=True),
-            "4 vision heads of 72, ragged": Size([256, 64, 144, 100], 4, 4, 72, False, rotary=True),
-            "text, 1 prompt of 256, 8 answers of 32": Size([256, *[32] * 8], 8, 2, 128, True, [-1, *[0] * 8]),
-        },
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
             torch.float32: Tolerance(2e-6, "softmax over at most 80 keys in another order"),
@@ -215,22 +197,44 @@ SPECS = (
             "128, prompts": Size([19, 3, 0, 9, 4], 2, 1, 128, True, [-1, 0, 0, 0, -1]),
             "64, more than a block": Size([131, 5], 1, 1, 64, True),
         },
-        compile_sizes={
-            "vision 8B": (Size([1024, 600], 16, 16, 72, False, rotary=True), torch.bfloat16),
-            "vision 8B, no rotation": (Size([1024, 600], 16, 16, 72, False), torch.bfloat16),
-            "vision 4B": (Size([1024, 600], 16, 16, 64, False, rotary=True), torch.bfloat16),
-            "head_dim 80": (Size([1024, 600], 16, 16, 80, False), torch.bfloat16),
-            "text": (Size([1024, 600], *TEXT), torch.bfloat16),
-            "text, shared prompt": (SHARED, torch.bfloat16),
-            "fp32": (Size([100, 40], 2, 1, 128, True, [-1, 0], True), torch.float32),
-        },
-        gate=_gate,
         choices=choices,
         back_ends=BACK_ENDS,
         shape_class=_shape_class,
-        num_bytes=_bytes,
-        num_flops=_flops,
-        num_backward_flops=_backward_flops,
-        checked_size=_checked,
+        compile=Compile(
+            sizes={
+                "vision 8B": (Size([1024, 600], 16, 16, 72, False, rotary=True), torch.bfloat16),
+                "vision 8B, no rotation": (Size([1024, 600], 16, 16, 72, False), torch.bfloat16),
+                "vision 4B": (Size([1024, 600], 16, 16, 64, False, rotary=True), torch.bfloat16),
+                "head_dim 80": (Size([1024, 600], 16, 16, 80, False), torch.bfloat16),
+                "text": (Size([1024, 600], *TEXT), torch.bfloat16),
+                "text, shared prompt": (SHARED, torch.bfloat16),
+                "fp32": (Size([100, 40], 2, 1, 128, True, [-1, 0], True), torch.float32),
+            },
+            gate=_gate,
+        ),
+        bench=Bench(
+            sizes={
+                _FIRST: _IMAGES[_FIRST],
+                "text, 8 prompts, 8 answers each": GROUPS,
+                **_IMAGES,
+                "vision 8B, ragged, 8 images": Size(
+                    [6400, 1024, 256, 2304, 1600, 400, 4096, 576], *VISION["8B"], rotary=True
+                ),
+                "text, 1 prompt, 8 answers": SHARED,
+                "text, 2 x 2048": Size([2048] * 2, *TEXT),
+                "text, ragged, 8 samples": Size([1800, 456, 264, 776, 600, 300, 1224, 344], *TEXT),
+                "head_dim 80, 4 x 1600": Size([1600] * 4, 16, 16, 80, False),
+            },
+            cpu_sizes={
+                "4 vision heads of 64, 256 tokens": Size([256], 4, 4, 64, False, rotary=True),
+                "4 vision heads of 64, 1,024 tokens": Size([1024], 4, 4, 64, False, rotary=True),
+                "4 vision heads of 72, ragged": Size([256, 64, 144, 100], 4, 4, 72, False, rotary=True),
+                "text, 1 prompt of 256, 8 answers of 32": Size([256, *[32] * 8], 8, 2, 128, True, [-1, *[0] * 8]),
+            },
+            num_bytes=_bytes,
+            num_flops=_flops,
+            num_backward_flops=_backward_flops,
+            checked_size=_checked,
+        ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Launches of the attention kernels: what the shipped table says, grids, strides, and the order of the kernels."""
+"""Launchers of the attention kernels: grids, strides, and the order of the kernels."""
 
 # pyright: reportCallIssue=false, reportArgumentType=false
 # The options of a launch are no parameters of the kernel.
@@ -10,119 +10,93 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
+from ..fit import aligned, dense_fp32, strides_in_8
+from ..tables import Tuned, tuned
 from . import triton_kernel as kernels
+from . import triton_kernel_backward as backward_kernels
+from .reference import Packing
 
+ROOM = "attention"
 LOG2E = 1.4426950408889634
-BLOCKS = ("block_m", "block_n", "block_rows")
 
 
-def _config(kernel: str, x: Tensor) -> dict[str, Any]:
-    """Return blocks, warps and stages of a kernel. All head widths share the rows of fp32, which nobody tunes."""
-    key = {"bits": 32} if x.dtype == torch.float32 else {"head_dim": x.shape[-1], "bits": 16}
-    if kernel == "rotate":
-        key = {}
-    row = runtime.table_row("attention", runtime.capability(x.device), kernel=kernel, **key)
-    blocks = {name.upper(): row[name] for name in BLOCKS if name in row}
-    return {**blocks, "num_warps": row["num_warps"], "num_stages": row["num_stages"], "enable_fp_fusion": True}
-
-
-def _columns(head_dim: int) -> dict[str, Any]:
-    """Split the columns of a head into a power of two and the rest."""
-    return {"D": head_dim, "LO": 128 if head_dim == 128 else 64, "HI": 0 if head_dim in (64, 128) else 16}
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """Return the tensor, or a copy where its rows are not 8 elements apart or a multiple of that."""
-    fits = x.stride(2) == 1 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0
-    return x if fits else x.contiguous()
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    """Return row and head strides in units of 8 elements, so that the compiler knows them to be aligned."""
-    return [stride // 8 for x in tensors for stride in x.stride()[:2]]
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return a contiguous (T, H, D) copy, turned, as interleaved pairs."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    config = _config("rotate", x)
-    grid = (-(-x.shape[0] // config["BLOCK_ROWS"]), x.shape[1])
-    kernels._rotate[grid](x, out, cos, sin, x.shape[0], *_strides(x), **_columns(x.shape[2]), **config)
-    return out
-
-
-def _tiles(num_tokens: int, num_segments: int, block: int) -> int:
-    return num_tokens // block + num_segments
-
-
-def attention_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    prompt_of: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Return (T, H, D) and the (H, T) log-sum-exp, fp32; arguments as those of the registered op."""
-    query, key, value = (_aligned(x) for x in (query, key, value))
+def attention_forward(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    """Launch the forward: (T, H, D), and the (H, T) log-sum-exp in fp32."""
+    query, key, value = (aligned(x) for x in (query, key, value))
     num_tokens, num_heads, _ = query.shape
-    num_segments = cu_seqlens.shape[0] - 1
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=query.device)
     if not num_tokens:
         return out, lse
-    if cos is not None and sin is not None:
-        cos, sin = cos.float().contiguous(), sin.float().contiguous()
-        key = _turned(key, cos, sin)
-    config = _config("forward", query)
-    kernels._forward[(_tiles(num_tokens, num_segments, config["BLOCK_M"]), num_heads)](
-        query, key, value, out, lse, cu_seqlens, prompt_of, cos, sin, num_tokens, num_segments,
-        *_strides(query, key, value), scale * LOG2E,
-        GROUP=num_heads // key.shape[1], CAUSAL=causal, PREFIX=prompt_of is not None, ROTARY=cos is not None,
-        **_columns(query.shape[2]), **config,
+    packing = packing._replace(cos=dense_fp32(packing.cos), sin=dense_fp32(packing.sin))
+    if packing.is_rotary:
+        key = _turned(key, packing)
+    grid, constants = _shared(query, key, packing)
+    config = _tuned("forward", query)
+    kernels._forward[grid(config.blocks["BLOCK_M"], num_heads)](
+        query, key, value, out, lse, *_places(packing), num_tokens, packing.num_segments,
+        *strides_in_8(query, key, value), packing.scale * LOG2E, **constants, **config.blocks, **config.options,
     )  # fmt: skip
     return out, lse
 
 
 def attention_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    prompt_of: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    causal: bool,
-    scale: float,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value; arguments as those of the registered op."""
-    grad, query, key, value = (_aligned(x) for x in (grad, query, key, value))
+    """Launch the backward: the gradients of query, key and value."""
+    grad, query, key, value = (aligned(x) for x in (grad, query, key, value))
     num_tokens, num_heads, _ = query.shape
-    num_kv_heads, num_segments = key.shape[1], cu_seqlens.shape[0] - 1
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
+    by_query, by_key, by_value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
     if not num_tokens:
-        return grads[0], grads[1], grads[2]
-    if cos is not None and sin is not None:
-        cos, sin = cos.float().contiguous(), sin.float().contiguous()
-        query, key = _turned(query, cos, sin), _turned(key, cos, sin)
+        return by_query, by_key, by_value
+    packing = packing._replace(cos=dense_fp32(packing.cos), sin=dense_fp32(packing.sin))
+    if packing.is_rotary:
+        query, key = _turned(query, packing), _turned(key, packing)
     mean = torch.empty_like(lse)
-    flags = {"CAUSAL": causal, "PREFIX": prompt_of is not None, "ROTARY": cos is not None}
-    shared = {"GROUP": num_heads // num_kv_heads, **_columns(query.shape[2]), **flags}
-    counts = (num_tokens, num_segments, *_strides(query, key, value, grad), scale * LOG2E)
-    packing = (cu_seqlens, prompt_of, cos, sin, *counts)
-    config = _config("backward_query", query)
-    kernels._backward_query[(_tiles(num_tokens, num_segments, config["BLOCK_M"]), num_heads)](
-        query, key, value, out, grad, lse, mean, grads[0], *packing, **shared, **config
+    grid, constants = _shared(query, key, packing)
+    strides = strides_in_8(query, key, value, grad)
+    rest = (*_places(packing), num_tokens, packing.num_segments, *strides, packing.scale * LOG2E)
+    config = _tuned("backward_query", query)
+    backward_kernels._backward_query[grid(config.blocks["BLOCK_M"], num_heads)](
+        query, key, value, out, grad, lse, mean, by_query, *rest, **constants, **config.blocks, **config.options
     )
-    config = _config("backward_key", query)
-    kernels._backward_key[(_tiles(num_tokens, num_segments, config["BLOCK_N"]), num_kv_heads)](
-        query, key, value, grad, lse, mean, grads[1], grads[2], *packing, **shared, **config
+    config = _tuned("backward_key", query)
+    backward_kernels._backward_key[grid(config.blocks["BLOCK_N"], key.shape[1])](
+        query, key, value, grad, lse, mean, by_key, by_value, *rest, **constants, **config.blocks, **config.options
     )
-    return grads[0], grads[1], grads[2]
+    return by_query, by_key, by_value
+
+
+def _tuned(kernel: str, query: Tensor) -> Tuned:
+    return tuned(ROOM, kernel, query, head_dim=query.shape[-1])
+
+
+def _places(packing: Packing) -> tuple[Tensor | None, ...]:
+    return packing.cu_seqlens, packing.prompt_of, packing.cos, packing.sin
+
+
+def _shared(query: Tensor, key: Tensor, packing: Packing) -> tuple[Any, dict[str, Any]]:
+    """Return the grid as a function of rows per tile and of heads, and the constants that all kernels but one take."""
+
+    def grid(block: int, num_heads: int) -> tuple[int, int]:
+        return query.shape[0] // block + packing.num_segments, num_heads
+
+    flags = {"CAUSAL": packing.causal, "PREFIX": packing.prompt_of is not None, "ROTARY": packing.is_rotary}
+    return grid, {"GROUP": query.shape[1] // key.shape[1], **_columns(query.shape[2]), **flags}
+
+
+def _columns(head_dim: int) -> dict[str, int]:
+    """Split the columns of a head into a power of two and the rest."""
+    return {"D": head_dim, "LO": 128 if head_dim == 128 else 64, "HI": 0 if head_dim in (64, 128) else 16}
+
+
+def _turned(x: Tensor, packing: Packing) -> Tensor:
+    """Return a contiguous (T, H, D) copy, turned, as interleaved pairs."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    config = tuned(ROOM, "rotate", x)
+    grid = (-(-x.shape[0] // config.blocks["BLOCK_ROWS"]), x.shape[1])
+    kernels._rotate[grid](
+        x, out, packing.cos, packing.sin, x.shape[0], *strides_in_8(x), **_columns(x.shape[2]),
+        **config.blocks, **config.options,
+    )  # fmt: skip
+    return out

@@ -14,16 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
+from .. import back_ends, runtime
+from ..back_ends import Choice
 from . import peers
-from .reference import attention_reference, dense_attention, dense_attention_backward, visible_pairs
-from .sdpa import rotated, sdpa_attention
+from .checks import check_segments, check_tensors
+from .reference import Packing, attention_reference, dense_attention, dense_attention_backward, visible_pairs
+from .rotary import rotated
+from .sdpa import sdpa_attention
 
-ROOM = "attention"
-BACK_ENDS = ("triton", "varlen", "xformers", "sdpa")
-"""What the table may name."""
+OP = "attention"
 HEAD_DIMS = (64, 72, 80, 128)
 """Head widths that have kernels."""
+
+
+def _refusal(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, prefix: bool) -> str:
+    """Say why a back end cannot serve such tensors, or return an empty text."""
+    if backend in ("sdpa", "reference"):
+        return ""
+    if backend != "triton":
+        return peers.refusal(backend, device, dtype, head_dim, prefix)
+    if head_dim not in HEAD_DIMS:
+        return f"it has kernels for head widths {', '.join(map(str, HEAD_DIMS))}, not {head_dim}"
+    if dtype not in runtime.KERNEL_DTYPES:
+        return f"it has no kernels for {dtype}"
+    return runtime.triton_refusal(device, dtype)
+
+
+BACK_ENDS = back_ends.declare(
+    "attention", OP, ("triton", "varlen", "xformers", "sdpa"), plain="sdpa", peers=("varlen",), refusal=_refusal
+)
+"""Names that the table may use."""
 
 
 def attention(
@@ -71,15 +91,14 @@ def attention(
 
     Reference: Dao 2023, arXiv 2307.08691; Su et al. 2021, arXiv 2104.09864.
     """
-    _check_tensors(query, key, value, rope)
+    check_tensors(query, key, value, rope)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     if factor <= 0:
         raise ValueError(f"attention: scale {factor} must be positive")
-    _check_segments(query, cu_seqlens, causal, prompt_of)
-    choice = _choice(
-        runtime.mode(), runtime.forced_backend(ROOM), query.device, query.dtype, query.shape[-1], causal,
-        prompt_of is not None, rope is not None,
-    )  # fmt: skip
+    check_segments(query, cu_seqlens, causal, prompt_of)
+    head_dim, prefix = query.shape[-1], prompt_of is not None
+    shape = shape_class(head_dim, causal, prefix, rope is not None)
+    choice = back_ends.choose(OP, shape, query.device, query.dtype, head_dim, prefix)
     if choice.backend == "reference":
         return attention_reference(query, key, value, cu_seqlens, causal, factor, prompt_of=prompt_of, rope=rope)
     if choice.backend == "sdpa":
@@ -98,17 +117,16 @@ def attention(
     return peers.xformers_attention(query, key, value, cu_seqlens, causal, factor)
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
+def choices(device: torch.device) -> dict[str, Choice]:
     """Say which back end serves which class of tensors on this device."""
-    state = runtime.mode(), runtime.forced_backend(ROOM), device
     found = {}
     classes = ((False, False, False), (False, False, True), (True, False, False), (True, True, False))
     for causal, prefix, rotary in classes:
         for head_dim in HEAD_DIMS:
             name = shape_class(head_dim, causal, prefix, rotary)
-            found[name] = _choice(*state, torch.bfloat16, head_dim, causal, prefix, rotary)
-    found["causal, head_dim 96"] = _choice(*state, torch.bfloat16, 96, True, False, False)
-    found["causal, float64"] = _choice(*state, torch.float64, 64, True, False, False)
+            found[name] = back_ends.explain(OP, name, device, torch.bfloat16, head_dim, prefix)
+    for name, dtype, head_dim in (("head_dim 96", torch.bfloat16, 96), ("float64", torch.float64, 64)):
+        found[f"causal, {name}"] = back_ends.explain(OP, f"causal, {name}", device, dtype, head_dim, False)
     return found
 
 
@@ -118,109 +136,11 @@ def shape_class(head_dim: int, causal: bool, prefix: bool, rotary: bool) -> str:
     return f"{mask}, head_dim {head_dim}{', rotary' * rotary}"
 
 
-@lru_cache(maxsize=256)
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the reading of a file
-def _choice(
-    mode: str,
-    forced: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    causal: bool,
-    prefix: bool,
-    rotary: bool,
-) -> runtime.Choice:
-    """Choose the back end of one class of tensors: the table's, else the first that can run."""
-    if forced is not None:
-        on_host = forced == "triton" and mode == "auto" and device.type != "cuda"
-        if why := "no CUDA device" if on_host else _refusal(forced, device, dtype, head_dim, prefix):
-            raise NotImplementedError(f"attention by {forced}: {why}")
-        return runtime.Choice(forced, "nothing else may serve it now")
-    if mode == "reference":
-        return runtime.Choice("reference", f"{runtime.SWITCH}=reference")
-    if mode == "auto" and device.type != "cuda":
-        return runtime.Choice("sdpa", f"on the {device.type.upper()}", (("triton", "no CUDA device"),))
-    wanted, reason = "triton", "it has kernels for these tensors"
-    if mode == "auto" and head_dim in HEAD_DIMS:
-        shape = shape_class(head_dim, causal, prefix, rotary)
-        row = runtime.table_row(ROOM, runtime.capability(device), op=ROOM, shape=shape)
-        wanted, reason = row["backend"], runtime.named(row)
-    refused = [] if wanted == "triton" else [("triton", f"the table names {wanted}")]
-    for backend in dict.fromkeys((wanted, "triton", "varlen")):
-        why = _refusal(backend, device, dtype, head_dim, prefix)
-        if not why:
-            instead = reason if backend == wanted else "the first that can run"
-            return runtime.Choice(backend, instead, tuple(pair for pair in refused if pair[0] != backend))
-        refused.append((backend, why))
-    return runtime.Choice("sdpa", "nothing faster can run", tuple(refused))
-
-
-def _refusal(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, prefix: bool) -> str:
-    """Say why a back end cannot serve such tensors, or return an empty text."""
-    if backend == "sdpa":
-        return ""
-    if backend != "triton":
-        return peers.refusal(backend, device, dtype, head_dim, prefix)
-    if head_dim not in HEAD_DIMS:
-        return f"it has kernels for head widths {', '.join(map(str, HEAD_DIMS))}, not {head_dim}"
-    if dtype not in runtime.KERNEL_DTYPES:
-        return f"it has no kernels for {dtype}"
-    return runtime.triton_refusal(device, dtype)
-
-
 @lru_cache(maxsize=32)
-def _warn_slow(choice: runtime.Choice) -> None:
-    """Tell once that tensors on a GPU go through dense calls."""
+def _warn_slow(choice: Choice) -> None:
+    """Warn once that tensors on a GPU go through dense calls."""
     reasons = "; ".join(f"{backend}: {why}" for backend, why in choice.refused)
     warnings.warn(f"attention runs document by document and makes the host wait: {reasons}", RuntimeWarning, 3)
-
-
-# --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rope: tuple[Tensor, Tensor] | None) -> None:
-    if query.ndim != 3 or key.shape != value.shape or key.shape != (query.shape[0], key.shape[1], query.shape[2]):
-        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-        raise ValueError(f"attention: {shapes}; expected (T, H, D), (T, K, D), (T, K, D)")
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} key/value heads")
-    if not query.dtype == key.dtype == value.dtype:
-        raise ValueError(f"attention: query is {query.dtype}, key {key.dtype}, value {value.dtype}; expected one dtype")
-    if rope is not None:
-        expected = (query.shape[0], query.shape[2] // 2)
-        if query.shape[2] % 2 or rope[0].shape != expected or rope[1].shape != expected:
-            shapes = f"{tuple(rope[0].shape)} and {tuple(rope[1].shape)}"
-            raise ValueError(f"attention: rope {shapes} beside query {tuple(query.shape)}; expected (T, D / 2) twice")
-
-
-def _check_segments(query: Tensor, cu_seqlens: Tensor, causal: bool, prompt_of: Tensor | None) -> None:
-    """Check the packing as far as that needs no word from a GPU."""
-    if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != query.shape[0]:
-        raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, the batch has {query.shape[0]} tokens")
-    if prompt_of is None:
-        return
-    if not causal:
-        raise ValueError("attention: prompt_of needs causal=True")
-    if prompt_of.shape != cu_seqlens[1:].shape:
-        shapes = f"prompt_of {tuple(prompt_of.shape)}, cu_seqlens {tuple(cu_seqlens.shape)}"
-        raise ValueError(f"attention: {shapes}; expected (s,) and (s + 1,)")
-    if prompt_of.device.type == "cpu":
-        check_prompts(tuple(prompt_of.tolist()))
-
-
-@lru_cache(maxsize=64)
-def check_prompts(prompts: tuple[int, ...]) -> None:
-    """Refuse segments that cannot share prompts as told: see `prompt_of` of `attention`."""
-    for segment, prompt in enumerate(prompts):
-        if prompt < 0:
-            continue
-        if prompt >= segment or prompts[segment - 1] != prompt and segment - 1 != prompt:
-            raise ValueError(f"prompt_of[{segment}] is {prompt}: branches must follow their prompt directly")
-        if prompts[prompt] >= 0:
-            raise ValueError(f"prompt_of[{segment}] is {prompt}, which has a prompt itself: only one level is possible")
-
-
-# --- registration ----------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("medmo_kernels::attention", mutates_args=())
@@ -236,26 +156,23 @@ def _attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Return (T, H, D) and the (H, T) log-sum-exp: the kernels, or where they do not run the definition."""
-    if runtime.uses_triton(query):
+    packing = Packing(cu_seqlens, prompt_of, cos, sin, causal, scale)
+    if _runs_triton(query, packing):
         from .launch import attention_forward
 
-        return attention_forward(query, key, value, cu_seqlens, prompt_of, cos, sin, causal, scale)
+        return attention_forward(query, key, value, packing)
     visible = visible_pairs(query, cu_seqlens, causal, prompt_of)
     return dense_attention(query, key, value, visible, scale, cos, sin)
 
 
+def _runs_triton(query: Tensor, packing: Packing) -> bool:
+    """Say whether the kernels can serve a call; that they should, `attention` has decided."""
+    details = query.shape[-1], packing.prompt_of is not None
+    return back_ends.choose(OP, None, query.device, query.dtype, *details).backend == "triton"
+
+
 @_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    prompt_of: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     return query.new_empty(query.shape), query.new_empty((query.shape[1], query.shape[0]), dtype=lse_dtype)
 
@@ -275,10 +192,11 @@ def _attention_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if runtime.uses_triton(query):
+    packing = Packing(cu_seqlens, prompt_of, cos, sin, causal, scale)
+    if _runs_triton(query, packing):
         from .launch import attention_backward
 
-        return attention_backward(grad, query, key, value, out, lse, cu_seqlens, prompt_of, cos, sin, causal, scale)
+        return attention_backward(grad, query, key, value, out, lse, packing)
     visible = visible_pairs(query, cu_seqlens, causal, prompt_of)
     return dense_attention_backward(grad, query, key, value, visible, scale, cos, sin)
 

@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Packing(NamedTuple):
+    """Arguments of the registered op beside query, key and value; see `attention`.
+
+    Attributes:
+        cu_seqlens: (s + 1,) int32 boundaries of the segments.
+        prompt_of: (s,) int32 prompt of each segment, -1 for none; None: no segment has one.
+        cos: (T, D / 2) cosines of the rotary positions; None: no rotation.
+        sin: (T, D / 2) sines.
+        causal: whether a token sees only itself and the tokens before it.
+        scale: factor on the scores.
+    """
+
+    cu_seqlens: Tensor
+    prompt_of: Tensor | None
+    cos: Tensor | None
+    sin: Tensor | None
+    causal: bool
+    scale: float
+
+    @property
+    def num_segments(self) -> int:
+        """Return s."""
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def is_rotary(self) -> bool:
+        """Say whether queries and keys are turned."""
+        return self.cos is not None
 
 
 def attention_reference(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, OpSpec, Tolerance
-from .op import _assign, _box_match, assign, box_match, choices
+from ..spec import Arguments, Bench, Compile, OpSpec, Tolerance
+from .op import BACK_ENDS, SHAPE, _assign, _box_match, assign, box_match, choices
 from .reference import assign_reference, box_match_reference, pair_costs
 
 
@@ -151,8 +151,6 @@ SPECS = (
             "ragged, medmo": (_RAGGED, "medmo"),
             "large": ([(64, 64), (17, 33)], "giou"),
         },
-        benchmark_sizes={"512 of 64 x 64": ([(64, 64)] * 512, "giou"), "512 of 16 x 16": ([(16, 16)] * 512, "giou")},
-        cpu_sizes={"512 of 16 x 16": ([(16, 16)] * 512, "giou"), "512 of 64 x 64": ([(64, 64)] * 512, "giou")},
         tolerance=_TOLERANCE,
         exact=(1,),
         faults={"labels ignored": _unlabelled, "greedy": _greedy},
@@ -166,14 +164,22 @@ SPECS = (
             "64 columns": ([(3, 40), (33, 2)], "giou"),
             "past registers": ([(3, 70), (65, 2), (2, 2)], "iou"),
         },
-        compile_sizes={
-            "overlap, labels": ((_DENSE, "overlap"), torch.float32),
-            "iou": ((_DENSE, "iou"), torch.float32),
-            "giou": ((_DENSE, "giou"), torch.bfloat16),
-            "medmo": ((_DENSE, "medmo"), torch.float32),
-        },
         choices=choices,
-        slow_reference=True,
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: SHAPE,
+        compile=Compile(
+            sizes={
+                "overlap, labels": ((_DENSE, "overlap"), torch.float32),
+                "iou": ((_DENSE, "iou"), torch.float32),
+                "giou": ((_DENSE, "giou"), torch.bfloat16),
+                "medmo": ((_DENSE, "medmo"), torch.float32),
+            },
+        ),
+        bench=Bench(
+            sizes={"512 of 64 x 64": ([(64, 64)] * 512, "giou"), "512 of 16 x 16": ([(16, 16)] * 512, "giou")},
+            cpu_sizes={"512 of 16 x 16": ([(16, 16)] * 512, "giou"), "512 of 64 x 64": ([(64, 64)] * 512, "giou")},
+            slow_reference=True,
+        ),
     ),
     OpSpec(
         name="assign",
@@ -181,13 +187,15 @@ SPECS = (
         reference=assign_reference,
         make=_costs,
         sizes={"one": (1, 1, 1, 0.0), "wide": (4, 3, 7, 0.0), "tall": (4, 7, 3, 0.2), "forbidden": (2, 3, 3, 1.0)},
-        benchmark_sizes={"512 of 64 x 64": (512, 64, 64, 0.0)},
-        cpu_sizes={"128 of 64 x 64": (128, 64, 64, 0.0)},
         tolerance={torch.float64: Tolerance(1e-9, _SUM), torch.float32: Tolerance(1e-9, _SUM)},
         exact=(1,),
         faults={"in order": _in_order},
         op=_assign,
         outputs=_assigned,
-        slow_reference=True,
+        bench=Bench(
+            sizes={"512 of 64 x 64": (512, 64, 64, 0.0)},
+            cpu_sizes={"128 of 64 x 64": (128, 64, 64, 0.0)},
+            slow_reference=True,
+        ),
     ),
 )

@@ -9,8 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
-from .reference import COSTS, assign_reference, box_match_reference, check_counts, check_spans
+from .. import back_ends, runtime
+from ..back_ends import Choice
+from .reference import COSTS, Problems, assign_reference, box_match_reference, check_counts, check_spans
+
+OP = "box_match"
+SHAPE = "fp32, fp16, bf16"
+"""The one class of shapes in the table: a match is one launch, whatever the number of boxes."""
+
+
+def host_form() -> str:
+    """Return which code solves problems on the host now."""
+    return "native" if runtime.has_native() else "reference"
+
+
+BACK_ENDS = back_ends.declare("box_match", OP, ("triton", "host"), plain=host_form)
+"""Names that the table may use; `host`: the native library where it is built, else the reference."""
 
 
 def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None = None) -> Tensor:
@@ -88,29 +102,26 @@ def box_match(
 
     Reference: shortest augmenting paths with potentials, Jonker and Volgenant 1987; Crouse 2016.
     """
-    check_problems("box_match", pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    problems = Problems(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    check_problems("box_match", problems)
     if cost not in COSTS:
         raise ValueError(f"box_match: unknown cost {cost!r}, expected one of {', '.join(COSTS)}")
     if cost == "medmo" and image_size is None:
         raise ValueError("box_match: cost 'medmo' divides by the image diagonal: give image_size (B, 2)")
-    return _box_match(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, cost)
+    return _box_match(*problems, cost)
 
 
-def check_problems(
-    name: str,
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-) -> None:
-    """Check the shapes of a ragged batch of problems; `name` is the op's, for the message.
+def check_problems(name: str, problems: Problems) -> None:
+    """Check the shapes of a ragged batch of problems.
+
+    Args:
+        name: name of the op, for the message.
+        problems: arguments of the op.
 
     Raises:
-        ValueError: what does not fit, with both shapes.
+        ValueError: shapes, dtypes or devices do not fit; the message says which, with both shapes.
     """
+    pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size = problems
     shapes = f"pred {tuple(pred.shape)}, truth {tuple(truth.shape)}"
     if any(b.ndim != 2 or b.shape[1] != 4 for b in (pred, truth)):
         raise ValueError(f"{name}: {shapes}: expected (P, 4) and (T, 4)")
@@ -131,21 +142,20 @@ def check_problems(
     strangers = {str(tensor.device) for tensor in given if tensor is not None and tensor.device != pred.device}
     if strangers:
         raise ValueError(f"{name}: pred is on {pred.device}, other arguments on {', '.join(sorted(strangers))}")
-    num_problems = pred_offsets.shape[0] - 1
-    if image_size is not None and tuple(image_size.shape) != (num_problems, 2):
-        raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, expected ({num_problems}, 2): width, height")
+    if image_size is not None and tuple(image_size.shape) != (problems.num_problems, 2):
+        expected = f"expected ({problems.num_problems}, 2): width, height"
+        raise ValueError(f"{name}: image_size {tuple(image_size.shape)}, {expected}")
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
+def choices(device: torch.device) -> dict[str, Choice]:
     """Say which back end serves which problems on a device."""
-    host = "native" if runtime.has_native() else "reference"
-    refused = () if host == "native" else (("native", runtime.native_status()),)
-    boxes = runtime.triton_choice(device, torch.float32, host)
-    if boxes.backend != "triton":
-        boxes = runtime.Choice(host, boxes.reason, (*boxes.refused, *refused))
+    refused = () if host_form() == "native" else (("native", runtime.native_status()),)
+    boxes = back_ends.explain(OP, SHAPE, device, torch.float32)
+    if boxes.backend not in BACK_ENDS:  # on the host
+        boxes = Choice(host_form(), boxes.reason, (*boxes.refused, *refused))
     return {
-        "boxes in fp32, fp16, bf16": boxes,
-        "boxes in float64; assign": runtime.Choice(host, "solved on the host", refused),
+        f"boxes in {SHAPE}": boxes,
+        "boxes in float64; assign": Choice(host_form(), "solved on the host", refused),
     }
 
 
@@ -174,55 +184,35 @@ def _box_match(
     image_size: Tensor | None,
     cost: str,
 ) -> Tensor:
-    if runtime.uses_triton(pred) and runtime.uses_triton(truth):
-        from .triton_kernel import box_match_triton
+    problems = Problems(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    dtype = back_ends.deciding_dtype(pred, truth)
+    if back_ends.choose(OP, SHAPE, pred.device, dtype).backend == "triton":
+        from .launch import box_match_triton
 
-        return box_match_triton(
-            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, COSTS.index(cost)
-        )
+        return box_match_triton(problems, COSTS.index(cost))
     if not runtime.has_native():
-        return box_match_reference(
-            pred, truth, pred_offsets, truth_offsets,
-            pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=cost,
-        )  # fmt: skip
-    given = (pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
-    on_host: list[Any] = [None if tensor is None else tensor.cpu() for tensor in given]
-    return _match_natively(cost, *on_host).to(pred.device)
+        options = dict(zip(problems._fields[4:], problems[4:], strict=True))
+        return box_match_reference(*problems[:4], **options, cost=cost)
+    on_host: list[Any] = [None if tensor is None else tensor.cpu() for tensor in problems]
+    return _match_natively(cost, Problems(*on_host)).to(pred.device)
 
 
-def _match_natively(
-    cost: str,
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-) -> Tensor:
+def _match_natively(cost: str, problems: Problems) -> Tensor:
+    pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size = problems
     check_spans(pred_offsets, len(pred), "pred_offsets")
     check_spans(truth_offsets, len(truth), "truth_offsets")
     nothing = pred_offsets.new_empty(0)
     labels = [nothing if labels is None else labels.contiguous() for labels in (pred_labels, truth_labels)]
     # The native op takes no optional tensors: empty labels mean none, and the costs that need no diagonal ignore it.
-    diagonal = pred.new_zeros(len(pred_offsets) - 1, dtype=torch.float64)
+    diagonal = pred.new_zeros(problems.num_problems, dtype=torch.float64)
     if image_size is not None:
         diagonal = image_size.double().square().sum(1).sqrt()
-    return torch.ops.medmo_native.box_match(
-        pred.double().contiguous(), truth.double().contiguous(), pred_offsets.contiguous(), truth_offsets.contiguous(),
-        *labels, pred_labels is not None, diagonal, COSTS.index(cost),
-    )  # fmt: skip
+    boxes = (pred.double().contiguous(), truth.double().contiguous())
+    offsets = (pred_offsets.contiguous(), truth_offsets.contiguous())
+    has_labels = pred_labels is not None
+    return torch.ops.medmo_native.box_match(*boxes, *offsets, *labels, has_labels, diagonal, COSTS.index(cost))
 
 
 @_box_match.register_fake
-def _(
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-    cost: str,
-) -> Tensor:
+def _(pred: Tensor, *rest: Any) -> Tensor:
     return pred.new_empty(pred.shape[:1], dtype=torch.int64)

@@ -5,6 +5,7 @@ Shapes: B problems, P predicted and T true boxes over all problems; problem b ow
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,33 @@ from ..giou import overlap_terms
 
 COSTS = ("overlap", "iou", "giou", "medmo")
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0  # MedMO's, as in DETR
+
+
+class Problems(NamedTuple):
+    """A ragged batch of problems.
+
+    Attributes:
+        pred: (P, 4) predicted boxes.
+        truth: (T, 4) true boxes.
+        pred_offsets: (B + 1,) int64 starts of the problems in `pred`.
+        truth_offsets: (B + 1,) int64 starts of the problems in `truth`.
+        pred_labels: (P,) int64 classes; None: boxes have none.
+        truth_labels: (T,) int64 classes; None like `pred_labels`.
+        image_size: (B, 2) width and height; None where no cost reads them.
+    """
+
+    pred: Tensor
+    truth: Tensor
+    pred_offsets: Tensor
+    truth_offsets: Tensor
+    pred_labels: Tensor | None
+    truth_labels: Tensor | None
+    image_size: Tensor | None
+
+    @property
+    def num_problems(self) -> int:
+        """Return B."""
+        return self.pred_offsets.shape[0] - 1
 
 
 def spans(offsets: Tensor, total: int, name: str) -> list[tuple[int, int]]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..box_match.cases import ragged_boxes
 from ..giou import overlap_terms
-from ..spec import Arguments, OpSpec, Tolerance
-from .op import _box_reward, box_reward, choices
+from ..spec import Arguments, Bench, Compile, OpSpec, Tolerance
+from .op import BACK_ENDS, SHAPE, _box_reward, box_reward, choices
 from .reference import box_reward_reference
 
 _OPTIONS: dict[str, Any] = {"lambda_fn": 0.0, "lambda_fp": 0.0, "squared": False, "penalty_per_truth": True,
@@ -90,15 +90,6 @@ SPECS = (
             "medmo, priced": (_RAGGED, "medmo", _PRICED),
             "medmo, plain price": (_RAGGED, "medmo", _PLAIN_PRICE),
         },
-        benchmark_sizes={
-            "512 of 64 x 64": ([(64, 64)] * 512, "overlap", {}),
-            "512 of 16 x 16": ([(16, 16)] * 512, "overlap", {}),
-            "512 of 16 x 16, IoU": ([(16, 16)] * 512, "iou", {}),
-        },
-        cpu_sizes={
-            "512 of 16 x 16, IoU": ([(16, 16)] * 512, "iou", {}),
-            "512 of 64 x 64": ([(64, 64)] * 512, "overlap", {}),
-        },
         tolerance=_TOLERANCE,
         exact=(1,),
         faults={
@@ -117,13 +108,28 @@ SPECS = (
             "medmo, plain price": (_RAGGED[:4], "medmo", _PLAIN_PRICE),
             "past registers": ([(3, 70), (65, 2), (2, 2)], "iou", {}),
         },
-        compile_sizes={
-            "overlap, labels": ((_DENSE, "overlap", {}), torch.float32),
-            "iou": ((_DENSE, "iou", {}), torch.bfloat16),
-            "f1": ((_DENSE, "f1", {}), torch.float32),
-            "medmo": ((_DENSE, "medmo", {}), torch.float32),
-        },
         choices=choices,
-        slow_reference=True,
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: SHAPE,
+        compile=Compile(
+            sizes={
+                "overlap, labels": ((_DENSE, "overlap", {}), torch.float32),
+                "iou": ((_DENSE, "iou", {}), torch.bfloat16),
+                "f1": ((_DENSE, "f1", {}), torch.float32),
+                "medmo": ((_DENSE, "medmo", {}), torch.float32),
+            },
+        ),
+        bench=Bench(
+            sizes={
+                "512 of 64 x 64": ([(64, 64)] * 512, "overlap", {}),
+                "512 of 16 x 16": ([(16, 16)] * 512, "overlap", {}),
+                "512 of 16 x 16, IoU": ([(16, 16)] * 512, "iou", {}),
+            },
+            cpu_sizes={
+                "512 of 16 x 16, IoU": ([(16, 16)] * 512, "iou", {}),
+                "512 of 64 x 64": ([(64, 64)] * 512, "overlap", {}),
+            },
+            slow_reference=True,
+        ),
     ),
 )

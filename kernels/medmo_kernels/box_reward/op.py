@@ -2,16 +2,21 @@
 box_match, which is native where that is built, and the scores in torch ops.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import runtime
+from .. import back_ends, runtime
+from ..back_ends import Choice
 from ..box_match import box_match
-from ..box_match.op import check_problems
-from ..box_match.op import choices as match_choices
-from .reference import COST_OF, FORMULAS, check_options, score_matches
+from ..box_match.op import SHAPE, check_problems, host_form
+from ..box_match.reference import Problems
+from .reference import COST_OF, FORMULAS, Pay, check_options, score_matches
+
+OP = "box_reward"
+BACK_ENDS = back_ends.declare("box_reward", OP, ("triton", "torch"), plain=host_form)
+"""Names that the table may use; `torch`: matched by box_match, scored by torch ops."""
 
 
 class BoxReward(NamedTuple):
@@ -88,26 +93,26 @@ def box_reward(
     Raises:
         ValueError: shapes, names, penalties or the threshold do not fit; on the CPU also the offsets.
     """
-    check_problems("box_reward", pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    problems = Problems(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    check_problems("box_reward", problems)
     check_options(lambda_fn, lambda_fp, iou_threshold)
     if formula not in FORMULAS:
         raise ValueError(f"box_reward: unknown formula {formula!r}, expected one of {', '.join(FORMULAS)}")
     if formula == "medmo" and image_size is None:
         raise ValueError("box_reward: formula 'medmo' divides by the image diagonal: give image_size (B, 2)")
-    return BoxReward(
-        *_box_reward(
-            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, formula,
-            lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
-        )
-    )  # fmt: skip
+    pay = Pay(formula, lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold)
+    return BoxReward(*_box_reward(*problems, *pay))
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
+def choices(device: torch.device) -> dict[str, Choice]:
     """Say which back end serves which boxes on a device."""
-    matching = match_choices(device)
+    boxes = back_ends.explain(OP, SHAPE, device, torch.float32)
+    if boxes.backend not in BACK_ENDS:  # on the host
+        refused = () if host_form() == "native" else (("native", runtime.native_status()),)
+        boxes = Choice(host_form(), boxes.reason, (*boxes.refused, *refused))
     return {
-        "boxes in fp32, fp16, bf16": matching["boxes in fp32, fp16, bf16"],
-        "boxes in float64": runtime.Choice("reference", "scored by torch ops", (("triton", "computes in fp32"),)),
+        f"boxes in {SHAPE}": boxes,
+        "boxes in float64": Choice("reference", "scored by torch ops", (("triton", "computes in fp32"),)),
     }
 
 
@@ -127,39 +132,20 @@ def _box_reward(
     penalty_per_truth: bool,
     iou_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    if runtime.uses_triton(pred) and runtime.uses_triton(truth):
-        from .triton_kernel import box_reward_triton
+    problems = Problems(pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size)
+    pay = Pay(formula, lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold)
+    dtype = back_ends.deciding_dtype(pred, truth)
+    if back_ends.choose(OP, SHAPE, pred.device, dtype).backend == "triton":
+        from .launch import box_reward_triton
 
-        return box_reward_triton(
-            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size, FORMULAS.index(formula),
-            lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
-        )  # fmt: skip
-    match = box_match(
-        pred, truth, pred_offsets, truth_offsets,
-        pred_labels=pred_labels, truth_labels=truth_labels, image_size=image_size, cost=COST_OF[formula],
-    )  # fmt: skip
-    return score_matches(
-        pred, truth, pred_offsets, truth_offsets, match, image_size, formula,
-        lambda_fn, lambda_fp, squared, penalty_per_truth, iou_threshold,
-    )  # fmt: skip
+        return box_reward_triton(problems, pay)
+    options = dict(zip(problems._fields[4:], problems[4:], strict=True))
+    match = box_match(*problems[:4], **options, cost=COST_OF[formula])
+    return score_matches(problems, match, pay)
 
 
 @_box_reward.register_fake
-def _(
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-    formula: str,
-    lambda_fn: float,
-    lambda_fp: float,
-    squared: bool,
-    penalty_per_truth: bool,
-    iou_threshold: float,
-) -> tuple[Tensor, Tensor]:
+def _(pred: Tensor, truth: Tensor, pred_offsets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if torch.float64 in (pred.dtype, truth.dtype) else torch.float32
     score = pred.new_empty(pred_offsets.shape[0] - 1, dtype=wide)
     return score, pred.new_empty(pred.shape[:1], dtype=torch.int64)

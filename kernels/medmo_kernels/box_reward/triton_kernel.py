@@ -8,24 +8,11 @@ and one IoU a pair.
 # Triton's language is Python to read, not to check: constants come as plain numbers, tensors as anything.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..box_match.triton_kernel import (
-    GIOU_WEIGHT,
-    IOU,
-    L1_WEIGHT,
-    MEDMO,
-    OPTIONS,
-    OVERLAP,
-    load_diagonal,
-    load_finite_boxes,
-    load_span,
-    match_problem,
-    problem_arguments,
-)
+from ..box_match.triton_kernel import load_diagonal, load_span, match_problem
+from ..box_match.triton_kernel_costs import GIOU_WEIGHT, IOU, L1_WEIGHT, MEDMO, OVERLAP, load_finite_boxes
 from ..giou.triton_kernel import corner_distance, overlap_terms
 
 BLOCK = tl.constexpr(64)
@@ -100,34 +87,3 @@ def box_reward_kernel(
         nothing = 1.0 - tl.minimum(num_pred + num_truth, 1.0)  # 1 where nothing is predicted and nothing is true
         score = (earned + nothing) / (shared_by + nothing)
     tl.store(score_ptr + problem, score)
-
-
-def box_reward_triton(
-    pred: Tensor,
-    truth: Tensor,
-    pred_offsets: Tensor,
-    truth_offsets: Tensor,
-    pred_labels: Tensor | None,
-    truth_labels: Tensor | None,
-    image_size: Tensor | None,
-    formula: int,
-    lambda_fn: float,
-    lambda_fp: float,
-    squared: bool,
-    penalty_per_truth: bool,
-    iou_threshold: float,
-) -> tuple[Tensor, Tensor]:
-    """Match and score all problems in one launch; `formula` is an index into FORMULAS."""
-    num_problems = len(pred_offsets) - 1
-    match = pred.new_empty(len(pred), dtype=torch.int64)
-    score = pred.new_empty(num_problems, dtype=torch.float32)
-    if num_problems:
-        problems, scratch, constants = problem_arguments(
-            pred, truth, pred_offsets, truth_offsets, pred_labels, truth_labels, image_size
-        )
-        # Flags are numbers: as constants, each combination would compile a kernel of its own.
-        box_reward_kernel[(num_problems,)](
-            *problems, match, score, *scratch, lambda_fn, lambda_fp, iou_threshold,
-            float(squared), float(penalty_per_truth), FORMULA=formula, **constants, **OPTIONS,
-        )  # fmt: skip
-    return score, match

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, Gate, OpSpec, Tolerance
+from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance
 from .op import BACK_ENDS, choices, decode_attention, shape_class
 from .reference import decode_attention_reference
 
@@ -176,21 +176,6 @@ SPECS = (
             ),
             "prompts shuffled": Size([(0, 2), (0, 3), (0, 0), (1, 3)], 3, (3, 1, 72), [2, 8, 1], [2, 0, 2, 1]),
         },
-        benchmark_sizes={
-            "64 rows x 4,096, plain": Size([(0, 4096)] * 64, 4096, GQA_8B, bounded=False),
-            "8 prompts x 8 rows, 4,096 + 128": _group(64, 8, 128, GQA_8B, length=4096),
-            "1 row x 4,096, plain": Size([(0, 4096)], 4096, GQA_8B, bounded=False),
-            "8 rows x 4,096, plain": Size([(0, 4096)] * 8, 4096, GQA_8B, bounded=False),
-            "1 prompt x 8 rows, 1,600 + 200": _group(8, 1, 200, GQA_8B, length=1600),
-            "64 rows, 512 to 4,096, padded": Size(
-                [(64 * (row % 4), 512 + 56 * row) for row in range(64)], 4096, GQA_8B
-            ),
-        },
-        cpu_sizes={
-            "1 row x 512, plain": Size([(0, 512)], 512, GQA_8B, bounded=False),
-            "8 rows x 512, plain": Size([(0, 512)] * 8, 512, GQA_8B, bounded=False),
-            "1 prompt x 8 rows, 512 + 64": _group(8, 1, 64, GQA_8B, length=512),
-        },
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
             torch.float32: Tolerance(2e-6, f"{VALUES}, summed in another order"),
@@ -220,21 +205,40 @@ SPECS = (
             ),
             "prompts, no own tokens": Size([(0, 0)] * 3, 0, (4, 2, 32), [5, 3], [0, 0, 1], bounded=False),
         },  # fmt: skip
-        compile_sizes={
-            "8B, 1 row x 4096, plain": (Size([(0, 4096)], 4096, GQA_8B, bounded=False), torch.bfloat16),
-            "8B, 4 rows, left padding": (Size([(9, 999)] * 4, 1024, GQA_8B), torch.bfloat16),
-            "8B, 8 prompts, 1 row each": (_group(8, 8, 64, GQA_8B), torch.bfloat16),
-            "8B, 8 prompts, 8 rows each": (_group(64, 8, 64, GQA_8B), torch.bfloat16),
-            "8B, 8 prompts, 50 rows": (_group(50, 8, 64, GQA_8B), torch.bfloat16),
-            "head_dim 64, 1 row, plain": (Size([(0, 1024)], 1024, (16, 4, 64), bounded=False), torch.bfloat16),
-            "head_dim 64, 4 prompts, 8 rows each": (_group(32, 4, 64, (16, 4, 64)), torch.bfloat16),
-            "head_dim 64, 4 prompts, 30 rows": (_group(30, 4, 64, (16, 4, 64)), torch.bfloat16),
-        },
-        gate=_gate,
         choices=choices,
         back_ends=BACK_ENDS,
         shape_class=_shape_class,
-        num_bytes=_bytes,
-        num_flops=_flops,
+        compile=Compile(
+            sizes={
+                "8B, 1 row x 4096, plain": (Size([(0, 4096)], 4096, GQA_8B, bounded=False), torch.bfloat16),
+                "8B, 4 rows, left padding": (Size([(9, 999)] * 4, 1024, GQA_8B), torch.bfloat16),
+                "8B, 8 prompts, 1 row each": (_group(8, 8, 64, GQA_8B), torch.bfloat16),
+                "8B, 8 prompts, 8 rows each": (_group(64, 8, 64, GQA_8B), torch.bfloat16),
+                "8B, 8 prompts, 50 rows": (_group(50, 8, 64, GQA_8B), torch.bfloat16),
+                "head_dim 64, 1 row, plain": (Size([(0, 1024)], 1024, (16, 4, 64), bounded=False), torch.bfloat16),
+                "head_dim 64, 4 prompts, 8 rows each": (_group(32, 4, 64, (16, 4, 64)), torch.bfloat16),
+                "head_dim 64, 4 prompts, 30 rows": (_group(30, 4, 64, (16, 4, 64)), torch.bfloat16),
+            },
+            gate=_gate,
+        ),
+        bench=Bench(
+            sizes={
+                "64 rows x 4,096, plain": Size([(0, 4096)] * 64, 4096, GQA_8B, bounded=False),
+                "8 prompts x 8 rows, 4,096 + 128": _group(64, 8, 128, GQA_8B, length=4096),
+                "1 row x 4,096, plain": Size([(0, 4096)], 4096, GQA_8B, bounded=False),
+                "8 rows x 4,096, plain": Size([(0, 4096)] * 8, 4096, GQA_8B, bounded=False),
+                "1 prompt x 8 rows, 1,600 + 200": _group(8, 1, 200, GQA_8B, length=1600),
+                "64 rows, 512 to 4,096, padded": Size(
+                    [(64 * (row % 4), 512 + 56 * row) for row in range(64)], 4096, GQA_8B
+                ),
+            },
+            cpu_sizes={
+                "1 row x 512, plain": Size([(0, 512)], 512, GQA_8B, bounded=False),
+                "8 rows x 512, plain": Size([(0, 512)] * 8, 512, GQA_8B, bounded=False),
+                "1 prompt x 8 rows, 512 + 64": _group(8, 1, 64, GQA_8B, length=512),
+            },
+            num_bytes=_bytes,
+            num_flops=_flops,
+        ),
     ),
 )

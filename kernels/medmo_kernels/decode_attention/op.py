@@ -6,19 +6,19 @@ form, the leanest that PyTorch has.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import isnan
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import runtime
-from .reference import decode_attention_reference
+from .. import back_ends
+from ..back_ends import Choice
+from .plain import to_own, to_prompts_and_own
+from .reference import Call, decode_attention_reference
 
-ROOM = "decode_attention"
-BACK_ENDS = ("triton", "sdpa")
-"""What the table may name; `sdpa` takes full caches without prompts only."""
+OP = "decode_attention"
+BACK_ENDS = back_ends.declare("decode_attention", OP, ("triton", "sdpa"), plain="torch")
+"""Names that the table may use; `sdpa` takes full caches without prompts only."""
 FEW_ROWS = 8
 """Up to so many rows a GPU is filled by cutting their caches into parts."""
 MAX_SPLITS = 32
@@ -79,24 +79,24 @@ def decode_attention(
 
     Reference: Dao et al. 2023, Flash-Decoding; Juravsky et al. 2024, Hydragen (shared prefixes), arXiv 2402.05099.
     """
-    _check(query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of)
+    call = Call(
+        query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of
+    )
+    _check(call)
     if num_splits is not None and not 1 <= num_splits <= MAX_SPLITS:
         raise ValueError(f"decode_attention: num_splits is {num_splits}, expected 1 to {MAX_SPLITS}")
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     # On the CPU the dispatcher would only add its own time, a quarter of a small call's, where nothing traces the call.
     direct = query.device.type == "cpu" and type(query) is Tensor and not torch.compiler.is_compiling()
-    return (_decode_attention if direct else _op)(
-        query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, factor,
-        num_splits,
-    )  # fmt: skip
+    return (_decode_attention if direct else _op)(*call, factor, num_splits)
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
+def choices(device: torch.device) -> dict[str, Choice]:
     """Say what serves decode_attention on a device."""
     limit = f"head_dim <= {MAX_HEAD_DIM}, at most {MAX_GROUP} query heads per key/value head"
-    found = runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="torch")
-    if runtime.triton_choice(device, torch.bfloat16).backend == "triton":
-        found["other heads"] = runtime.Choice("reference", "no kernel", (("triton", f"serves {limit}"),))
+    found = back_ends.choices(OP, device, torch.bfloat16)
+    if not {"torch", "reference"} & {choice.backend for choice in found.values()}:
+        found["other heads"] = Choice("reference", "no kernel", (("triton", f"serves {limit}"),))
     return found
 
 
@@ -106,9 +106,9 @@ def shape_class(rows: int, is_full: bool, has_prompts: bool) -> str:
     return f"{cache}, {'at most' if rows <= FEW_ROWS else 'more than'} {FEW_ROWS} rows"
 
 
-def _check(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Tensor | None) -> None:
+def _check(call: Call) -> None:
     """Raise where arguments do not fit; written to pass quickly, as every layer of every token comes here."""
-    lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = rest
+    query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = call
     fits = query.ndim == 3 and _is_cache(key_cache, value_cache, query, query.shape[0])
     fits = fits and query.shape[1] % key_cache.shape[1] == 0
     fits = fits and _is_index(lengths, query) and _is_index(left_pad, query)
@@ -119,9 +119,7 @@ def _check(query: Tensor, key_cache: Tensor, value_cache: Tensor, *rest: Tensor 
         fits = fits and prompt_key.shape[1] == key_cache.shape[1]
         fits = fits and _is_index(prompt_of, query) and _is_index(prompt_lengths, prompt_key)
     if not fits:
-        names = ("query", "key_cache", "value_cache", "lengths", "left_pad", "prompt_key", "prompt_value",
-                 "prompt_lengths", "prompt_of")  # fmt: skip
-        given = zip(names, (query, key_cache, value_cache, *rest), strict=True)
+        given = zip(call._fields, call, strict=True)
         shapes = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in given if x is not None)
         raise ValueError(
             f"decode_attention: {shapes}: expected (B, H, D), (B, K, S, D) twice and (n, K, P, D) twice, of one dtype, "
@@ -163,31 +161,29 @@ def _decode_attention(
     scale: float,
     num_splits: int | None,
 ) -> Tensor:
-    own = (query, key_cache, value_cache, lengths, left_pad)
-    prompts = (prompt_key, prompt_value, prompt_lengths, prompt_of)
-    if query.device.type == "cpu" and runtime.mode() == "auto":
-        if prompt_key is None or prompt_value is None or prompt_of is None:
-            out = _to_own(*own, scale)
-        else:
-            out = _to_prompts_and_own(*own, prompt_key, prompt_value, prompt_lengths, prompt_of, scale)
+    call = Call(
+        query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of
+    )
+    is_full, has_prompts = lengths is None and left_pad is None and key_cache.shape[2] > 0, prompt_key is not None
+    shape = shape_class(query.shape[0], is_full, has_prompts)
+    backend = back_ends.choose(OP, shape, query.device, query.dtype).backend
+    if backend == "torch" and query.device.type == "cpu":
+        out = to_prompts_and_own(call, scale) if has_prompts else to_own(*call[:5], scale)
         # Dense products multiply what a mask hides by 0, which does not stop NaN; a sum finds NaN quickly. A row
         # without tokens is NaN too.
         masked = left_pad is not None or lengths is not None or prompt_lengths is not None
         if not (masked or key_cache.shape[2] == 0) or not isnan(out.sum().item()):
             return out
-    elif _fits_kernel(query, key_cache):
-        is_full = lengths is None and left_pad is None and key_cache.shape[2] > 0
-        shape = shape_class(query.shape[0], is_full, prompt_key is not None)
-        if runtime.runs_triton(ROOM, ROOM, shape, query):
-            from .triton_kernel import decode_attention_triton
+    elif _fits_kernel(query, key_cache) and backend == "triton":
+        from .launch import decode_attention_triton
 
-            return decode_attention_triton(*own, *prompts, scale, num_splits)
-        if runtime.table_choice(ROOM, ROOM, shape, query.device, query.dtype).backend == "sdpa":
-            if not is_full or prompt_key is not None:
-                raise NotImplementedError("decode_attention by sdpa: it takes full caches without prompts")
-            return _to_own(query, key_cache, value_cache, None, None, scale)
+        return decode_attention_triton(call, scale, num_splits, MAX_SPLITS)
+    elif _fits_kernel(query, key_cache) and backend == "sdpa":
+        if not is_full or has_prompts:
+            raise NotImplementedError("decode_attention by sdpa: it takes full caches without prompts")
+        return to_own(query, key_cache, value_cache, None, None, scale)
     return decode_attention_reference(
-        *own[:4], left_pad=left_pad, prompt_key=prompt_key, prompt_value=prompt_value, prompt_lengths=prompt_lengths,
+        *call[:4], left_pad=left_pad, prompt_key=prompt_key, prompt_value=prompt_value, prompt_lengths=prompt_lengths,
         prompt_of=prompt_of, scale=scale,
     )  # fmt: skip
 
@@ -203,92 +199,3 @@ _op = torch.ops.medmo_kernels.decode_attention.default
 @torch.library.register_fake("medmo_kernels::decode_attention", lib=_library)
 def _(query: Tensor, *arguments: object) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
-
-
-# --- the CPU's plain form ---------------------------------------------------------------------------------------------
-
-
-def _to_own(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, left_pad: Tensor | None, scale: float
-) -> Tensor:
-    """Attend to a plain cache by one call; the heads that share a key head become its queries."""
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    visible = _visible(left_pad, lengths, key.shape[2])
-    return F.scaled_dot_product_attention(grouped, key, value, attn_mask=visible, scale=scale).flatten(1, 2)
-
-
-def _to_prompts_and_own(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor | None,
-    left_pad: Tensor | None,
-    prompt_key: Tensor,
-    prompt_value: Tensor,
-    prompt_lengths: Tensor | None,
-    prompt_of: Tensor,
-    scale: float,
-) -> Tensor:
-    """Attend to prompts, the rows of each as one batch of queries, and to the rows' own tokens: one softmax over both.
-
-    Rows are laid out as (n prompts, r places); places that no row fills attend to zeros and are thrown away.
-    """
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    rows, num_heads, head_dim = query.shape
-    num_prompts, num_kv_heads, prompt_columns, _ = prompt_key.shape
-    columns, group = key.shape[2], num_heads // num_kv_heads
-    places, place = _places(tuple(prompt_of.tolist()), num_prompts)
-
-    def by_prompt(x: Tensor) -> Tensor:
-        """Turn (B, K, G, ...) into (n, K, r * G, ...)."""
-        if place is not None:
-            x = x.new_zeros(num_prompts * places, *x.shape[1:]).index_copy_(0, place, x)
-        return x.view(num_prompts, places, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
-
-    def by_row(x: Tensor) -> Tensor:
-        """Turn (n, K, r * G, ...) into (B, K, G, ...)."""
-        x = x.unflatten(2, (places, group)).transpose(1, 2).flatten(0, 1)
-        return x if place is None else x[place]
-
-    q_BKGD = (query.to(wide) * scale).view(rows, num_kv_heads, group, head_dim)
-    own = q_BKGD @ key.to(wide).transpose(2, 3)
-    if (visible := _visible(left_pad, lengths, columns)) is not None:
-        own = own.masked_fill_(~visible, float("-inf"))
-    shared = by_prompt(q_BKGD) @ prompt_key.to(wide).transpose(2, 3)
-    if (visible := _visible(None, prompt_lengths, prompt_columns)) is not None:
-        shared += query.new_zeros(visible.shape, dtype=wide).masked_fill_(~visible, float("-inf"))
-    weights = torch.cat([shared, by_prompt(own)], dim=-1).softmax(dim=-1)
-    out = by_row(weights[..., :prompt_columns] @ prompt_value.to(wide))
-    out = out + by_row(weights[..., prompt_columns:]) @ value.to(wide)
-    return out.reshape(rows, num_heads, head_dim).to(query.dtype)
-
-
-@lru_cache(maxsize=64)
-def _places(prompt_of: tuple[int, ...], num_prompts: int) -> tuple[int, Tensor | None]:
-    """Return how many rows the fullest prompt has, and each row's place; None where rows fill all places in order."""
-    filled = [0] * num_prompts
-    within = []
-    for prompt in prompt_of:
-        within.append(filled[prompt])
-        filled[prompt] += 1
-    most = max(filled)
-    place = [prompt * most + index for prompt, index in zip(prompt_of, within, strict=True)]
-    return most, None if place == list(range(num_prompts * most)) else torch.tensor(place)
-
-
-def _visible(first: Tensor | None, stop: Tensor | None, columns: int) -> Tensor | None:
-    """Say which columns hold tokens, (rows, 1, 1, columns); None: all."""
-    if first is None and stop is None:
-        return None
-    column = _columns(columns)
-    after = None if first is None else column >= first.view(-1, 1, 1, 1)
-    before = None if stop is None else column < stop.view(-1, 1, 1, 1)
-    if after is None or before is None:
-        return before if after is None else after
-    return after & before
-
-
-@lru_cache(maxsize=8)
-def _columns(count: int) -> Tensor:
-    """Return the numbers of the columns; all layers of a step ask for the same."""
-    return torch.arange(count, dtype=torch.int32)

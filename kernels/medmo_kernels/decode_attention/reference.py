@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Call(NamedTuple):
+    """Tensors of a call; see `decode_attention`."""
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    lengths: Tensor | None
+    left_pad: Tensor | None
+    prompt_key: Tensor | None
+    prompt_value: Tensor | None
+    prompt_lengths: Tensor | None
+    prompt_of: Tensor | None
 
 
 def decode_attention_reference(

@@ -18,19 +18,9 @@ values, 35 % of what the tensor cores do in that time.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
-import torch
+
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .. import runtime
-from .op import MAX_SPLITS
-
-ROOM = "decode_attention"
-LOG2E = 1.4426950408889634
-MAX_BLOCK_M = 64
-MIN_BLOCK_M = 16
-"""The least M of a matrix product."""
 
 
 @triton.jit
@@ -186,83 +176,3 @@ def decode_join_kernel(
     total = tl.sum(weights, 0)
     mean = tl.sum(weights[:, None] * values, 0) / tl.where(total == 0.0, 1.0, total)  # [D]
     tl.store(out + place * HEAD_DIM + dims, mean.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
-
-
-def decode_attention_triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor | None,
-    left_pad: Tensor | None,
-    prompt_key: Tensor | None,
-    prompt_value: Tensor | None,
-    prompt_lengths: Tensor | None,
-    prompt_of: Tensor | None,
-    scale: float,
-    num_splits: int | None,
-) -> Tensor:
-    """Launch both kernels; arguments as in `decode_attention`, checked there."""
-    query, key, value = (_unit_stride(x) for x in (query, key, value))
-    rows, num_heads, head_dim = query.shape
-    num_kv_heads, columns = key.shape[1], key.shape[2]
-    group = num_heads // num_kv_heads
-    prompt_columns = 0 if prompt_key is None else prompt_key.shape[2]
-    if not rows or not columns + prompt_columns:
-        return torch.zeros_like(query, memory_format=torch.contiguous_format)
-    own_m = max(MIN_BLOCK_M, triton.next_power_of_2(group))
-    prompt_m = own_m
-    if prompt_columns:
-        assert prompt_key is not None and prompt_value is not None
-        prompt_key, prompt_value = _unit_stride(prompt_key), _unit_stride(prompt_value)
-        prompt_m = max(own_m, min(MAX_BLOCK_M, triton.next_power_of_2(group * _tile_rows(rows, prompt_key.shape[0]))))
-    else:  # pointers that no program follows
-        prompt_key, prompt_value, prompt_lengths, prompt_of = key, value, None, None
-    block_d = max(16, triton.next_power_of_2(head_dim))
-    tuned = runtime.table_row(
-        ROOM, runtime.capability(query.device), head_dim=max(64, block_d), block_m=max(prompt_m, own_m)
-    )
-    tiles = triton.cdiv(rows, prompt_m // group)
-    prompt_splits = _splits(num_splits, tiles * num_kv_heads, prompt_columns, tuned)
-    own_splits = _splits(num_splits, rows * num_kv_heads, columns, tuned)
-    splits = prompt_splits + own_splits
-    part_out = query.new_empty(rows, num_heads, splits, head_dim, dtype=torch.float32)
-    part_lse = query.new_empty(rows, num_heads, splits, dtype=torch.float32)
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    prompt_programs = tiles * prompt_splits
-    decode_parts_kernel[(prompt_programs + rows * own_splits, num_kv_heads)](
-        query, key, value, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, part_out, part_lse,
-        scale * LOG2E, rows, columns, prompt_columns, prompt_programs, prompt_splits, own_splits,
-        *query.stride()[:2], *key.stride()[:3], *value.stride()[:3], *prompt_key.stride()[:3],
-        *prompt_value.stride()[:3],
-        GROUP=group, HEAD_DIM=head_dim, BLOCK_D=block_d, PROMPT_M=prompt_m, OWN_M=own_m, BLOCK_N=tuned["block_n"],
-        HAS_PROMPT=prompt_columns > 0, HAS_PROMPT_LENGTHS=prompt_lengths is not None, HAS_LENGTHS=lengths is not None,
-        HAS_LEFT_PAD=left_pad is not None, PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=tuned["num_warps"], num_stages=tuned["num_stages"], enable_fp_fusion=True,
-    )  # fmt: skip
-    decode_join_kernel[(rows * num_heads,)](
-        part_out, part_lse, out, splits, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_S=2 * MAX_SPLITS,
-        num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
-    return out
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _tile_rows(rows: int, num_prompts: int) -> int:
-    """Choose the rows of a tile: those of one prompt where all have equally many, else twice the mean or more.
-
-    Tiles that begin in the middle of a prompt read it again; larger ones do so less often.
-    """
-    mean = triton.next_power_of_2(triton.cdiv(rows, num_prompts))
-    return mean if mean * num_prompts == rows else 2 * mean
-
-
-def _splits(asked: int | None, programs: int, longest: int, tuned: runtime.Mapping[str, int]) -> int:
-    """Choose into how many parts to cut: enough programs to fill the device, no part below `min_tokens`."""
-    if not longest:
-        return 0
-    if asked is not None:
-        return asked
-    return max(1, min(tuned["programs"] // programs, longest // tuned["min_tokens"], MAX_SPLITS))

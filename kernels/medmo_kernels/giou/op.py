@@ -7,19 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
+from .. import back_ends
+from ..back_ends import Choice
+from . import plain
 from .reference import (
+    Sets,
     box_terms_reference,
     giou_reference,
     pairwise_box_terms_reference,
     pairwise_giou_reference,
-    ragged_pairs,
     score_dtype,
 )
 
 ROOM = "giou"
 BACK_ENDS = ("triton", "reference")
-"""What the table may name."""
+"""Names that the table may use."""
+for _op in ("giou", "box_terms", "pairwise_giou", "pairwise_box_terms"):
+    back_ends.declare(ROOM, _op, BACK_ENDS)
 SHAPE = "fp32, fp16, bf16"
 """The one class of shapes in the table: every op is one launch, whatever the number of boxes."""
 
@@ -137,10 +141,10 @@ def pairwise_box_terms(
     return _pairwise_giou(pred, target, pred_offsets, target_offsets, max_target, False)
 
 
-def choices(device: torch.device, op: str = ROOM) -> dict[str, runtime.Choice]:
+def choices(device: torch.device, op: str = ROOM) -> dict[str, Choice]:
     """Say which back end serves boxes of each precision on a device, for one of the room's ops."""
-    by_table = runtime.table_choices(ROOM, op, device, torch.float32)
-    return by_table | {"float64": runtime.Choice("reference", "kernels compute in fp32")}
+    by_table = back_ends.choices(op, device, torch.float32)
+    return by_table | {"float64": Choice("reference", "kernels compute in fp32")}
 
 
 def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
@@ -149,16 +153,14 @@ def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
 
 
 def _runs_triton(op: str, pred: Tensor, target: Tensor) -> bool:
-    return runtime.runs_triton(ROOM, op, SHAPE, pred) and runtime.runs_triton(ROOM, op, SHAPE, target)
-
-
-# --- pair by pair: (N,) GIoU, or (N, 3) terms ------------------------------------------------------------------------
+    dtype = back_ends.deciding_dtype(pred, target)
+    return back_ends.choose(op, SHAPE, pred.device, dtype).backend == "triton"
 
 
 @torch.library.custom_op("medmo_kernels::giou", mutates_args=())
 def _giou(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
     if _runs_triton("giou" if giou_only else "box_terms", pred, target):
-        from .triton_kernel import aligned_forward
+        from .launch import aligned_forward
 
         return aligned_forward(pred, target, giou_only)
     return giou_reference(pred, target) if giou_only else box_terms_reference(pred, target)
@@ -173,15 +175,14 @@ def _(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
 @torch.library.custom_op("medmo_kernels::giou_backward", mutates_args=())
 def _giou_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
     if _runs_triton("giou" if giou_only else "box_terms", pred, target):
-        from .triton_kernel import aligned_backward
+        from .launch import aligned_backward
 
         return aligned_backward(pred, target, grad, giou_only)
-    grad_pred, grad_target = _closed_form(pred, target, _per_term(grad, giou_only))
-    return grad_pred.to(pred.dtype), grad_target.to(target.dtype)
+    return plain.aligned_backward(pred, target, grad, giou_only)
 
 
 @_giou_backward.register_fake
-def _(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
+def _(pred: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return pred.new_empty(pred.shape), target.new_empty(target.shape)
 
 
@@ -197,59 +198,49 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _giou.register_autograd(_backward, setup_context=_save)
 
 
-# --- all pairs: (..., P, T) GIoU of leading batch axes, or (P, width, 3) terms of a ragged batch ---------------------
-
-
 @torch.library.custom_op("medmo_kernels::pairwise_giou", mutates_args=())
 def _pairwise_giou(
-    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, width: int,
+    pred: Tensor,
+    target: Tensor,
+    pred_offsets: Tensor | None,
+    target_offsets: Tensor | None,
+    width: int,
     giou_only: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     if _runs_triton("pairwise_giou" if giou_only else "pairwise_box_terms", pred, target):
-        from .triton_kernel import pairwise_forward
+        from .launch import pairwise_forward
 
-        return pairwise_forward(pred, target, pred_offsets, target_offsets, width, giou_only)
+        return pairwise_forward(Sets(pred, target, pred_offsets, target_offsets), width, giou_only)
     if pred_offsets is None or target_offsets is None:
         return pairwise_giou_reference(pred, target)
     return pairwise_box_terms_reference(pred, target, pred_offsets, target_offsets, max_target=width)
 
 
 @_pairwise_giou.register_fake
-def _(
-    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, width: int,
-    giou_only: bool,
-) -> Tensor:  # fmt: skip
+def _(pred: Tensor, target: Tensor, _: Any, __: Any, width: int, giou_only: bool) -> Tensor:
     shape = (*pred.shape[:-1], width) if giou_only else (*pred.shape[:-1], width, 3)
     return pred.new_empty(shape, dtype=score_dtype(pred, target))
 
 
 @torch.library.custom_op("medmo_kernels::pairwise_giou_backward", mutates_args=())
 def _pairwise_giou_backward(
-    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, grad: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    pred_offsets: Tensor | None,
+    target_offsets: Tensor | None,
+    grad: Tensor,
     giou_only: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
+    sets = Sets(pred, target, pred_offsets, target_offsets)
     if _runs_triton("pairwise_giou" if giou_only else "pairwise_box_terms", pred, target):
-        from .triton_kernel import pairwise_backward
+        from .launch import pairwise_backward
 
-        return pairwise_backward(pred, target, pred_offsets, target_offsets, grad, giou_only)
-    by_term = _per_term(grad, giou_only)
-    if pred_offsets is None or target_offsets is None:
-        grad_pred, grad_target = _closed_form(pred[..., :, None, :], target[..., None, :, :], by_term)
-        return grad_pred.sum(-2).to(pred.dtype), grad_target.sum(-3).to(target.dtype)
-    others, inside = ragged_pairs(len(pred), pred_offsets, target_offsets, grad.shape[1])
-    row = torch.where(inside, others, len(target))  # the last row stands for no target
-    padded = torch.cat([target, target.new_zeros((1, 4))])
-    by_term = tuple(torch.where(inside, by, 0) for by in by_term)
-    grad_pred, grad_target = _closed_form(pred[:, None], padded[row], by_term)
-    summed = grad_target.new_zeros((len(target) + 1, 4)).index_add_(0, row.flatten(), grad_target.reshape(-1, 4))
-    return grad_pred.sum(1).to(pred.dtype), summed[:-1].to(target.dtype)
+        return pairwise_backward(sets, grad, giou_only)
+    return plain.pairwise_backward(sets, grad, giou_only)
 
 
 @_pairwise_giou_backward.register_fake
-def _(
-    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, grad: Tensor,
-    giou_only: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(pred: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return pred.new_empty(pred.shape), target.new_empty(target.shape)
 
 
@@ -263,59 +254,3 @@ def _pairwise_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _pairwise_giou.register_autograd(_pairwise_backward, setup_context=_save_pairwise)
-
-
-# --- the gradient of every pair --------------------------------------------------------------------------------------
-
-
-def _per_term(grad: Tensor, giou_only: bool) -> tuple[Tensor, ...]:
-    """Return the gradients of IoU, GIoU and corner distance."""
-    return (torch.zeros_like(grad), grad, torch.zeros_like(grad)) if giou_only else grad.unbind(-1)
-
-
-def _closed_form(pred: Tensor, target: Tensor, by_term: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return the gradients of every pair for both boxes.
-
-    With inter I, union U = A + B - I and hull C, IoU = I/U and GIoU = I/U + U/C - 1. Ties of a minimum or maximum share
-    the gradient evenly, and a side of exactly 0 still passes it, as in torch.
-    """
-    by_iou, by_giou, by_l1 = by_term
-    p, t = (box.to(by_giou.dtype) for box in (pred, target))
-    p_raw, t_raw = p[..., 2:] - p[..., :2], t[..., 2:] - t[..., :2]
-    p_sides, t_sides = p_raw.clamp(min=0), t_raw.clamp(min=0)
-    shared_raw = torch.minimum(p[..., 2:], t[..., 2:]) - torch.maximum(p[..., :2], t[..., :2])
-    around_raw = torch.maximum(p[..., 2:], t[..., 2:]) - torch.minimum(p[..., :2], t[..., :2])
-    shared, around = shared_raw.clamp(min=0), around_raw.clamp(min=0)
-    inter, hull = shared.prod(-1), around.prod(-1)
-    union = p_sides.prod(-1) + t_sides.prod(-1) - inter
-    per_union = torch.where(union > 0, 1 / torch.where(union > 0, union, 1), 0)
-    per_hull = torch.where(hull > 0, 1 / torch.where(hull > 0, hull, 1), 0)
-    by_ratio = (by_iou + by_giou) * per_union
-    by_union = by_giou * per_hull - by_ratio * inter * per_union
-    by_hull = -by_giou * union * per_hull**2
-    by_inter = by_ratio - by_union
-
-    def by_sides(by_area: Tensor, sides: Tensor, raw: Tensor) -> Tensor:
-        return by_area[..., None] * sides.flip(-1) * (raw >= 0)
-
-    by_shared = by_sides(by_inter, shared, shared_raw)
-    by_around = by_sides(by_hull, around, around_raw)
-    sign_high, sign_low = torch.sign(p[..., 2:] - t[..., 2:]), torch.sign(p[..., :2] - t[..., :2])
-    high, low = 0.5 * (1 + sign_high), 0.5 * (1 + sign_low)  # 1 where pred is the larger, 1/2 on a tie
-    l1_high, l1_low = by_l1[..., None] * sign_high, by_l1[..., None] * sign_low
-    p_own, t_own = by_sides(by_union, p_sides, p_raw), by_sides(by_union, t_sides, t_raw)
-    grad_pred = torch.cat(
-        [
-            -p_own - by_shared * low - by_around * (1 - low) + l1_low,
-            p_own + by_shared * (1 - high) + by_around * high + l1_high,
-        ],
-        dim=-1,
-    )
-    grad_target = torch.cat(
-        [
-            -t_own - by_shared * (1 - low) - by_around * low - l1_low,
-            t_own + by_shared * high + by_around * (1 - high) - l1_high,
-        ],
-        dim=-1,
-    )
-    return grad_pred, grad_target

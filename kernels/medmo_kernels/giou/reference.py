@@ -3,8 +3,26 @@
 Shapes: N pairs; P and T boxes of two sets; B problems; last axis x1, y1, x2, y2.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Sets(NamedTuple):
+    """Two sets of boxes of which all pairs are scored, problem by problem.
+
+    Attributes:
+        pred: (..., P, 4) predicted boxes.
+        target: (..., T, 4) target boxes.
+        pred_offsets: (B + 1,) int64 starts of the problems in `pred`; None: the leading axes are the problems.
+        target_offsets: (B + 1,) int64 starts of the problems in `target`; None like `pred_offsets`.
+    """
+
+    pred: Tensor
+    target: Tensor
+    pred_offsets: Tensor | None
+    target_offsets: Tensor | None
 
 
 def overlap_terms(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,15 +13,8 @@ exchanging two boxes changes no bit.
 # Triton's language is Python to read, not to check: constants come as plain numbers, tensors as anything.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .. import runtime
-
-# Without a limit of its own, ptxas spills so that more warps fit on a core.
-OPTIONS = {"enable_fp_fusion": False, "num_stages": 1, "maxnreg": 128}
 
 
 @triton.jit
@@ -161,9 +154,6 @@ def _store_boxes(ptr, rows, mask, x1, y1, x2, y2):
     tl.store(corner + 3, y2, mask=mask)
 
 
-# --- pair by pair ----------------------------------------------------------------------------------------------------
-
-
 @triton.jit
 def aligned_forward_kernel(pred_ptr, target_ptr, out_ptr, num_pairs, GIOU_ONLY: tl.constexpr, BLOCK: tl.constexpr):
     """Score BLOCK pairs."""
@@ -186,9 +176,6 @@ def aligned_backward_kernel(
     by_iou, by_giou, by_l1 = _load_gradients(grad_ptr, pairs, mask, GIOU_ONLY)
     _store_boxes(grad_pred_ptr, pairs, mask, *box_gradient(*pred, *target, by_iou, by_giou, by_l1))
     _store_boxes(grad_target_ptr, pairs, mask, *box_gradient(*target, *pred, by_iou, by_giou, by_l1))
-
-
-# --- all pairs of the problems of a batch ----------------------------------------------------------------------------
 
 
 @triton.jit
@@ -266,85 +253,3 @@ def pairwise_backward_kernel(
         dx1, dy1, dx2, dy2 = box_gradient(x1, y1, x2, y2, bx1, by1, bx2, by2, by_iou, by_giou, by_l1)
         gx1, gy1, gx2, gy2 = gx1 + dx1, gy1 + dy1, gx2 + dx2, gy2 + dy2
     _store_boxes(grad_own_ptr, rows, mask, tl.sum(gx1, 1), tl.sum(gy1, 1), tl.sum(gx2, 1), tl.sum(gy2, 1))
-
-
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
-def _row(pred: Tensor, layout: str) -> dict[str, int]:
-    row = runtime.table_row("giou", runtime.capability(pred.device), layout=layout)
-    names = ("num_warps", "BLOCK") if layout == "aligned" else ("num_warps", "ROWS", "COLS")
-    return {name: row[name] for name in names}
-
-
-def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
-    """Score N pairs: (N,) GIoU, or (N, 3) IoU, GIoU and corner distance."""
-    num_pairs = pred.shape[0]
-    out = pred.new_empty((num_pairs,) if giou_only else (num_pairs, 3), dtype=torch.float32)
-    if num_pairs:
-        row = _row(pred, "aligned")
-        grid = (triton.cdiv(num_pairs, row["BLOCK"]),)
-        aligned_forward_kernel[grid](
-            pred.contiguous(), target.contiguous(), out, num_pairs, GIOU_ONLY=giou_only, **row, **OPTIONS
-        )
-    return out
-
-
-def aligned_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
-    """Return the gradients of both sides of N pairs, in their dtypes."""
-    num_pairs = pred.shape[0]
-    grads = pred.new_empty(pred.shape), target.new_empty(target.shape)
-    if num_pairs:
-        row = _row(pred, "aligned")
-        grid = (triton.cdiv(num_pairs, row["BLOCK"]),)
-        aligned_backward_kernel[grid](
-            pred.contiguous(), target.contiguous(), grad.contiguous(), *grads, num_pairs,
-            GIOU_ONLY=giou_only, **row, **OPTIONS,
-        )  # fmt: skip
-    return grads
-
-
-def problem_of(offsets: Tensor, count: int) -> Tensor:
-    """Return the problem of each of `count` boxes, on the device of the offsets."""
-    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
-
-
-def pairwise_forward(
-    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, width: int,
-    giou_only: bool,
-) -> Tensor:  # fmt: skip
-    """Score all pairs of every problem; ragged where offsets are given, else of leading batch axes."""
-    out = pred.new_empty((*pred.shape[:-1], width) if giou_only else (*pred.shape[:-1], width, 3), dtype=torch.float32)
-    num_rows = pred.shape[:-1].numel()
-    if out.numel():
-        row = _row(pred, "pairwise")
-        problem = None if pred_offsets is None else problem_of(pred_offsets, num_rows)
-        grid = (triton.cdiv(num_rows, row["ROWS"]), triton.cdiv(width, row["COLS"]))
-        pairwise_forward_kernel[grid](
-            pred.contiguous(), target.contiguous(), out, problem, pred_offsets, target_offsets,
-            num_rows, pred.shape[-2], target.shape[-2], width,
-            RAGGED=pred_offsets is not None, GIOU_ONLY=giou_only, **row, **OPTIONS,
-        )  # fmt: skip
-    return out
-
-
-def pairwise_backward(
-    pred: Tensor, target: Tensor, pred_offsets: Tensor | None, target_offsets: Tensor | None, grad: Tensor,
-    giou_only: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of both sets, in their dtypes: one launch for each."""
-    width = grad.shape[pred.ndim - 1]
-    pred_side, target_side = (pred.contiguous(), pred_offsets), (target.contiguous(), target_offsets)
-    grad, row, found = grad.contiguous(), _row(pred, "pairwise"), []
-    for (own, own_offsets), (other, other_offsets) in ((pred_side, target_side), (target_side, pred_side)):
-        grad_own = own.new_empty(own.shape)
-        num_rows = own.shape[:-1].numel()
-        if num_rows:
-            problem = None if own_offsets is None else problem_of(own_offsets, num_rows)
-            pairwise_backward_kernel[(triton.cdiv(num_rows, row["ROWS"]),)](
-                own, other, grad, grad_own, problem, own_offsets, other_offsets,
-                num_rows, own.shape[-2], other.shape[-2], width,
-                OWN_IS_PRED=own is pred_side[0], RAGGED=own_offsets is not None, GIOU_ONLY=giou_only, **row, **OPTIONS,
-            )  # fmt: skip
-        found.append(grad_own)
-    return found[0], found[1]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, Gate, OpSpec, Tolerance
+from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance
 from .op import BACK_ENDS, _patch_embed, choices, patch_embed, shape_class
 from .reference import patch_embed_reference
 
@@ -143,15 +143,6 @@ SPECS = (
             "other means, no bias": Size(5, 17, 4, 2, 2, 0, False, *IMAGENET),
             "odd patches": Size(7, 9, 3, side=3),
         },
-        benchmark_sizes={
-            **_IMAGES,
-            "8B, ragged, 8 images": Size(sum(RAGGED), 1152, side=48),
-            "8B, video of 4 frame pairs, 1280 px": Size(4 * 6400, 1152, frames=2, side=48),
-        },
-        cpu_sizes={
-            "4B, 128 px, 1 image": Size(64, 1024, side=48),
-            "8B, 256 px, 1 image": Size(256, 1152, side=48),
-        },
         tolerance=_TOLERANCE,
         differentiable=("weight", "bias", "position_table"),
         faults={
@@ -170,21 +161,34 @@ SPECS = (
             "other means, no time axis": Size(5, 17, 14, 1, None, 4, True, *IMAGENET),
             "no table": Size(3, 9, 8),
         },
-        compile_sizes={
-            "4B": (Size(1024, 1024, side=48), torch.bfloat16),
-            "8B": (Size(1024, 1152, side=48), torch.bfloat16),
-            "8B, video": (Size(1024, 1152, frames=2, side=48), torch.bfloat16),
-            "8B, no positions": (Size(1024, 1152), torch.bfloat16),
-            "8B, fp32": (Size(64, 1152, side=48), torch.float32),
-            "patches of 14": (Size(64, 1024, 14, 1, None, 0, True, *IMAGENET), torch.bfloat16),
-        },
-        gate=_gate,
         choices=choices,
         back_ends=BACK_ENDS,
         shape_class=lambda arguments: shape_class(arguments["patches"]),
-        num_bytes=_bytes,
-        num_flops=_flops,
-        num_backward_flops=_backward_flops,
+        compile=Compile(
+            sizes={
+                "4B": (Size(1024, 1024, side=48), torch.bfloat16),
+                "8B": (Size(1024, 1152, side=48), torch.bfloat16),
+                "8B, video": (Size(1024, 1152, frames=2, side=48), torch.bfloat16),
+                "8B, no positions": (Size(1024, 1152), torch.bfloat16),
+                "8B, fp32": (Size(64, 1152, side=48), torch.float32),
+                "patches of 14": (Size(64, 1024, 14, 1, None, 0, True, *IMAGENET), torch.bfloat16),
+            },
+            gate=_gate,
+        ),
+        bench=Bench(
+            sizes={
+                **_IMAGES,
+                "8B, ragged, 8 images": Size(sum(RAGGED), 1152, side=48),
+                "8B, video of 4 frame pairs, 1280 px": Size(4 * 6400, 1152, frames=2, side=48),
+            },
+            cpu_sizes={
+                "4B, 128 px, 1 image": Size(64, 1024, side=48),
+                "8B, 256 px, 1 image": Size(256, 1152, side=48),
+            },
+            num_bytes=_bytes,
+            num_flops=_flops,
+            num_backward_flops=_backward_flops,
+        ),
     ),
     OpSpec(
         name="patch_embed_floats",
@@ -197,7 +201,6 @@ SPECS = (
             "video": Size(9, 24, 4, frames=2),
             "no time axis": Size(5, 17, 14, taps=None),
         },
-        benchmark_sizes={},
         tolerance=_TOLERANCE,
         differentiable=("patches", "weight", "bias", "position_table"),
     ),

@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .. import runtime
-from .reference import MAX_PIXEL, bilinear_taps, patch_embed_reference
+from .. import back_ends, runtime
+from ..back_ends import Choice
+from .plain import embed, weight_product
+from .reference import MAX_PIXEL, Call, bilinear_taps, patch_embed_reference
 
-ROOM = "patch_embed"
-BACK_ENDS = ("triton", "linear")
-"""What the table may name, for uint8 pixels."""
+OP = "patch_embed"
+BACK_ENDS = back_ends.declare("patch_embed", OP, ("triton", "linear"), plain="linear")
+"""Names that the table may use, for uint8 pixels."""
 FEW_PATCHES = 8192
 """About one large image: up to here launches and the fold of the weights weigh."""
-PIXEL_CENTRE = 127.5
-"""Pixels are centred here: u - 127.5 has 8 significant bits, exact in bf16, and is 0 for a mean of 0.5."""
 
 
 def patch_embed(
@@ -67,36 +66,39 @@ def patch_embed(
 
     Reference: Qwen3-VL's patch embedding and interpolated positions, transformers `Qwen3VLVisionModel`.
     """
-    _check(patches, weight, bias, position_table, coordinates, image_mean, image_std)
-    mean, std = tuple(image_mean), tuple(image_std)
+    call = Call(patches, weight, bias, position_table, coordinates, tuple(image_mean), tuple(image_std))
+    _check(call)
     if runtime.mode() == "reference":
-        return patch_embed_reference(patches, weight, bias, position_table, coordinates, image_mean=mean, image_std=std)
+        return patch_embed_reference(*call[:5], image_mean=call.image_mean, image_std=call.image_std)
     if patches.dtype != torch.uint8:
-        return _plain(patches, weight, bias, position_table, coordinates, mean, std)
-    return _patch_embed(patches, weight, bias, position_table, coordinates, mean, std)
+        return embed(call)
+    return _patch_embed(*call)
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
+def choices(device: torch.device) -> dict[str, Choice]:
     """Say what serves patch_embed on a device: pixels, their weight gradient, rows of floats."""
-    kernels = runtime.triton_choice(device, torch.bfloat16, plain="linear")
-    if kernels.backend == "reference":
-        return {"all": kernels}
-    product = "a product of converted pixels"
-    pixels = runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="linear")
+    pixels = back_ends.choices(OP, device, torch.bfloat16)
+    if all(choice.backend == "reference" for choice in pixels.values()):
+        return {"all": next(iter(pixels.values()))}
+    matmul = Choice(
+        "matmul", "a product of converted pixels", (("triton", "would convert bytes on the way to shared memory"),)
+    )
+    odd = Choice("linear", "plain torch ops", (("triton", "reads pixels as words of four"),))
+    floats = Choice("linear", "plain torch ops", (("triton", "nothing to fold: rows are normalised"),))
     return {f"uint8 pixels, {shape}": choice for shape, choice in pixels.items()} | {
-        "uint8 pixels, gradient of weight and bias": runtime.Choice(
-            "matmul", product, (("triton", "would convert bytes on the way to shared memory"),)
-        ),
-        "uint8 pixels of odd patch sizes": runtime.Choice(
-            "linear", "plain torch ops", (("triton", "reads pixels as words of four"),)
-        ),
-        "floats": runtime.Choice("linear", "plain torch ops", (("triton", "nothing to fold: rows are normalised"),)),
+        "uint8 pixels, gradient of weight and bias": matmul,
+        "uint8 pixels of odd patch sizes": odd,
+        "floats": floats,
     }
 
 
 def shape_class(patches: Tensor) -> str:
     """Return the name that the table has for a class of shapes."""
     return f"{'at most' if patches.shape[0] <= FEW_PATCHES else 'more than'} {FEW_PATCHES} patches"
+
+
+def _backend(patches: Tensor, weight: Tensor) -> str:
+    return back_ends.choose(OP, shape_class(patches), weight.device, weight.dtype).backend
 
 
 @torch.library.custom_op("medmo_kernels::patch_embed", mutates_args=())
@@ -109,31 +111,23 @@ def _patch_embed(
     image_mean: Sequence[float],
     image_std: Sequence[float],
 ) -> Tensor:
-    if patches.shape[1] % 4 == 0 and runtime.runs_triton(ROOM, ROOM, shape_class(patches), weight):
-        from .triton_kernel import forward
+    call = Call(patches, weight, bias, position_table, coordinates, image_mean, image_std)
+    if patches.shape[1] % 4 == 0 and _backend(patches, weight) == "triton":
+        from .launch import forward
 
-        taps = weight if weight.dim() == 5 else weight.unsqueeze(2)
-        return forward(patches, taps, bias, position_table, coordinates, image_mean, image_std)
-    return _plain(patches, weight, bias, position_table, coordinates, image_mean, image_std)
+        return forward(call)
+    return embed(call)
 
 
 @_patch_embed.register_fake
-def _(
-    patches: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    position_table: Tensor | None,
-    coordinates: Tensor | None,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-) -> Tensor:
+def _(patches: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty(patches.shape[0], weight.shape[0])
 
 
 @torch.library.custom_op("medmo_kernels::patch_embed_table_gradient", mutates_args=())
 def _table_gradient(grad: Tensor, coordinates: Tensor, position_table: Tensor) -> Tensor:
-    if runtime.uses_triton(grad):
-        from .triton_kernel import table_gradient
+    if back_ends.choose(OP, None, grad.device, grad.dtype).backend == "triton":
+        from .launch import table_gradient
 
         return table_gradient(grad, coordinates, position_table)
     entries, weights = bilinear_taps(coordinates, math.isqrt(position_table.shape[0]))
@@ -169,7 +163,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_bias = column_sums.to(bias.dtype)
     if needs_weight and column_sums is not None:
         taps = weight if weight.dim() == 5 else weight.unsqueeze(2)
-        product = _product(grad, patches, weight).view(taps.shape[0], 3, -1, *taps.shape[3:])
+        product = weight_product(grad, patches, weight).view(taps.shape[0], 3, -1, *taps.shape[3:])
         channels = []
         for channel, mean, std in zip(product.unbind(1), ctx.image_mean, ctx.image_std, strict=True):
             scaled = channel * (1 / (MAX_PIXEL * std))
@@ -184,72 +178,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _patch_embed.register_autograd(_backward, setup_context=_save)
 
 
-def _product(grad: Tensor, patches: Tensor, weight: Tensor) -> Tensor:
-    """Return grad.T @ (patches - 127.5), (D, K), in fp32 (float64 for float64)."""
-    if grad.device.type == "cuda" and grad.element_size() == 2:
-        return torch.mm(grad.T, _centred(patches, grad.dtype), out_dtype=torch.float32)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return grad.to(wide).T @ patches.to(wide).sub_(PIXEL_CENTRE)
-
-
-def _centred(patches: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return pixels about their centre in 16 bits, which hold them exactly."""
-    return torch.sub(patches, PIXEL_CENTRE, out=torch.empty(patches.shape, dtype=dtype, device=patches.device))
-
-
-def _plain(
-    patches: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    position_table: Tensor | None,
-    coordinates: Tensor | None,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-) -> Tensor:
-    """Compute the op by `F.linear` and `F.embedding_bag`; differentiable.
-
-    In fp32 (float64 for float64). On CUDA products run in the weights' dtype, those of pixels with an fp32 result:
-    there 16 bits are ten times as fast, on the CPU they are slower.
-    """
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    taps = (weight if weight.dim() == 5 else weight.unsqueeze(2)).to(dtype)
-    is_still = patches.shape[1] == taps[0, :, 0].numel()
-    kernel = taps.sum(2, keepdim=True) if is_still and taps.shape[2] > 1 else taps
-    offset = None if bias is None else bias.to(dtype)
-    in_16_bits = patches.is_cuda and weight.element_size() == 2
-    if patches.dtype == torch.uint8:
-        rows = _centred(patches, weight.dtype) if in_16_bits else patches.to(dtype).sub_(PIXEL_CENTRE)
-        std = kernel.new_tensor(image_std)
-        if any(mean != 0.5 for mean in image_mean):
-            shift = kernel.sum((2, 3, 4)) @ ((0.5 - kernel.new_tensor(image_mean)) / std)
-            offset = shift if offset is None else offset + shift
-        kernel = kernel / (MAX_PIXEL * std).view(1, -1, 1, 1, 1)
-    elif patches.is_cuda:
-        rows, kernel = patches.to(weight.dtype), kernel.to(weight.dtype)
-        offset = None if offset is None else offset.to(weight.dtype)
-    else:
-        rows = patches.to(dtype)
-    if patches.dtype == torch.uint8 and in_16_bits:
-        out = torch.mm(rows, kernel.flatten(1).to(weight.dtype).T, out_dtype=torch.float32)
-        out = out if offset is None else out.add_(offset)
-    else:
-        out = F.linear(rows, kernel.flatten(1), offset)
-    if position_table is not None and coordinates is not None:
-        entries, weights = bilinear_taps(coordinates, math.isqrt(position_table.shape[0]))
-        table = position_table.to(dtype)
-        out = out + F.embedding_bag(entries, table, mode="sum", per_sample_weights=weights.to(dtype))
-    return out.to(weight.dtype)
-
-
-def _check(
-    patches: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    position_table: Tensor | None,
-    coordinates: Tensor | None,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-) -> None:
+def _check(call: Call) -> None:
+    patches, weight, bias, position_table, coordinates, image_mean, image_std = call
     if weight.dim() not in (4, 5) or weight.shape[1] != 3 or patches.dim() != 2:
         raise ValueError(
             f"patch_embed: patches {tuple(patches.shape)} and weight {tuple(weight.shape)}, expected (N, K) and "

@@ -1,12 +1,30 @@
 """Patch embedding in plain PyTorch: normalise, show a still to every tap, multiply, add interpolated positions."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MAX_PIXEL = 255.0
+
+
+class Call(NamedTuple):
+    """Arguments of a call, checked; see `patch_embed`."""
+
+    patches: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    position_table: Tensor | None
+    coordinates: Tensor | None
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+
+    @property
+    def taps(self) -> Tensor:
+        """Return the weight with a time axis: (D, 3, T, p, p)."""
+        return self.weight if self.weight.dim() == 5 else self.weight.unsqueeze(2)
 
 
 def patch_embed_reference(

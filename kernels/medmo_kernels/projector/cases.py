@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, Gate, OpSpec, Tolerance
+from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance
 from .op import BACK_ENDS, choices, projector, shape_class
 from .reference import ProjectorWeights, projector_reference
 
@@ -161,19 +161,6 @@ SPECS = (
             "tower": (7, 32, 128, 24, TOWER),
             "odd widths": (5, 6, 11, 7, (TAP, MAIN)),
         },
-        benchmark_sizes={
-            **_TOWERS,
-            "8B main, 1280 px, 8 images": (8 * 1600, *WIDTHS["8B"], (MAIN,)),
-            "8B main, 1280 px, 1 image": (1600, *WIDTHS["8B"], (MAIN,)),
-            "8B main, 512 px, 1 image": (256, *WIDTHS["8B"], (MAIN,)),
-            "8B main, 256 px, 1 image": (64, *WIDTHS["8B"], (MAIN,)),
-            "8B tap, 1280 px, 1 image": (1600, *WIDTHS["8B"], (TAP,)),
-        },
-        cpu_sizes={
-            "a quarter of 4B's widths, main, 64 tokens": (64, 256, 1024, 640, (MAIN,)),
-            "a quarter of 4B's widths, tower, 64 tokens": (64, 256, 1024, 640, TOWER),
-        },
-        timed_arguments=_unstacked,
         tolerance={
             torch.float64: Tolerance(1e-12, "another order of summation"),
             torch.float32: Tolerance(2e-6, "another order of summation over at most 128 products, twice"),
@@ -188,32 +175,49 @@ SPECS = (
             "tanh GELU": _on_stacks(_tanh_gelu),
             "another eps": _on_stacks(projector_reference, eps=1e-4),
         },
-        # Few tokens are normalised while loading. tests/kernels/test_projector.py runs every row of the table.
+        # tests/kernels/test_projector.py runs every row of the table.
         kernel_sizes={
             "no token": (0, 16, 64, 8, (MAIN, TAP)),
             "one merger": (5, 16, 40, 24, (MAIN,)),
             "ragged tiles": (67, 48, 72, 8, (TAP,)),
             "tower": (3, 16, 64, 8, TOWER),
         },
-        # The widths that a kernel is compiled for are real ones; tokens, hidden and decoder's width are no compile-time
-        # constants, and small because the CPU computes the products that belong to torch.
-        compile_sizes={
-            "8B main, few tokens": ((16, 1152, 64, 16, (MAIN,)), torch.bfloat16),
-            "8B tower, few tokens": ((16, 1152, 64, 16, TOWER), torch.bfloat16),
-            "8B main, many tokens": ((272, 1152, 64, 16, (MAIN,)), torch.bfloat16),
-            "8B tap, many tokens": ((272, 1152, 64, 16, (TAP,)), torch.bfloat16),
-            "4B tower, many tokens": ((272, 1024, 64, 16, TOWER), torch.bfloat16),
-            "8B tower, many tokens": ((272, 1152, 64, 16, TOWER), torch.bfloat16),
-            "8B tower, few tokens, inference": ((16, 1152, 64, 16, TOWER, INFERENCE), torch.bfloat16),
-            "8B tower, many tokens, inference": ((272, 1152, 64, 16, TOWER, INFERENCE), torch.bfloat16),
-            "fp32": ((16, 32, 64, 16, TOWER), torch.float32),
-        },
-        gate=_gate,
         choices=choices,
         back_ends=BACK_ENDS,
         shape_class=_shape_class,
-        num_bytes=_bytes,
-        num_flops=_flops,
-        num_backward_flops=_backward_flops,
+        compile=Compile(
+            # The widths that a kernel is compiled for are real ones; tokens, hidden and decoder's width are no
+            # compile-time constants, and small because the CPU computes the products that belong to torch.
+            sizes={
+                "8B main, few tokens": ((16, 1152, 64, 16, (MAIN,)), torch.bfloat16),
+                "8B tower, few tokens": ((16, 1152, 64, 16, TOWER), torch.bfloat16),
+                "8B main, many tokens": ((272, 1152, 64, 16, (MAIN,)), torch.bfloat16),
+                "8B tap, many tokens": ((272, 1152, 64, 16, (TAP,)), torch.bfloat16),
+                "4B tower, many tokens": ((272, 1024, 64, 16, TOWER), torch.bfloat16),
+                "8B tower, many tokens": ((272, 1152, 64, 16, TOWER), torch.bfloat16),
+                "8B tower, few tokens, inference": ((16, 1152, 64, 16, TOWER, INFERENCE), torch.bfloat16),
+                "8B tower, many tokens, inference": ((272, 1152, 64, 16, TOWER, INFERENCE), torch.bfloat16),
+                "fp32": ((16, 32, 64, 16, TOWER), torch.float32),
+            },
+            gate=_gate,
+        ),
+        bench=Bench(
+            sizes={
+                **_TOWERS,
+                "8B main, 1280 px, 8 images": (8 * 1600, *WIDTHS["8B"], (MAIN,)),
+                "8B main, 1280 px, 1 image": (1600, *WIDTHS["8B"], (MAIN,)),
+                "8B main, 512 px, 1 image": (256, *WIDTHS["8B"], (MAIN,)),
+                "8B main, 256 px, 1 image": (64, *WIDTHS["8B"], (MAIN,)),
+                "8B tap, 1280 px, 1 image": (1600, *WIDTHS["8B"], (TAP,)),
+            },
+            cpu_sizes={
+                "a quarter of 4B's widths, main, 64 tokens": (64, 256, 1024, 640, (MAIN,)),
+                "a quarter of 4B's widths, tower, 64 tokens": (64, 256, 1024, 640, TOWER),
+            },
+            timed_arguments=_unstacked,
+            num_bytes=_bytes,
+            num_flops=_flops,
+            num_backward_flops=_backward_flops,
+        ),
     ),
 )

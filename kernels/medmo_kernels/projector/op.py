@@ -1,4 +1,4 @@
-"""Registration of projector. One function, `_choice`, decides who serves a call."""
+"""Registration of projector. CUDA: Triton or plain layers, as the table says; CPU: plain layers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import runtime
+from .. import back_ends, runtime
+from ..back_ends import Choice
 from .reference import ProjectorWeights, projector_reference
 
-ROOM = "projector"
-BACK_ENDS = ("triton", "eager")
-"""What the table may name."""
+OP = "projector"
+MAX_WIDTH = 4096
+"""Widest patch whose token the kernels of the norm hold in registers."""
 FEW_TOKENS = 256
 """Up to so many tokens a product waits for weights and launches rather than for multipliers."""
+
+
+
+def _refusal(backend: str, device: torch.device, dtype: torch.dtype, unfit: str) -> str:
+    return (runtime.triton_refusal(device, dtype) or unfit) if backend == "triton" else ""
+
+
+BACK_ENDS = back_ends.declare("projector", OP, ("triton", "eager"), plain="eager", refusal=_refusal)
+"""Names that the table may use."""
 
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
@@ -49,7 +59,7 @@ def projector(
         ValueError: shapes or dtypes do not fit.
     """
     _check(features, weights, merge_size)
-    backend = _choice(features, weights, merge_size).backend
+    backend = _backend(features, weights, merge_size)
     if backend == "reference":
         return projector_reference(features, weights, merge_size=merge_size, eps=eps)
     if backend == "eager":
@@ -59,10 +69,10 @@ def projector(
     return _projector(*lists, merge_size, eps, keep)[0]
 
 
-def choices(device: torch.device) -> dict[str, runtime.Choice]:
+def choices(device: torch.device) -> dict[str, Choice]:
     """Return what serves 16-bit tensors on a device, by the number of tokens and of mergers."""
-    by_count = runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="eager")
-    return by_count | {"fp32": runtime.table_choice(ROOM, ROOM, "fp32", device, torch.float32, plain="eager")}
+    by_count = back_ends.choices(OP, device, torch.bfloat16, "")
+    return by_count | {"fp32": back_ends.explain(OP, "fp32", device, torch.float32, "")}
 
 
 def shape_class(dtype: torch.dtype, num_tokens: int, num_mergers: int) -> str:
@@ -73,24 +83,24 @@ def shape_class(dtype: torch.dtype, num_tokens: int, num_mergers: int) -> str:
     return f"{mergers} of {'at most' if num_tokens <= FEW_TOKENS else 'more than'} {FEW_TOKENS} tokens"
 
 
-def _choice(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> runtime.Choice:
+def _backend(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> str:
     x = features[0]
-    forced = runtime.forced_backend(ROOM)
-    if forced is None and (runtime.mode() == "reference" or not runtime.uses_triton(x)):
-        return runtime.triton_choice(x.device, x.dtype, plain="eager")
-    from .triton_kernel import refusal
-
-    reason = refusal(features, merge_size)
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in (*features, *chain(*weights))):
-        reason = "kernels take plain tensors, not sharded or quantised ones"
-    elif torch.is_autocast_enabled(x.device.type):
-        reason = "autocast knows only torch's own layers"
-    if reason and forced == "triton":
-        raise NotImplementedError(f"projector by triton: {reason}")
-    if reason:
-        return runtime.Choice("eager", "nothing faster can run", (("triton", reason),))
     shape = shape_class(x.dtype, x.shape[0] // merge_size**2, len(features))
-    return runtime.table_choice(ROOM, ROOM, shape, x.device, x.dtype, plain="eager")
+    return back_ends.choose(OP, shape, x.device, x.dtype, _unfit(features, weights, merge_size)).backend
+
+
+def _unfit(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> str:
+    """Say why the kernels cannot take such tensors, or return an empty text."""
+    x, cells = features[0], merge_size**2
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast knows only torch's own layers"
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in (*features, *chain(*weights))):
+        return "kernels take plain tensors, not sharded or quantised ones"
+    if x.shape[1] % 16 or x.shape[1] > MAX_WIDTH:
+        return f"patches of width {x.shape[1]}: the kernels take multiples of 16 up to {MAX_WIDTH}"
+    if cells & (cells - 1):
+        return f"merge_size {merge_size}: the kernels take powers of two"
+    return ""
 
 
 def _check(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> None:
@@ -129,9 +139,6 @@ def _eager(features: Tensor, w: ProjectorWeights, merge_size: int, eps: float) -
     return F.linear(F.gelu(F.linear(merged, w.fc1_weight, w.fc1_bias)), w.fc2_weight, w.fc2_bias)
 
 
-# --- the registered op: what the Triton form is to autograd and to torch.compile --------------------------------------
-
-
 @torch.library.custom_op("medmo_kernels::projector", mutates_args=())
 def _projector(
     features: list[Tensor],
@@ -145,26 +152,18 @@ def _projector(
     eps: float,
     keep: bool,
 ) -> tuple[list[Tensor], Tensor]:
-    from .triton_kernel import forward
+    from .launch import forward
 
     weights = _rows(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     with torch.cuda.device_of(features[0]):
-        return forward(features, weights, merge_size, eps, keep)
+        few = features[0].shape[0] // merge_size**2 <= FEW_TOKENS
+        return forward(features, weights, merge_size, eps, keep, few)
 
 
 @_projector.register_fake
-def _(
-    features: list[Tensor],
-    norm_weight: list[Tensor],
-    norm_bias: list[Tensor],
-    fc1_weight: list[Tensor],
-    fc1_bias: list[Tensor],
-    fc2_weight: list[Tensor],
-    fc2_bias: list[Tensor],
-    merge_size: int,
-    eps: float,
-    keep: bool,
-) -> tuple[list[Tensor], Tensor]:
+def _(features: list[Tensor], *rest: Any) -> tuple[list[Tensor], Tensor]:
+    *columns, merge_size, _, keep = rest
+    fc1_weight, fc2_weight = columns[2], columns[4]
     num_tokens = features[0].shape[0] // merge_size**2
     out = [x.new_empty(num_tokens, w.shape[0]) for x, w in zip(features, fc2_weight, strict=True)]
     hidden = (len(features), num_tokens, fc1_weight[0].shape[0]) if keep else (0,)
@@ -189,7 +188,7 @@ def _projector_backward(
 ) -> tuple[
     list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]
 ]:  # = _Lists, which torch.library does not resolve
-    from .triton_kernel import backward
+    from .launch import backward
 
     weights = _rows(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     with torch.cuda.device_of(features[0]):
@@ -198,22 +197,9 @@ def _projector_backward(
 
 
 @_projector_backward.register_fake
-def _(
-    grads: list[Tensor],
-    features: list[Tensor],
-    norm_weight: list[Tensor],
-    norm_bias: list[Tensor],
-    fc1_weight: list[Tensor],
-    fc1_bias: list[Tensor],
-    fc2_weight: list[Tensor],
-    fc2_bias: list[Tensor],
-    hidden: Tensor,
-    merge_size: int,
-    eps: float,
-    of_features: bool,
-    of_weights: bool,
-) -> _Lists:
-    weights = _rows(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+def _(grads: list[Tensor], features: list[Tensor], *rest: Any) -> _Lists:
+    *columns, _, _, _, of_features, of_weights = rest
+    weights = _rows(*columns)
     by_x = [torch.empty_like(x) for x in features] if of_features else []
     by_w = [ProjectorWeights(*map(torch.empty_like, w)) for w in weights] if of_weights else []
     return by_x, *_columns(by_w)

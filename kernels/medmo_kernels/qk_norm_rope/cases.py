@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import Arguments, OpSpec, Tolerance
+from ..spec import Arguments, Bench, Compile, OpSpec, Tolerance
 from .op import (
     BACK_ENDS,
     _qk_norm_rope,
@@ -117,13 +117,6 @@ SPECS = (
             "widest": (2, 2, 1, 256, 1.0),
             "small numbers": (9, 4, 2, 64, SMALL),
         },
-        benchmark_sizes={
-            "text, 14,400 tokens": (14400, 32, 8, 128, 1.0),
-            "text, 1,800 tokens": (1800, 32, 8, 128, 1.0),
-            "decode, 64 sequences": (64, 32, 8, 128, 1.0),
-            "decode, 8 sequences": (8, 32, 8, 128, 1.0),
-        },
-        cpu_sizes={"text, 64 tokens": (64, 32, 8, 128, 1.0), "text, 512 tokens": (512, 32, 8, 128, 1.0)},
         tolerance=_TOLERANCE,
         differentiable=("query", "key", "query_weight", "key_weight"),
         faults=_FAULTS,
@@ -137,20 +130,31 @@ SPECS = (
             "widest": (2, 5, 1, 256, 1.0),
             "small numbers": (2, 4, 2, 64, SMALL),
         },
-        compile_sizes={
-            "text": ((1800, 32, 8, 128, 1.0), torch.bfloat16),
-            "width 72": ((1800, 16, 16, 72, 1.0), torch.bfloat16),
-            "width 64": ((1800, 16, 8, 64, 1.0), torch.bfloat16),
-            "width 32": ((1800, 8, 4, 32, 1.0), torch.bfloat16),
-            "width 256": ((1800, 16, 2, 256, 1.0), torch.bfloat16),
-            "text, fp32": ((1800, 32, 8, 128, 1.0), torch.float32),
-        },
         choices=choices,
         back_ends=BACK_ENDS,
         shape_class=lambda arguments: shape_class(arguments["query"]),
-        num_bytes=_num_bytes,
-        num_flops=_num_flops,
-        num_backward_bytes=_num_backward_bytes,
+        compile=Compile(
+            sizes={
+                "text": ((1800, 32, 8, 128, 1.0), torch.bfloat16),
+                "width 72": ((1800, 16, 16, 72, 1.0), torch.bfloat16),
+                "width 64": ((1800, 16, 8, 64, 1.0), torch.bfloat16),
+                "width 32": ((1800, 8, 4, 32, 1.0), torch.bfloat16),
+                "width 256": ((1800, 16, 2, 256, 1.0), torch.bfloat16),
+                "text, fp32": ((1800, 32, 8, 128, 1.0), torch.float32),
+            },
+        ),
+        bench=Bench(
+            sizes={
+                "text, 14,400 tokens": (14400, 32, 8, 128, 1.0),
+                "text, 1,800 tokens": (1800, 32, 8, 128, 1.0),
+                "decode, 64 sequences": (64, 32, 8, 128, 1.0),
+                "decode, 8 sequences": (8, 32, 8, 128, 1.0),
+            },
+            cpu_sizes={"text, 64 tokens": (64, 32, 8, 128, 1.0), "text, 512 tokens": (512, 32, 8, 128, 1.0)},
+            num_bytes=_num_bytes,
+            num_flops=_num_flops,
+            num_backward_bytes=_num_backward_bytes,
+        ),
     ),
     OpSpec(
         name="qk_norm_rope_",
@@ -162,23 +166,27 @@ SPECS = (
             "text heads": (5, 8, 2, 128, 1.0),
             "width 72, odd heads": (7, 5, 3, 72, 1.0),
         },
-        benchmark_sizes={
-            "decode, 64 sequences": (64, 32, 8, 128, 1.0),
-            "decode, 8 sequences": (8, 32, 8, 128, 1.0),
-            "decode, 1 sequence": (1, 32, 8, 128, 1.0),
-        },
-        cpu_sizes={"decode, 8 sequences": (8, 32, 8, 128, 1.0)},
-        timed=qk_norm_rope_,
-        timed_arguments=lambda a: {**a, "query": a["query"].clone(), "key": a["key"].clone()},
         tolerance=_TOLERANCE,
         op=_qk_norm_rope_,
         op_arguments=lambda arguments: {**arguments, "eps": 1e-6},
         kernel_sizes={"text heads": (2, 8, 2, 128, 1.0), "width 72": (3, 5, 3, 72, 1.0)},
-        compile_sizes={"text": ((1800, 32, 8, 128, 1.0), torch.bfloat16)},
         choices=choices_in_place,
         back_ends=BACK_ENDS,
         shape_class=lambda arguments: shape_class(arguments["query"]),
-        num_bytes=_num_bytes,
-        num_flops=_num_flops,
+        compile=Compile(
+            sizes={"text": ((1800, 32, 8, 128, 1.0), torch.bfloat16)},
+        ),
+        bench=Bench(
+            sizes={
+                "decode, 64 sequences": (64, 32, 8, 128, 1.0),
+                "decode, 8 sequences": (8, 32, 8, 128, 1.0),
+                "decode, 1 sequence": (1, 32, 8, 128, 1.0),
+            },
+            cpu_sizes={"decode, 8 sequences": (8, 32, 8, 128, 1.0)},
+            timed=qk_norm_rope_,
+            timed_arguments=lambda a: {**a, "query": a["query"].clone(), "key": a["key"].clone()},
+            num_bytes=_num_bytes,
+            num_flops=_num_flops,
+        ),
     ),
 )

@@ -6,11 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import runtime
+from .. import back_ends
+from ..back_ends import Choice
+from .plain import norm_rope, norm_rope_backward
+from .reference import Call
 
-ROOM = "qk_norm_rope"
+OP, IN_PLACE = "qk_norm_rope", "qk_norm_rope_"
 BACK_ENDS = ("triton", "torch")
-"""What the table may name."""
+"""Names that the table may use."""
+for _op in (OP, IN_PLACE):
+    back_ends.declare("qk_norm_rope", _op, BACK_ENDS, plain="torch")
 MAX_HEAD_DIM = 256
 FEW_TOKENS = 64
 """Decoding has at most so many: there a launch costs more than the bytes."""
@@ -91,14 +96,14 @@ def qk_norm_rope_(
     return query, key
 
 
-def choices(device: torch.device) -> Mapping[str, runtime.Choice]:
+def choices(device: torch.device) -> Mapping[str, Choice]:
     """Say what serves the op on a device."""
-    return runtime.table_choices(ROOM, ROOM, device, torch.bfloat16, plain="torch")
+    return back_ends.choices(OP, device, torch.bfloat16)
 
 
-def choices_in_place(device: torch.device) -> Mapping[str, runtime.Choice]:
+def choices_in_place(device: torch.device) -> Mapping[str, Choice]:
     """Say what serves the form in place on a device."""
-    return runtime.table_choices(ROOM, "qk_norm_rope_", device, torch.bfloat16, plain="torch")
+    return back_ends.choices(IN_PLACE, device, torch.bfloat16)
 
 
 def shape_class(query: Tensor) -> str:
@@ -128,27 +133,25 @@ def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor,
         raise ValueError(f"qk_norm_rope: query is on {query.device}, another argument is not")
 
 
-# --- registration -----------------------------------------------------------------------------------------------------
+def _runs_triton(op: str, query: Tensor) -> bool:
+    return back_ends.choose(op, shape_class(query), query.device, query.dtype).backend == "triton"
 
 
 @torch.library.custom_op("medmo_kernels::qk_norm_rope", mutates_args=())
 def _qk_norm_rope(
     query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    if not runtime.runs_triton(ROOM, ROOM, shape_class(query), query):
-        return _plain(query, query_weight, cos, sin, eps), _plain(key, key_weight, cos, sin, eps)
-    from . import triton_kernel
+    if not _runs_triton(OP, query):
+        return norm_rope(query, query_weight, cos, sin, eps), norm_rope(key, key_weight, cos, sin, eps)
+    from .launch import forward
 
     query_out, key_out = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
-    tensors = _dense(query, key, query_weight, key_weight, cos, sin)
-    triton_kernel.forward(*tensors, eps=eps, query_out=query_out, key_out=key_out)
+    forward(Call(query, key, query_weight, key_weight, cos, sin, eps), query_out, key_out)
     return query_out, key_out
 
 
 @_qk_norm_rope.register_fake
-def _(
-    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     query_out, key_out = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
     return query_out, key_out
 
@@ -164,14 +167,13 @@ _library.define(
 def _in_place(
     query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> None:
-    if runtime.runs_triton(ROOM, "qk_norm_rope_", shape_class(query), query):
-        from . import triton_kernel
+    if _runs_triton(IN_PLACE, query):
+        from .launch import forward
 
-        tensors = _dense(query, key, query_weight, key_weight, cos, sin)
-        triton_kernel.forward(*tensors, eps=eps, query_out=query, key_out=key)
+        forward(Call(query, key, query_weight, key_weight, cos, sin, eps), query, key)
         return
-    query.copy_(_plain(query, query_weight, cos, sin, eps))
-    key.copy_(_plain(key, key_weight, cos, sin, eps))
+    query.copy_(norm_rope(query, query_weight, cos, sin, eps))
+    key.copy_(norm_rope(key, key_weight, cos, sin, eps))
 
 
 _library.impl("qk_norm_rope_", _in_place, "CompositeExplicitAutograd")
@@ -179,9 +181,7 @@ _qk_norm_rope_ = torch.ops.medmo_kernels.qk_norm_rope_.default
 
 
 @torch.library.register_fake("medmo_kernels::qk_norm_rope_", lib=_library)
-def _(
-    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> None:
+def _(query: Tensor, *rest: Any) -> None:
     return None
 
 
@@ -199,30 +199,21 @@ def _qk_norm_rope_backward(
     weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and both weights; without `weights` the last two are empty."""
-    if runtime.runs_triton(ROOM, ROOM, shape_class(query), query):
-        from . import triton_kernel
+    if _runs_triton(OP, query):
+        from .launch import backward
 
-        tensors = _dense(query_grad, key_grad, query, key, query_weight, key_weight, cos, sin)
-        dq, dk, dwq, dwk = triton_kernel.backward(*tensors, eps=eps, weights=weights)
+        call = Call(query, key, query_weight, key_weight, cos, sin, eps)
+        dq, dk, dwq, dwk = backward(query_grad, key_grad, call, weights)
     else:
-        dq, dwq = _plain_backward(query_grad, query, query_weight, cos, sin, eps, weights)
-        dk, dwk = _plain_backward(key_grad, key, key_weight, cos, sin, eps, weights)
+        dq, dwq = norm_rope_backward(query_grad, query, query_weight, cos, sin, eps, weights)
+        dk, dwk = norm_rope_backward(key_grad, key, key_weight, cos, sin, eps, weights)
     return dq, dk, dwq.to(query_weight.dtype), dwk.to(key_weight.dtype)
 
 
 @_qk_norm_rope_backward.register_fake
-def _(
-    query_grad: Tensor,
-    key_grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(query_grad: Tensor, key_grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *inputs, _, _, _, weights = rest
+    query, key, query_weight, key_weight = inputs
     dq, dk = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
     dwq, dwk = (w.new_empty(w.shape if weights else 0) for w in (query_weight, key_weight))
     return dq, dk, dwq, dwk
@@ -240,56 +231,3 @@ def _backward(ctx: Any, query_grad: Tensor, key_grad: Tensor) -> tuple[Tensor | 
 
 
 _qk_norm_rope.register_autograd(_backward, setup_context=_save)
-
-
-def _dense(*tensors: Tensor) -> list[Tensor]:
-    """Return the tensors as the kernels read them: last axis of stride 1, tables and weights contiguous."""
-    return [x if x.stride(-1) == 1 and (x.ndim == 3 or x.is_contiguous()) else x.contiguous() for x in tensors]
-
-
-# --- the CPU ----------------------------------------------------------------------------------------------------------
-
-
-def _wide(x: Tensor, *others: Tensor) -> list[Tensor]:
-    """Return all in float64 if `x` is, in fp32 otherwise."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return [t.to(dtype) for t in (x, *others)]
-
-
-def _rstd(x: Tensor, eps: float) -> Tensor:
-    """Return 1 / sqrt(mean of squares + eps) of each head; a norm is torch's only one-pass sum of squares."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def _plain(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """Rotate with tables that hold the weight already, then divide by the root mean square: five passes."""
-    x_THD, w_D, cos_TC, sin_TC = _wide(x, weight, cos, sin)
-    (w1, w2), (x1, x2) = w_D.chunk(2), x_THD.chunk(2, dim=-1)
-    cos_T1C, sin_T1C = cos_TC.unsqueeze(1), sin_TC.unsqueeze(1)
-    out_THD = torch.empty_like(x_THD, memory_format=torch.contiguous_format)
-    out1, out2 = out_THD.chunk(2, dim=-1)
-    torch.mul(x1, cos_T1C * w1, out=out1).addcmul_(x2, sin_T1C * w2, value=-1.0)
-    torch.mul(x2, cos_T1C * w2, out=out2).addcmul_(x1, sin_T1C * w1)
-    return out_THD.mul_(_rstd(x_THD, eps)).to(x.dtype)
-
-
-def _plain_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, weights: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of one tensor and of its weight.
-
-    With n = x * rstd and dy the gradient rotated back: dw = sum of dy * n over tokens and heads, and
-    dx = rstd * (dy * w - n * mean(dy * w * n)). Both sums are products with the one tensor dy * x; that over tokens and
-    heads goes token by token first, because one running fp32 sum of all rows loses two digits.
-    """
-    x_THD, g_THD, w_D, cos_TC, sin_TC = _wide(x, grad, weight, cos, sin)
-    (g1, g2), (cos_T1C, sin_T1C) = g_THD.chunk(2, dim=-1), (cos_TC.unsqueeze(1), sin_TC.unsqueeze(1))
-    dy_THD = torch.empty_like(x_THD, memory_format=torch.contiguous_format)
-    dy1, dy2 = dy_THD.chunk(2, dim=-1)
-    torch.mul(g1, cos_T1C, out=dy1).addcmul_(g2, sin_T1C)
-    torch.mul(g2, cos_T1C, out=dy2).addcmul_(g1, sin_T1C, value=-1.0)
-    rstd = _rstd(x_THD, eps)
-    products_THD = dy_THD * x_THD
-    dw_D = (rstd.transpose(1, 2) @ products_THD).sum((0, 1)) if weights else w_D.new_empty(0)
-    slope = (products_THD @ w_D).view_as(rstd).mul_(rstd.pow(3)).div_(-x.shape[-1])
-    return dy_THD.mul_(w_D).mul_(rstd).addcmul_(x_THD, slope).to(x.dtype), dw_D

@@ -1,7 +1,21 @@
 """The definition of qk_norm_rope."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Call(NamedTuple):
+    """Arguments of a call, checked; see `qk_norm_rope`."""
+
+    query: Tensor
+    key: Tensor
+    query_weight: Tensor
+    key_weight: Tensor
+    cos: Tensor
+    sin: Tensor
+    eps: float
 
 
 def qk_norm_rope_reference(

@@ -15,17 +15,8 @@ forward, 442 + 7 MB backward, which an H200 (4.3 TB/s) moves in 70 and 105 us.
 # pyright: reportCallIssue=false
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .. import runtime
-
-ROOM = "qk_norm_rope"
-MIN_BLOCK_HALF = 16
 
 
 @triton.jit
@@ -161,83 +152,3 @@ def _backward_kernel(
             key_grad_token_stride, key_token_stride, first_token, last_token, block - QUERY_BLOCKS, eps,
             KEY_GRAD_HEAD_STRIDE, KEY_HEAD_STRIDE, NUM_KV_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
-
-
-def forward(
-    query: Tensor,
-    key: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    query_out: Tensor,
-    key_out: Tensor,
-) -> None:
-    """Write the normalised and rotated heads into `query_out` and `key_out`, which may be the inputs themselves.
-
-    Every tensor's last axis has stride 1; the tables are contiguous fp32.
-    """
-    num_tokens, num_heads, head_dim = query.shape
-    if num_tokens == 0:
-        return
-    row = _row(query, "forward")
-    blocks = triton.cdiv(num_heads, row["block_heads"]) + triton.cdiv(key.shape[1], row["block_heads"])
-    run_tokens = triton.cdiv(num_tokens, row["max_runs"])
-    _forward_kernel[(triton.cdiv(num_tokens, run_tokens) * blocks,)](
-        query, key, query_out, key_out, query_weight, key_weight, cos, sin,
-        query.stride(0), key.stride(0), query_out.stride(0), key_out.stride(0), num_tokens, run_tokens, eps,
-        QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
-        QUERY_OUT_HEAD_STRIDE=query_out.stride(1), KEY_OUT_HEAD_STRIDE=key_out.stride(1),
-        NUM_HEADS=num_heads, NUM_KV_HEADS=key.shape[1], HALF=head_dim // 2,
-        BLOCK_HEADS=row["block_heads"], BLOCK_HALF=row["block_half"],
-        num_warps=row["num_warps"], enable_fp_fusion=True,
-    )  # fmt: skip
-
-
-def backward(
-    query_grad: Tensor,
-    key_grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of queries, keys (contiguous) and, in fp32, of the two weights.
-
-    Every tensor's last axis has stride 1; the tables are contiguous fp32. Without `weights` the last two are empty.
-    """
-    num_tokens, num_heads, head_dim = query.shape
-    num_kv_heads = key.shape[1]
-    query_dx, key_dx = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
-    row = _row(query, "backward")
-    query_blocks = triton.cdiv(num_heads, row["block_heads"])
-    blocks = query_blocks + triton.cdiv(num_kv_heads, row["block_heads"])
-    run_tokens = max(1, triton.cdiv(num_tokens, row["max_runs"]))
-    runs = triton.cdiv(num_tokens, run_tokens)
-    shares = query.new_empty((runs, blocks, head_dim) if weights else 0, dtype=torch.float32)
-    if num_tokens:
-        _backward_kernel[(runs * blocks,)](
-            query_grad, key_grad, query, key, query_dx, key_dx,
-            query_weight, key_weight, shares, cos, sin,
-            query_grad.stride(0), key_grad.stride(0), query.stride(0), key.stride(0), num_tokens, run_tokens, eps,
-            QUERY_GRAD_HEAD_STRIDE=query_grad.stride(1), KEY_GRAD_HEAD_STRIDE=key_grad.stride(1),
-            QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
-            NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, WEIGHTS=weights,
-            BLOCK_HEADS=row["block_heads"], BLOCK_HALF=row["block_half"],
-            num_warps=row["num_warps"], enable_fp_fusion=True,
-        )  # fmt: skip
-    if not weights:
-        return query_dx, key_dx, shares, shares.clone()
-    return query_dx, key_dx, shares[:, :query_blocks].sum((0, 1)), shares[:, query_blocks:].sum((0, 1))
-
-
-def _row(x: Tensor, direction: str) -> dict[str, Any]:
-    """Return the shipped configuration for heads of this width, with `block_half` filled in."""
-    block_half = max(MIN_BLOCK_HALF, triton.next_power_of_2(x.shape[-1] // 2))
-    found = runtime.table_row(ROOM, runtime.capability(x.device), direction=direction, block_half=block_half)
-    return dict(found)

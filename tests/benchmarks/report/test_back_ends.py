@@ -14,8 +14,9 @@ from benchmarks.suite import comparison as suite
 from benchmarks.suite import schema
 from benchmarks.suite.comparison import Ready, Way
 from benchmarks.suite.schema import Check, Machine, Result, Row
-from medmo_kernels import runtime
+from medmo_kernels import back_ends
 from medmo_kernels.spec import OpSpec
+from medmo_kernels.tables import TABLE
 
 MACHINE = Machine("Test 200", "cuda", 90, "1", "13", 1, 1, 1, {}, "abc1234", False, "2026-01-02T03:04:05+00:00")
 
@@ -32,7 +33,7 @@ def row(op: str, case: str, backend: str, median_us: float, spread: float = 0.01
 
 
 ROOM = {"patch_embed": "patch_embed", "giou": "giou", "attention": "attention"}
-CASES = {op: list(spec_of(room, op).benchmark_sizes) for op, room in ROOM.items()}
+CASES = {op: list(spec_of(room, op).bench.sizes) for op, room in ROOM.items()}
 
 
 def cases_of(op: str, shape: str) -> list[str]:
@@ -49,7 +50,7 @@ def chosen(table: Mapping[str, Any], op: str, shape: str, capability: int = 90) 
 
 
 def shipped(room: str) -> dict[str, Any]:
-    return json.loads((tables.ROOMS / room / runtime.TABLE).read_text(encoding="utf-8"))
+    return json.loads((tables.ROOMS / room / TABLE).read_text(encoding="utf-8"))
 
 
 MANY = "more than 8192 patches"
@@ -105,15 +106,15 @@ def test_one_back_end_alone_is_no_measurement() -> None:
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let the tool read and write tables elsewhere."""
-    for path in tables.ROOMS.glob(f"*/{runtime.TABLE}"):
+    for path in tables.ROOMS.glob(f"*/{TABLE}"):
         (tmp_path / path.parent.name).mkdir()
-        (tmp_path / path.parent.name / runtime.TABLE).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+        (tmp_path / path.parent.name / TABLE).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(tables, "ROOMS", tmp_path)
     return tmp_path
 
 
 def read_all(folder: Path) -> dict[str, str]:
-    return {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob(f"*/{runtime.TABLE}")}
+    return {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob(f"*/{TABLE}")}
 
 
 def test_results_from_elsewhere_leave_the_tables_as_they_are(copies: Path, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_each_back_end_serves_alone_while_it_is_timed() -> None:
     seen: list[str | None] = []
 
     def look() -> None:
-        seen.append(runtime.forced_backend("giou"))
+        seen.append(back_ends.forced_backend("giou"))
 
     def build() -> Ready:
         look()

@@ -22,7 +22,7 @@ from benchmarks.suite.schema import Row
 from benchmarks.suite.timing import time_ways
 from medmo_kernels import verify
 from medmo_kernels.attention.reference import visible_pairs
-from medmo_kernels.spec import OpSpec
+from medmo_kernels.spec import Bench, OpSpec
 
 graphs_are_kept = bench.graphs_are_kept
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,13 +123,13 @@ def test_what_stands_for_a_loop_is_itself_compared_with_the_loop(name: str, monk
 
 
 def test_a_case_that_was_cut_down_says_so() -> None:
-    rows = measure(small(SPECS["giou"], 64, checked_size=lambda size: 7), CPU)
+    rows = measure(small(SPECS["giou"], 64, bench=Bench(checked_size=lambda size: 7)), CPU)
     (row, *_) = [row for row in rows if row.way == "ours"]
     assert row.checked is not None and "cut down to fit" in row.checked.against
     assert {row.status for row in rows if row.way == "reference"} == {"absent"}
     spec = SPECS["attention"]
-    for size in spec.benchmark_sizes.values():
-        checked = spec.checked_size(size)
+    for size in spec.bench.sizes.values():
+        checked = spec.bench.checked_size(size)
         assert sum(checked.lengths) <= 2048 + len(size.lengths) and len(checked.lengths) == len(size.lengths)
         assert checked[1:] == size[1:]
 

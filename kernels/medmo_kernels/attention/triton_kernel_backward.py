@@ -1,0 +1,176 @@
+"""Triton kernels of the backward of packed attention: one for the queries, one for keys and values.
+
+The design is that of `triton_kernel.py`.
+"""
+
+# Triton takes plain values where its annotations say constexpr.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_kernel_tiles import (
+    LOG2E,
+    add_product,
+    count_blocks,
+    find_prompt,
+    find_tile,
+    hide_unseen,
+    last_query,
+    load_head,
+    products,
+    store_head,
+)
+
+
+@triton.jit
+def _query_gradient(
+    lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt, num_prompt, prompt_end, own, num_own, own_end,
+    k_row, v_row, scale,
+    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Add what blocks of keys, as in `_attend`, give to the gradient [M, LO], [M, HI] of a tile of queries."""
+    for block in tl.range(0, num_prompt + num_own):
+        start = tl.where(block < num_prompt, prompt + block * N, own + (block - num_prompt) * N)
+        limit = tl.where(block < num_prompt, prompt_end, own_end)
+        k_lo, k_hi = load_head(K, start, limit, k_row, D, LO, HI, N, MASKED)
+        v_lo, v_hi = load_head(V, start, limit, v_row, D, LO, HI, N, MASKED)
+        scores = products(q_lo, q_hi, k_lo, k_hi, HI)  # [M, N]
+        if MASKED:
+            scores = hide_unseen(scores, row, start, limit, N, CAUSAL)
+        weights = tl.exp2(scores * scale - lse[:, None])
+        slopes = weights * (products(g_lo, g_hi, v_lo, v_hi, HI) - mean[:, None])  # [M, N]
+        lo, hi = add_product(lo, hi, slopes, k_lo, k_hi, HI)
+    return lo, hi
+
+
+@triton.jit
+def _backward_query(
+    Q, K, V, OUT, GRAD, LSE, MEAN, DQ, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
+    q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, CAUSAL: tl.constexpr,
+    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program: dQ of BLOCK_M queries of one segment and head; leaves each row's sum of GRAD * OUT in MEAN.
+
+    With ROTARY, Q and K are turned already and lie as interleaved pairs.
+    """
+    tile = tl.program_id(0)
+    if CAUSAL:
+        tile = tl.num_programs(0) - 1 - tile
+    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, BLOCK_M)
+    if start >= stop:
+        return
+    head = tl.program_id(1).to(tl.int64)
+    out_row = tl.num_programs(1) * D
+    k_row, v_row = k_row * 8, v_row * 8
+    K += head // GROUP * k_head * 8
+    V += head // GROUP * v_head * 8
+    row = start + tl.arange(0, BLOCK_M)
+    q_lo, q_hi = load_head(Q + head * q_head * 8, start, stop, q_row * 8, D, LO, HI, BLOCK_M, True)
+    g_lo, g_hi = load_head(GRAD + head * g_head * 8, start, stop, g_row * 8, D, LO, HI, BLOCK_M, True)
+    o_lo, o_hi = load_head(OUT + head * D, start, stop, out_row, D, LO, HI, BLOCK_M, True)
+    mean = tl.sum(g_lo.to(tl.float32) * o_lo, 1)
+    if HI:
+        mean += tl.sum(g_hi.to(tl.float32) * o_hi, 1)
+    tl.store(MEAN + head * num_tokens + row, mean, mask=row < stop)
+    lse = tl.load(LSE + head * num_tokens + row, mask=row < stop, other=0.0) * LOG2E
+    lo = tl.zeros([BLOCK_M, LO], tl.float32)
+    hi = tl.zeros([BLOCK_M, 16], tl.float32)
+
+    own_whole, own_rest, own_edge = count_blocks(
+        first, start if CAUSAL else stop, tl.minimum(start + BLOCK_M, stop) if CAUSAL else stop, BLOCK_N
+    )
+    prompt, prompt_end, prompt_whole, prompt_rest, prompt_edge = 0, 0, 0, 0, 0
+    if PREFIX:
+        prompt, prompt_end = find_prompt(segment, SEQLENS, PROMPTS)
+        prompt_whole, prompt_rest, prompt_edge = count_blocks(prompt, prompt_end, prompt_end, BLOCK_N)
+    lo, hi = _query_gradient(
+        lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt, prompt_whole, prompt_end, first, own_whole, stop,
+        k_row, v_row, scale, D, LO, HI, BLOCK_N, False, False,
+    )  # fmt: skip
+    lo, hi = _query_gradient(
+        lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt_rest, prompt_edge, prompt_end, own_rest, own_edge,
+        stop, k_row, v_row, scale, D, LO, HI, BLOCK_N, True, CAUSAL,
+    )  # fmt: skip
+    natural = scale / LOG2E
+    store_head(DQ + head * D, lo * natural, hi * natural, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_M, ROTARY)
+
+
+@triton.jit
+def _key_gradient(
+    dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, begin, num_blocks, tail, num_tail,
+    limit, q_row, g_row, scale,
+    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Add what blocks of queries give to the gradients [N, LO], [N, HI] of a tile of keys and values."""
+    for block in tl.range(0, num_blocks + num_tail):
+        start = tl.where(block < num_blocks, begin + block * M, tail)
+        row = start + tl.arange(0, M)
+        inside = row < limit if MASKED else row >= 0
+        q_lo, q_hi = load_head(Q, start, limit, q_row, D, LO, HI, M, MASKED)
+        g_lo, g_hi = load_head(GRAD, start, limit, g_row, D, LO, HI, M, MASKED)
+        lse = tl.load(LSE + row, mask=inside, other=0.0) * LOG2E
+        mean = tl.load(MEAN + row, mask=inside, other=0.0)
+        scores = products(k_lo, k_hi, q_lo, q_hi, HI)  # [N, M]
+        if CAUSAL:
+            scores = tl.where(column[:, None] <= row[None, :], scores, float("-inf"))
+        weights = tl.exp2(scores * scale - lse[None, :])  # rows from `limit` on: 1, times a gradient of 0
+        dv_lo, dv_hi = add_product(dv_lo, dv_hi, weights, g_lo, g_hi, HI)
+        slopes = weights * (products(v_lo, v_hi, g_lo, g_hi, HI) - mean[None, :])  # [N, M]
+        dk_lo, dk_hi = add_product(dk_lo, dk_hi, slopes, q_lo, q_hi, HI)
+    return dk_lo, dk_hi, dv_lo, dv_hi
+
+
+@triton.jit
+def _backward_key(
+    Q, K, V, GRAD, LSE, MEAN, DK, DV, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
+    q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, CAUSAL: tl.constexpr,
+    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program: dK and dV of BLOCK_N keys of one segment and key head, over all query heads that read it."""
+    tile = tl.program_id(0)  # early tiles are seen by most queries: they begin
+    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, BLOCK_N)
+    if start >= stop:
+        return
+    kv_head = tl.program_id(1).to(tl.int64)
+    out_row = tl.num_programs(1) * D
+    q_row, g_row = q_row * 8, g_row * 8
+    column = start + tl.arange(0, BLOCK_N)
+    k_lo, k_hi = load_head(K + kv_head * k_head * 8, start, stop, k_row * 8, D, LO, HI, BLOCK_N, True)
+    v_lo, v_hi = load_head(V + kv_head * v_head * 8, start, stop, v_row * 8, D, LO, HI, BLOCK_N, True)
+    dk_lo = tl.zeros([BLOCK_N, LO], tl.float32)
+    dv_lo = tl.zeros([BLOCK_N, LO], tl.float32)
+    dk_hi = tl.zeros([BLOCK_N, 16], tl.float32)
+    dv_hi = tl.zeros([BLOCK_N, 16], tl.float32)
+    last = stop
+    if PREFIX:
+        last = last_query(segment, stop, SEQLENS, PROMPTS, num_segments)
+    # Blocks of queries that overlap this tile, those that all see it whole, and the ragged end.
+    num_edge, begin = 0, first
+    if CAUSAL:
+        num_edge = (tl.minimum(start + BLOCK_N, last) - start + BLOCK_M - 1) // BLOCK_M
+        begin = tl.minimum(start + num_edge * BLOCK_M, last)
+    num_whole, tail, num_tail = count_blocks(begin, last, last, BLOCK_M)
+    for member in range(GROUP):
+        head = kv_head * GROUP + member
+        q = Q + head * q_head * 8
+        g = GRAD + head * g_head * 8
+        lse = LSE + head * num_tokens
+        mean = MEAN + head * num_tokens
+        dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
+            dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, q, g, lse, mean, begin, num_whole, 0, 0,
+            last, q_row, g_row, scale, D, LO, HI, BLOCK_M, False, False,
+        )  # fmt: skip
+        dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
+            dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, q, g, lse, mean, start, num_edge, tail,
+            num_tail, last, q_row, g_row, scale, D, LO, HI, BLOCK_M, True, CAUSAL,
+        )  # fmt: skip
+    natural = scale / LOG2E
+    store_head(DV + kv_head * D, dv_lo, dv_hi, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_N, False)
+    store_head(
+        DK + kv_head * D, dk_lo * natural, dk_hi * natural, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_N, ROTARY
+    )

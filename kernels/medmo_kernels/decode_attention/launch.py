@@ -1,0 +1,136 @@
+"""Launcher of the two kernels of decode_attention: how many parts, which tiles."""
+
+# The options of a launch are no parameters of the kernel.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..fit import unit_stride
+from ..grids import cdiv, next_power_of_2
+from ..tables import Tuned, tuned
+from . import triton_kernel as kernels
+from .reference import Call
+
+ROOM = "decode_attention"
+LOG2E = 1.4426950408889634
+MAX_BLOCK_M = 64
+MIN_BLOCK_M = 16
+"""The least M of a matrix product."""
+
+
+class Plan(NamedTuple):
+    """Programs of the first launch.
+
+    Attributes:
+        prompt_programs: programs that read prompts, for each key/value head.
+        own_programs: programs that read the rows' own caches, for each key/value head.
+        prompt_splits: parts of a row's prompt.
+        own_splits: parts of a row's own tokens.
+        constants: compile-time constants that follow from the shapes.
+        config: what the table holds for them.
+    """
+
+    prompt_programs: int
+    own_programs: int
+    prompt_splits: int
+    own_splits: int
+    constants: dict[str, Any]
+    config: Tuned
+
+
+def decode_attention_triton(call: Call, scale: float, num_splits: int | None, max_splits: int) -> Tensor:
+    """Launch both kernels.
+
+    Args:
+        call: tensors, checked by `decode_attention`.
+        scale: factor on the scores.
+        num_splits: parts that a row's prompt, and its own tokens, are each cut into; None: as many as fill the GPU.
+        max_splits: most parts of a row's prompt, and of its own tokens.
+
+    Returns:
+        (B, H, D) in the dtype of the queries.
+    """
+    call = _fitting(call)
+    query, key, value, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = call
+    assert prompt_key is not None and prompt_value is not None
+    rows, num_heads, head_dim = query.shape
+    columns, prompt_columns = key.shape[2], 0 if prompt_of is None else prompt_key.shape[2]
+    if not rows or not columns + prompt_columns:
+        return torch.zeros_like(query, memory_format=torch.contiguous_format)
+    plan = _plan(call, columns, prompt_columns, num_splits, max_splits)
+    splits = plan.prompt_splits + plan.own_splits
+    part_out = query.new_empty(rows, num_heads, splits, head_dim, dtype=torch.float32)
+    part_lse = query.new_empty(rows, num_heads, splits, dtype=torch.float32)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    flags = {
+        "HAS_PROMPT": prompt_columns > 0,
+        "HAS_PROMPT_LENGTHS": prompt_lengths is not None,
+        "HAS_LENGTHS": lengths is not None,
+        "HAS_LEFT_PAD": left_pad is not None,
+        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+    }
+    caches = (key, value, prompt_key, prompt_value)
+    kernels.decode_parts_kernel[(plan.prompt_programs + plan.own_programs, key.shape[1])](
+        query, key, value, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, part_out, part_lse,
+        scale * LOG2E, rows, columns, prompt_columns, plan.prompt_programs, plan.prompt_splits, plan.own_splits,
+        *query.stride()[:2], *(stride for cache in caches for stride in cache.stride()[:3]),
+        **plan.constants, **flags, **plan.config.blocks, **plan.config.options,
+    )  # fmt: skip
+    kernels.decode_join_kernel[(rows * num_heads,)](
+        part_out, part_lse, out, splits, HEAD_DIM=head_dim, BLOCK_D=plan.constants["BLOCK_D"], BLOCK_S=2 * max_splits,
+        **tuned(ROOM, "join", query).options,
+    )  # fmt: skip
+    return out
+
+
+def _fitting(call: Call) -> Call:
+    """Return tensors as the kernels read them; where there is no prompt, pointers that no program follows."""
+    call = call._replace(
+        query=unit_stride(call.query), key_cache=unit_stride(call.key_cache), value_cache=unit_stride(call.value_cache)
+    )
+    if call.prompt_key is None or call.prompt_value is None or not call.prompt_key.shape[2]:
+        own = {"prompt_key": call.key_cache, "prompt_value": call.value_cache}
+        return call._replace(**own, prompt_lengths=None, prompt_of=None)
+    return call._replace(prompt_key=unit_stride(call.prompt_key), prompt_value=unit_stride(call.prompt_value))
+
+
+def _plan(call: Call, columns: int, prompt_columns: int, num_splits: int | None, max_splits: int) -> Plan:
+    rows, num_heads, head_dim = call.query.shape
+    num_kv_heads = call.key_cache.shape[1]
+    group = num_heads // num_kv_heads
+    own_m = prompt_m = max(MIN_BLOCK_M, next_power_of_2(group))
+    if prompt_columns and call.prompt_key is not None:
+        shared = group * _tile_rows(rows, call.prompt_key.shape[0])
+        prompt_m = max(own_m, min(MAX_BLOCK_M, next_power_of_2(shared)))
+    block_d = max(16, next_power_of_2(head_dim))
+    config = tuned(ROOM, "parts", call.query, head_dim=max(64, block_d), tile_m=max(prompt_m, own_m))
+    tiles = cdiv(rows, prompt_m // group)
+    prompt_splits, own_splits = (
+        _splits(num_splits, max_splits, programs * num_kv_heads, longest, config)
+        for programs, longest in ((tiles, prompt_columns), (rows, columns))
+    )
+    constants = {"GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": block_d, "PROMPT_M": prompt_m, "OWN_M": own_m}
+    return Plan(tiles * prompt_splits, rows * own_splits, prompt_splits, own_splits, constants, config)
+
+
+def _tile_rows(rows: int, num_prompts: int) -> int:
+    """Choose the rows of a tile: those of one prompt where all have equally many, else twice the mean or more.
+
+    Tiles that begin in the middle of a prompt read it again; larger ones do so less often.
+    """
+    mean = next_power_of_2(cdiv(rows, num_prompts))
+    return mean if mean * num_prompts == rows else 2 * mean
+
+
+def _splits(asked: int | None, most: int, programs: int, longest: int, config: Tuned) -> int:
+    """Choose into how many parts to cut: enough programs to fill the device, no part below `min_tokens`."""
+    if not longest:
+        return 0
+    if asked is not None:
+        return asked
+    return max(1, min(config.launch["programs"] // programs, longest // config.launch["min_tokens"], most))

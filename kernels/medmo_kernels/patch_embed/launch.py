@@ -1,0 +1,83 @@
+"""Launchers of patch_embed: the forward, the packing of its weights, and the gradient of the position table."""
+
+# The options of a launch are no parameters of the kernel.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..fit import dense, dense_fp32, words
+from ..grids import cdiv, next_power_of_2
+from ..tables import tuned
+from . import triton_kernel as kernels
+from .reference import Call
+
+ROOM = "patch_embed"
+
+
+def forward(call: Call) -> Tensor:
+    """Launch the forward of uint8 patches whose width is a multiple of 4: (N, D) in the dtype of the weight."""
+    weight, table = call.taps, call.position_table
+    num_rows, width = call.patches.shape
+    embed_dim, num_taps, num_pixels = weight.shape[0], weight.shape[2], weight.shape[3] * weight.shape[4]
+    blocks, options, _ = tuned(ROOM, "forward", weight)
+    packed_width = cdiv(width, blocks["BLOCK_K"]) * blocks["BLOCK_K"]
+    packed = weight.new_empty(embed_dim, packed_width)
+    folded_bias = torch.empty(embed_dim, dtype=torch.float32, device=weight.device)
+    out = weight.new_empty(num_rows, embed_dim)
+    if out.numel() == 0:
+        return out
+    # With one deviation for all channels the packed weights are the given ones, or their sums, and nothing else.
+    scale = 1 / (255 * call.image_std[0])
+    ratios = [call.image_std[0] / std for std in call.image_std]
+    shifts = [(0.5 - mean) / std for mean, std in zip(call.image_mean, call.image_std, strict=True)]
+    kernels.pack_kernel[(embed_dim,)](
+        weight.contiguous(), dense(call.bias), packed, folded_bias, *ratios, *shifts,
+        TAPS=num_taps, FOLDS=width == 3 * num_pixels, PIXELS=num_pixels, WIDTH=width, PACKED_WIDTH=packed_width,
+        HAS_BIAS=call.bias is not None, BLOCK_K=blocks["BLOCK_K"], BLOCK=next_power_of_2(packed_width),
+        **tuned(ROOM, "pack", weight).options,
+    )  # fmt: skip
+    if width % blocks["BLOCK_K"]:  # the masks of a ragged last tile need more registers
+        options = {**options, "maxnreg": 255}
+    grid = (cdiv(num_rows, blocks["BLOCK_M"]) * cdiv(embed_dim, blocks["BLOCK_N"]),)
+    kernels.forward_kernel[grid](
+        words(call.patches), packed, folded_bias, dense(table), dense_fp32(call.coordinates), out, scale, num_rows,
+        NUM_WORDS=width // 4, EMBED_DIM=embed_dim, SIDE=1 if table is None else math.isqrt(table.shape[0]),
+        HAS_POSITIONS=table is not None, **blocks, **options,
+    )  # fmt: skip
+    return out
+
+
+def table_gradient(grad: Tensor, coordinates: Tensor, position_table: Tensor) -> Tensor:
+    """Launch the gradient of the position table.
+
+    Args:
+        grad: (N, D) gradient of the tokens.
+        coordinates: (N, 2) row and column of each patch.
+        position_table: (S * S, D) table; only its shape and dtype count.
+
+    Returns:
+        (S * S, D) in the dtype of `position_table`.
+    """
+    num_rows, embed_dim = grad.shape
+    side = math.isqrt(position_table.shape[0])
+    entries = torch.empty(num_rows, 4, dtype=torch.int32, device=grad.device)
+    weights = torch.empty(num_rows, 4, dtype=torch.float32, device=grad.device)
+    out = position_table.new_empty(side * side, embed_dim)
+    if grad.numel() == 0:
+        return out.zero_()
+    blocks, options, _ = tuned(ROOM, "taps", grad)
+    kernels.taps_kernel[(cdiv(num_rows, blocks["BLOCK"]),)](
+        dense_fp32(coordinates), entries, weights, num_rows, SIDE=side, **blocks, **options
+    )
+    # Stable: the taps of one entry stay in the order of their patches.
+    sorted_entries, order = torch.sort(entries.flatten(), stable=True)
+    bounds = torch.arange(side * side + 1, dtype=torch.int32, device=grad.device)
+    offsets = torch.searchsorted(sorted_entries, bounds, out_int32=True)
+    blocks, options, _ = tuned(ROOM, "table_gradient", grad)
+    kernels.table_gradient_kernel[(side * side, cdiv(embed_dim, blocks["BLOCK_N"]))](
+        grad.contiguous(), order, weights, offsets, out, EMBED_DIM=embed_dim, **blocks, **options
+    )
+    return out

@@ -1,0 +1,87 @@
+"""Launchers of qk_norm_rope: runs of tokens, blocks of heads, and the sum of the weights' gradients."""
+
+# The options of a launch are no parameters of the kernel.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..fit import unit_stride
+from ..grids import cdiv, next_power_of_2
+from ..tables import tuned
+from . import triton_kernel as kernels
+from .reference import Call
+
+ROOM = "qk_norm_rope"
+MIN_BLOCK_HALF = 16
+
+
+def forward(call: Call, query_out: Tensor, key_out: Tensor) -> None:
+    """Write the normalised and rotated heads into `query_out` and `key_out`, which may be the inputs themselves.
+
+    The last axis of either has stride 1.
+    """
+    num_tokens, num_heads, head_dim = call.query.shape
+    if num_tokens == 0:
+        return
+    query, key, query_weight, key_weight, cos, sin, eps = _fitting(call)
+    blocks, options, launch = _tuned("forward", query)
+    programs = cdiv(num_heads, blocks["BLOCK_HEADS"]) + cdiv(key.shape[1], blocks["BLOCK_HEADS"])
+    run_tokens = cdiv(num_tokens, launch["max_runs"])
+    kernels._forward_kernel[(cdiv(num_tokens, run_tokens) * programs,)](
+        query, key, query_out, key_out, query_weight, key_weight, cos, sin,
+        query.stride(0), key.stride(0), query_out.stride(0), key_out.stride(0), num_tokens, run_tokens, eps,
+        QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
+        QUERY_OUT_HEAD_STRIDE=query_out.stride(1), KEY_OUT_HEAD_STRIDE=key_out.stride(1),
+        NUM_HEADS=num_heads, NUM_KV_HEADS=key.shape[1], HALF=head_dim // 2, **blocks, **options,
+    )  # fmt: skip
+
+
+def backward(
+    query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of queries, keys (contiguous) and, in fp32, of the two weights.
+
+    Without `weights` the last two are empty.
+    """
+    query, key, query_weight, key_weight, cos, sin, eps = _fitting(call)
+    query_grad, key_grad = unit_stride(query_grad), unit_stride(key_grad)
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    query_dx, key_dx = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
+    blocks, options, launch = _tuned("backward", query)
+    query_blocks = cdiv(num_heads, blocks["BLOCK_HEADS"])
+    programs = query_blocks + cdiv(num_kv_heads, blocks["BLOCK_HEADS"])
+    run_tokens = max(1, cdiv(num_tokens, launch["max_runs"]))
+    runs = cdiv(num_tokens, run_tokens)
+    shares = query.new_empty((runs, programs, head_dim) if weights else 0, dtype=torch.float32)
+    if num_tokens:
+        kernels._backward_kernel[(runs * programs,)](
+            query_grad, key_grad, query, key, query_dx, key_dx,
+            query_weight, key_weight, shares, cos, sin,
+            query_grad.stride(0), key_grad.stride(0), query.stride(0), key.stride(0), num_tokens, run_tokens, eps,
+            QUERY_GRAD_HEAD_STRIDE=query_grad.stride(1), KEY_GRAD_HEAD_STRIDE=key_grad.stride(1),
+            QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
+            NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, WEIGHTS=weights,
+            **blocks, **options,
+        )  # fmt: skip
+    if not weights:
+        return query_dx, key_dx, shares, shares.clone()
+    return query_dx, key_dx, shares[:, :query_blocks].sum((0, 1)), shares[:, query_blocks:].sum((0, 1))
+
+
+def _fitting(call: Call) -> Call:
+    """Return tensors as the kernels read them: heads with a last axis of stride 1, weights and tables contiguous."""
+    heads = (unit_stride(call.query), unit_stride(call.key))
+    return Call(*heads, *(x.contiguous() for x in call[2:6]), call.eps)
+
+
+def _tuned(kernel: str, x: Tensor) -> tuple[dict[str, Any], Any, Any]:
+    """Return blocks, options and launch numbers for heads of this width."""
+    block_half = max(MIN_BLOCK_HALF, next_power_of_2(x.shape[-1] // 2))
+    found = tuned(ROOM, kernel, x, block_half=block_half)
+    return {**found.blocks, "BLOCK_HALF": block_half}, found.options, found.launch
