@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from medmo_kernels.attention import peers as back_ends
-from medmo_kernels.attention.sdpa import rotated, sdpa_attention
+from medmo_kernels.attention.rotary import rotated
+from medmo_kernels.attention.sdpa import sdpa_attention
 from medmo_kernels.spec import Arguments
 
 from .peer import Peer, compiled

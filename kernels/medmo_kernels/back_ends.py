@@ -26,7 +26,7 @@ class Choice:
 
     Attributes:
         backend: name of the back end: `triton`, `reference`, `native`, `sdpa`, or a peer's.
-        reason: why it was chosen, in words.
+        reason: sentence that says why it was chosen.
         refused: (back end, reason) of every other one that was considered.
     """
 
@@ -110,7 +110,7 @@ def choose(op: str, shape: str | None, device: torch.device, dtype: torch.dtype,
             call where it can.
         device: device of the tensors.
         dtype: dtype of the tensors; see `deciding_dtype` where there are several.
-        details: what else the op's refusal reads; constants.
+        details: further constants that the op's refusal reads.
 
     Returns:
         The choice.

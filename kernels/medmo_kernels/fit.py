@@ -2,7 +2,7 @@
 
 The rule of alignment: Triton copies 16 bytes at a time where it knows that every row begins at a multiple of 16 bytes.
 So the pointer must be a multiple of 16, and the strides multiples of 8 elements: 16 bytes of a 16-bit dtype, 32 of
-fp32. Launchers pass such strides in units of 8 (`strides_in_8`), which tells the compiler.
+fp32. Launchers pass such strides in units of 8 (`strides_in_8`), from which the compiler knows.
 """
 
 import torch

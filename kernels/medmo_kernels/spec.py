@@ -59,7 +59,7 @@ def tensor_bytes(arguments: Arguments) -> float:
 
 
 class ShapesAlone(TorchFunctionMode):
-    """Draw random numbers without values: gigabytes of them are counted here, never read. Lengths and offsets stay."""
+    """Mode in which random numbers have no values: gigabytes are counted here, never read. Lengths and offsets stay."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.rand, torch.randn, torch.randint):

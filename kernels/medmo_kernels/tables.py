@@ -1,7 +1,7 @@
 """The shipped tables: launch configurations of the kernels, and the back end of each class of shapes.
 
 Every room that tunes anything has a `table.json` with its provenance and two kinds of rows, each for one compute
-capability; a row serves every newer device that has none of its own, and the oldest one also what is older still.
+capability; a row serves every newer device up to the next row, and the oldest one also what is older still.
 
 - A row with `kernel` configures a launch. `blocks` are compile-time constants of the kernel, under their own names;
   `options` are Triton's; `launch` are numbers that the launcher reads. Every other field is a condition: a row serves

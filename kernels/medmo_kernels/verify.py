@@ -1,4 +1,4 @@
-"""Hold an op to its definition: values and gradients against the float64 reference.
+"""Verification of an op against its definition: values and gradients beside the float64 reference.
 
 The walkers in the tests, `medmo doctor --verify` and the benchmark all ask here, so that they mean the same by "right".
 """
@@ -25,8 +25,8 @@ class Comparison:
         what: `output 0`, `gradient of query`.
         error: largest absolute distance from the float64 reference; NaN where anything is NaN that should not be.
         plain_error: the same for the reference in the input's own dtype.
-        bound: what `error` may be.
-        reason: why that much.
+        bound: largest `error` that is allowed.
+        reason: sentence that says why that much.
     """
 
     what: str
@@ -50,11 +50,11 @@ Outcome = tuple[list[Tensor], list[Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What the reference says at some arguments.
+    """Outcome of the reference at some arguments.
 
     Attributes:
-        plain: in the input's own precision.
-        exact: in float64.
+        plain: outcome in the precision of the inputs.
+        exact: outcome in float64.
     """
 
     plain: Outcome
@@ -148,10 +148,10 @@ def compare(
     """Compare an op, or a stand-in for it, with its reference in float64 and in the input's own precision.
 
     Args:
-        spec: of the op.
-        arguments: made by `arguments_of`.
-        function: what to test; default: the op.
-        truth: of the same arguments; default: the reference is asked.
+        spec: specification of the op.
+        arguments: result of `arguments_of`.
+        function: function to test; default: the op.
+        truth: truth of the same arguments; default: the reference is asked.
 
     Returns:
         One comparison per output and per gradient, in the op's order.
@@ -194,6 +194,6 @@ def distance(got: Tensor, plain: Tensor, truth: Tensor, tolerance: Tolerance, wh
 
 
 def check(spec: OpSpec, arguments: Arguments, function: Callable[..., Any] | None = None) -> None:
-    """Compare, and raise an AssertionError that tells every output and gradient that is out of bounds."""
+    """Compare, and raise an AssertionError that names every output and gradient that is out of bounds."""
     wrong = [str(comparison) for comparison in compare(spec, arguments, function) if not comparison.ok]
     assert not wrong, "; ".join(wrong)

@@ -13,7 +13,7 @@ from medmo_kernels.attention import attention, attention_reference
 from medmo_kernels.attention.cases import SPECS, Size
 from medmo_kernels.attention.op import choices
 from medmo_kernels.attention.reference import turned
-from medmo_kernels.attention.sdpa import MAX_WASTE_RATIO, SHORT_RUN, plan_of
+from medmo_kernels.attention.sdpa_plan import MAX_WASTE_RATIO, SHORT_RUN, plan_of
 
 families_of = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=5), min_size=1, max_size=3)
 lengths_of = st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(sum)
@@ -45,9 +45,6 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
-# --- documents -------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=30, deadline=None)
 @given(lengths=lengths_of, causal=st.booleans())
 def test_packed_equals_separate(lengths: list[int], causal: bool) -> None:
@@ -73,9 +70,6 @@ def test_strided_views_equal_copies() -> None:
     expected = attention(*(x.contiguous() for x in fused.unbind(1)), bounds_of([4, 7]), True)
     close(out, expected)
     close(gradients(out, [fused])[0], gradients(expected, [fused])[0])
-
-
-# --- shared prompts --------------------------------------------------------------------------------------------------
 
 
 def unshared(lengths: Sequence[int], prompts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,9 +153,6 @@ def test_wrong_tensors_are_refused() -> None:
         attention(query, key, value, bounds, True, -1.0)
 
 
-# --- rotary positions ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_rotation_inside_equals_rotation_before(causal: bool) -> None:
     leaves = draw(9)
@@ -179,9 +170,6 @@ def test_only_distances_matter() -> None:
     turns = torch.arange(7)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)
     outs = [attention(*leaves, bounds_of([7]), True, rope=((turns + s).cos(), (turns + s).sin())) for s in (0.0, 2.0)]
     close(*outs)
-
-
-# --- the Triton code -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -222,9 +210,6 @@ def test_more_segments_than_one_look_at_the_boundaries() -> None:
     arguments = (*(x.detach().to(DEVICE) for x in leaves), bounds_of(lengths).to(DEVICE), True)
     results = [f(*arguments, prompt_of=prompts.to(DEVICE)) for f in (attention, attention_reference)]
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
-
-
-# --- choices ---------------------------------------------------------------------------------------------------------
 
 
 def test_choices_say_why(monkeypatch: pytest.MonkeyPatch) -> None:

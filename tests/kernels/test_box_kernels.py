@@ -52,9 +52,6 @@ def offsets(*counts: int) -> Tensor:
     return torch.tensor([0, *counts], device=DEVICE).cumsum(0)
 
 
-# --- giou ------------------------------------------------------------------------------------------------------------
-
-
 @given(st.lists(st.tuples(BOX, BOX), min_size=1, max_size=8), st.sampled_from([0.125, 1.0, 64.0]), st.integers(-50, 50))
 @few(8)
 def test_giou_is_bounded_symmetric_and_blind_to_scale_and_shift(
@@ -89,9 +86,6 @@ def test_a_box_loss_on_every_term_pulls_the_box_to_its_target() -> None:
             (gradient,) = torch.autograd.grad(loss.sum(), pred)
             pred = (pred - gradient / gradient.norm()).detach().requires_grad_()
         assert (pred - target).abs().sum() < before - 2
-
-
-# --- box_match -------------------------------------------------------------------------------------------------------
 
 
 @given(LABELLED, LABELLED, st.sampled_from(COSTS), st.booleans())
@@ -149,9 +143,6 @@ def test_problems_of_views_and_of_two_precisions() -> None:
     wide[:, 1:5] = boxes([[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9]])
     truth = boxes([[40, 0, 50, 9], [0, 0, 8, 9]]).to(torch.bfloat16)
     assert box_match(wide[:, 1:5], truth, offsets(3), offsets(2)).tolist() == [1, -1, 0]
-
-
-# --- box_reward ------------------------------------------------------------------------------------------------------
 
 
 def reward(pred: list[list[float]], truth: list[list[float]], formula: str, **options: float) -> float:

@@ -71,8 +71,6 @@ def test_forbidden_pairs_are_left_out_before_anything_else(cost: list[list[float
     assert total(wide, match) == pytest.approx(-best[1], abs=1e-9)
 
 
-# --- giou ------------------------------------------------------------------------------------------------------------
-
 EDGES = st.integers(0, 60)
 SIDES = st.integers(1, 40)
 BOX = st.tuples(EDGES, EDGES, SIDES, SIDES).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
@@ -135,9 +133,6 @@ def test_boxes_without_area_score_and_learn_without_nan() -> None:
     assert values.isfinite().all()
     assert point.grad is not None
     assert point.grad.isfinite().all()
-
-
-# --- box_match and box_reward ----------------------------------------------------------------------------------------
 
 
 def reward(pred: Sequence[Sequence[float]], truth: Sequence[Sequence[float]], **options: object) -> float:
@@ -253,8 +248,6 @@ def test_f1_is_that_of_the_matching_at_the_largest_total_iou() -> None:
     assert reward([], [], formula="f1") == 1
     assert reward(pred, [], formula="f1") == reward([], truth, formula="f1") == 0
 
-
-# --- faults ----------------------------------------------------------------------------------------------------------
 
 TWO, THREE = torch.zeros(2, 4), torch.zeros(3, 4)
 ONE_PROBLEM = torch.tensor([0, 2])

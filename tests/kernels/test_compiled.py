@@ -14,7 +14,7 @@ PINNED = next(line for line in (ROOT / "constraints.txt").read_text().splitlines
 
 
 def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # A process of its own: here Triton was imported for the interpreter, and its compiler is out of reach.
+    # Another process: here Triton was imported for the interpreter, and its compiler is out of reach.
     command = [sys.executable, "-m", name, *arguments]
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
@@ -49,8 +49,8 @@ def test_the_page_shows_what_was_compiled(records: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_kernel_that_breaks_its_gate_is_told() -> None:
-    """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is told."""
+def test_a_kernel_that_breaks_its_gate_is_reported() -> None:
+    """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is reported."""
     code = """
 import dataclasses
 from tools import compile_kernels as c

@@ -72,7 +72,7 @@ PROMPTS = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 9), st.integers(0, 5), PROMPTS)
 def test_equals_the_last_row_of_attention(seed: int, rows: int, columns: int, prompts: list[int]) -> None:
-    """An oracle of its own: packed causal attention, in which the new token comes last. Never NaN."""
+    """An independent oracle: packed causal attention, in which the new token comes last. Never NaN."""
     arguments = case(seed, rows, columns, prompts, torch.float64)
     out = decode_attention(**arguments)
     for row in range(rows):

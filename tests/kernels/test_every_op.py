@@ -127,8 +127,6 @@ def test_every_room_plants_faults() -> None:
     assert bare == []
 
 
-# --- the Triton code -------------------------------------------------------------------------------------------------
-
 KERNEL_CASES = [
     pytest.param(spec, size, dtype, id=f"{kernel_id(spec)}-{size}-{name_of(dtype)}")
     for spec in KERNEL_SPECS

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmo_kernels.attention import attention, attention_reference
-from medmo_kernels.attention.sdpa import MAX_PADDING_RATIO, plan_of
+from medmo_kernels.attention.sdpa_plan import MAX_PADDING_RATIO, plan_of
 
 LENGTHS = {
     "one": [7],

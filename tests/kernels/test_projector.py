@@ -43,9 +43,6 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runtime.SWITCH, "triton")
 
 
-# --- what it is -------------------------------------------------------------------------------------------------------
-
-
 def their_merger(after_merge: bool, width: int, out: int) -> nn.Module:
     modeling = pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl")
     config = SimpleNamespace(hidden_size=width, spatial_merge_size=2, out_hidden_size=out)
@@ -79,13 +76,10 @@ def test_equals_transformers(after_merge: bool, dtype: torch.dtype) -> None:
 
 
 def test_placement_matters() -> None:
-    """The oracle above tells the two placements apart."""
+    """The oracle above distinguishes the two placements."""
     (x,), (w,) = draw(3, 6, 5, (True,))
     patchwise = w._replace(norm_weight=w.norm_weight[:6], norm_bias=w.norm_bias[:6])
     assert (projector([x], [w])[0] - projector([x], [patchwise])[0]).abs().max() > 0.1
-
-
-# --- laws -------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
@@ -108,9 +102,6 @@ def test_permuted_tokens_give_permuted_rows(order: list[int], after_merge: bool)
     (x,), weights = draw(7, 5, 3, (after_merge,))
     permuted = x.unflatten(0, (7, 4))[order].flatten(0, 1)
     torch.testing.assert_close(projector([permuted], weights)[0], projector([x], weights)[0][order])
-
-
-# --- the Triton form --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -189,9 +180,6 @@ def test_the_table_decides_on_a_gpu(monkeypatch: pytest.MonkeyPatch, request: py
     assert {choice.backend for choice in op.choices(torch.device("cpu")).values()} == {"triton", "eager"}
 
 
-# --- the modules ------------------------------------------------------------------------------------------------------
-
-
 def test_projector_module_equals_its_mergers() -> None:
     torch.manual_seed(0)
     module = Projector(8, 6, num_deepstack=2, dtype=torch.float64)
@@ -225,9 +213,6 @@ def test_swapped_and_hooked_layers_are_called() -> None:
     torch.testing.assert_close(module(x, [x])[0], 2 * before)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -249,10 +234,10 @@ def test_wrong_features_are_refused() -> None:
     features, weights = draw(2, 4, 2, (False, True), torch.float32)
     with pytest.raises(ValueError, match="1 features and 2 weights"):
         projector(features[:1], weights)
-    with pytest.raises(ValueError, match=r"\(8, 4\), \(4, 4\): expected \(N, C\) alike"):
+    with pytest.raises(ValueError, match=r"\(8, 4\), \(4, 4\): expected one shape \(N, C\)"):
         projector([features[0], features[1][:4]], weights)
     with pytest.raises(ValueError, match="7 patches do not make whole tokens of 4"):
         projector([x[:7] for x in features], weights)
     other = draw(2, 4, 3, (False,), torch.float32)[1][0]
-    with pytest.raises(ValueError, match=r"\(16, 16\) and \(2, 16\), \(16, 16\) and \(3, 16\): expected alike"):
+    with pytest.raises(ValueError, match=r"\(16, 16\) and \(2, 16\), \(16, 16\) and \(3, 16\): expected the same"):
         projector(features, [weights[0], other])

@@ -36,9 +36,6 @@ def triton_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runtime.SWITCH, "triton")
 
 
-# --- an independent oracle --------------------------------------------------------------------------------------------
-
-
 def published(heads: Heads, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """q_norm, k_norm and rotation as transformers' Qwen3-VL computes them in `dtype`."""
     qwen3_vl = pytest.importorskip("transformers.models.qwen3_vl.modeling_qwen3_vl")
@@ -88,8 +85,6 @@ def test_equals_the_modules_it_replaced() -> None:
     expected = tuple(apply_rope(norm(x, w.shape, w, 1e-5), table) for x, w in ((q, wq), (k, wk)))
     torch.testing.assert_close(qk_norm_rope(q, k, wq, wk, *table, eps=1e-5), expected)
 
-
-# --- laws -------------------------------------------------------------------------------------------------------------
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 40).map(lambda n: 2 * n))
 
@@ -142,9 +137,6 @@ def test_second_derivatives_are_refused() -> None:
     (gradient,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.autograd.grad(gradient.sum(), leaf)
-
-
-# --- views, in place, frozen weights: both forms ----------------------------------------------------------------------
 
 
 def fused(num_tokens: int, head_dim: int, requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,9 +214,6 @@ def test_kernels_in_runs_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> N
         out = function(*leaves, *table)
         results.append((*out, *torch.autograd.grad(sum((x**3).sum() for x in out), leaves)))
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-4)
-
-
-# --- refusals, and the module that uses it ----------------------------------------------------------------------------
 
 
 def test_in_place_refuses_to_lose_a_gradient() -> None:

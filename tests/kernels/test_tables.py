@@ -62,9 +62,6 @@ def plant(monkeypatch: pytest.MonkeyPatch, room: str, row: Mapping[str, Any]) ->
     forget()
 
 
-# --- what ships ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("room", "spec"), SPECS, ids=IDS)
 def test_every_benchmark_case_has_a_row(room: str, spec: OpSpec) -> None:
     assert spec.shape_class is not None
@@ -93,9 +90,6 @@ def test_one_row_serves_a_launch(room: str) -> None:
         same = {name for name in one.keys() & other.keys() - set(tables.SETTINGS) if one[name] != other[name]}
         assert same or one["capability"] != other["capability"], (one, other)
         assert set(one) - set(tables.SETTINGS) <= {"kernel", "bits", *CONDITIONS}, one
-
-
-# --- what runs, and what the doctor says ------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("hopper")
@@ -203,9 +197,6 @@ def test_decode_attention_goes_to_sdpa_for_full_caches_alone(monkeypatch: pytest
         with pytest.raises(NotImplementedError, match="full caches without prompts"):
             room._decode_attention(query, key, value, lengths, None, None, None, None, None, 1.0, None)
     assert asked == [2]
-
-
-# --- one back end alone -----------------------------------------------------------------------------------------------
 
 
 def test_a_back_end_that_cannot_serve_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

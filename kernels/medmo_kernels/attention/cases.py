@@ -1,4 +1,4 @@
-"""What the walker, the compiler gate and the benchmark know of attention."""
+"""Cases of attention for the walker, the compiler gate and the benchmark."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Size(NamedTuple):
         num_heads: query heads.
         num_kv_heads: key/value heads.
         head_dim: width of a head.
-        causal: causal or bidirectional.
+        causal: whether tokens see only those before them.
         prompts: prompt of each segment, or None for none at all.
-        rotary: with rotary positions.
+        rotary: whether queries and keys are turned by rotary positions.
     """
 
     lengths: Sequence[int]
@@ -92,7 +92,7 @@ def _backward_flops(arguments: Arguments) -> float:
 
 
 def _checked(size: Size) -> Size:
-    """Shorten every segment alike where the reference's pairs of all tokens would not fit."""
+    """Shorten all segments by one ratio where the reference's pairs of all tokens would not fit."""
     share = MOST_CHECKED / max(sum(size.lengths), 1)
     return size if share >= 1 else size._replace(lengths=[math.ceil(length * share) for length in size.lengths])
 
@@ -107,9 +107,6 @@ def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
         return Gate()  # no products, or those of fp32, which have no such instructions
     wide = kernel == "_backward_key" and constants["D"] == 128
     return Gate(hgmma=True, max_stack=MAX_STACK_KEY_GRADIENT if wide else 0)
-
-
-# --- wrong versions --------------------------------------------------------------------------------------------------
 
 
 def _one_too_far(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, causal: bool, **rest: Any) -> Tensor:

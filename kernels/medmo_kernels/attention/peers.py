@@ -66,10 +66,10 @@ def varlen_attention(
 
 @lru_cache(maxsize=2)
 def _varlen(grouped: bool) -> tuple[Callable[..., Tensor], dict[str, bool]]:
-    """Return the function, and how it must be told of grouped heads: torch 2.11 takes them without a word."""
+    """Return the function, and the option that announces grouped heads: torch 2.11 takes them without it."""
     attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    told = "enable_gqa" in inspect.signature(attend).parameters
-    return attend, {"enable_gqa": grouped} if told else {}
+    has_option = "enable_gqa" in inspect.signature(attend).parameters
+    return attend, {"enable_gqa": grouped} if has_option else {}
 
 
 def xformers_attention(

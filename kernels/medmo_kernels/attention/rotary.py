@@ -15,7 +15,7 @@ def rotated(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Turn the two halves of each head; the gradient is turned back. Half the memory traffic of the plain formula."""
+    """Rotation of the two halves of each head; its gradient is turned back. Half the traffic of the plain formula."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Plan:
     """All calls of one packing, and where their rows belong.
 
     Attributes:
-        groups: of documents and prompts.
-        runs: of branches.
+        groups: calls that serve documents and prompts.
+        runs: calls that serve branches.
         order: token index of the rows in the order in which the calls return them; None: they are in place.
     """
 

@@ -20,9 +20,9 @@ copies them word by word and without the asynchronous pipeline.
 fp32 inputs are multiplied as three TF32 products each ("tf32x3", a few units of fp32's last place): plain fp32 products
 unroll into scalar instructions with kilobytes of stack. 16-bit inputs do not know the difference.
 
-Cost of one 1280 x 1280 image, 6,400 tokens x 16 heads x 72, at 790 TFLOP/s and 4.3 TB/s: 4 T^2 H D = 189 GFLOP or
-239 us forward (266 us for the 80 columns that are computed), 2.5 times the useful work backward; 59 MB or 14 us of
-inputs and outputs; 29 MB or 7 us for the rotated keys.
+Floors for one 1280 x 1280 image, 6,400 tokens x 16 heads x 72, at 790 TFLOP/s and 4.3 TB/s (counted, not measured): 4
+T^2 H D = 189 GFLOP or 239 us forward (266 us for the 80 columns that are computed), 2.5 times the useful work backward;
+59 MB or 14 us of inputs and outputs; 29 MB or 7 us for the rotated keys.
 """
 
 # Triton takes plain values where its annotations say constexpr.

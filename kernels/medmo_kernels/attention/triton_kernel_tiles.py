@@ -137,6 +137,7 @@ def load_head(
 def load_head_turned(
     X, COS, SIN, start, limit, stride, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr
 ):
+    """Load a tile of heads, turned: [ROWS, LO] and [ROWS, HI]; without HI the second means nothing."""
     lo = _load_turned(X, COS, SIN, start, limit, stride, D, 0, LO, ROWS)
     hi = lo
     if HI:
@@ -149,6 +150,7 @@ def store_head(
     X, lo, hi, COS, SIN, start, limit, stride, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr,
     TURN_BACK: tl.constexpr,
 ):  # fmt: skip
+    """Write a tile of heads, turned back where TURN_BACK."""
     if TURN_BACK:
         _store_turned_back(X, lo, COS, SIN, start, limit, stride, D, 0, LO, ROWS)
         if HI:

@@ -1,4 +1,4 @@
-"""What the walker and the benchmark know of box_match and assign.
+"""Cases of box_match and assign for the walker, the compiler gate and the benchmark.
 
 Equally cheap assignments are all right, so results are compared by what they cost, and by the rules they keep.
 """

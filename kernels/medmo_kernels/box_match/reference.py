@@ -85,7 +85,7 @@ def solve(cost: Sequence[Sequence[float]]) -> list[int]:
         return match
     finite = [c for row in cost for c in row if math.isfinite(c)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    forbidden = (high - low) * (num_rows + 1) + 1.0  # dearer than any set of allowed pairs
+    forbidden = (high - low) * (num_rows + 1) + 1.0  # above the cost of any set of allowed pairs
     filled = [[c - low if math.isfinite(c) else forbidden for c in row] for row in cost]
     match = _augment(filled, num_cols)
     return [j if math.isfinite(row[j]) else -1 for row, j in zip(cost, match, strict=True)]
@@ -137,7 +137,7 @@ def pair_costs(pred: Tensor, truth: Tensor, cost: str, diagonal: float | None = 
         pred: (P, 4) float64 boxes.
         truth: (T, 4) float64 boxes.
         cost: one of `COSTS`.
-        diagonal: of the image, in the unit of the boxes; for `medmo`.
+        diagonal: diagonal of the image, in the unit of the boxes; for `medmo`.
 
     Returns:
         (P, T) float64; inf where a box has a coordinate that is not finite.

@@ -1,4 +1,4 @@
-"""From ragged boxes to one reward per completion. Built of `box_match` (its op, checks, kernel and reference) and of
+"""Reward of each completion for its ragged boxes. Built of `box_match` (its op, checks, kernel and reference) and of
 `giou` (reference and kernel).
 """
 

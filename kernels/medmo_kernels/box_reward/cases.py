@@ -1,4 +1,4 @@
-"""What the walker and the benchmark know of box_reward."""
+"""Cases of box_reward for the walker, the compiler gate and the benchmark."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,11 +34,11 @@ def _duplicates_paid(**arguments: Any) -> tuple[Tensor, Tensor]:
     if arguments["formula"] != "iou":
         return score, match
     pred, truth = arguments["pred"], arguments["truth"]
-    alike = arguments["pred_labels"][:, None] == arguments["truth_labels"][None]
+    same = arguments["pred_labels"][:, None] == arguments["truth_labels"][None]
     problems = [torch.arange(len(score)).repeat_interleave(arguments[f"{side}_offsets"].diff())
                 for side in ("pred", "truth")]  # fmt: skip
-    alike &= problems[0][:, None] == problems[1][None]
-    iou = torch.where(alike, overlap_terms(pred[:, None], truth[None])[0], 0)
+    same &= problems[0][:, None] == problems[1][None]
+    iou = torch.where(same, overlap_terms(pred[:, None], truth[None])[0], 0)
     lost = torch.where(match < 0, torch.cat([iou, iou.new_zeros(len(pred), 1)], dim=1).amax(1), 0)
     shared_by = torch.maximum(*(arguments[f"{side}_offsets"].diff() for side in ("pred", "truth")))
     return score.index_add(0, problems[0], lost / shared_by[problems[0]]), match

@@ -22,7 +22,7 @@ def box_reward_triton(problems: Problems, pay: Pay) -> tuple[Tensor, Tensor]:
     if problems.num_problems:
         read, scratch, constants = problem_arguments(problems)
         blocks, options, _ = tuned(ROOM, "reward", problems.pred)
-        # Flags are numbers: as constants, each combination would compile a kernel of its own.
+        # Flags are numbers: as constants, each combination would compile another kernel.
         numbers = (pay.lambda_fn, pay.lambda_fp, pay.iou_threshold, float(pay.squared), float(pay.penalty_per_truth))
         kernels.box_reward_kernel[(problems.num_problems,)](
             *read, match, score, *scratch, *numbers, FORMULA=FORMULAS.index(pay.formula),

@@ -1,7 +1,7 @@
 """Triton kernel of box_reward: one launch from ragged boxes to scores and the pairs behind them.
 
 One warp matches one problem with `match_problem` of the room box_match, then walks its predicted boxes, 64 at a time,
-and pays their pairs. Matching is nearly all of the time (see there): what is added is a read of the pairs just written
+and pays their pairs. Matching is nearly all of the work (see there): what is added is a read of the pairs just written
 and one IoU a pair.
 """
 

@@ -1,4 +1,4 @@
-"""What the walker, the compiler gate and the benchmark know of decode_attention."""
+"""Cases of decode_attention for the walker, the compiler gate and the benchmark."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Size:
 
     Attributes:
         rows: (first column, column after the last) of each row's own tokens.
-        columns: of the cache.
+        columns: columns of the cache.
         heads: query heads, key/value heads, head width.
         prompts: tokens of each prompt; none: a plain cache.
         prompt_of: prompt of each row.
-        bounded: pass `lengths` and `left_pad`; else the rows fill the cache.
+        bounded: whether `lengths` and `left_pad` are passed; else the rows fill the cache.
         padding: columns behind the longest prompt.
-        num_splits: as the argument.
+        num_splits: argument of that name.
     """
 
     rows: Sequence[tuple[int, int]]

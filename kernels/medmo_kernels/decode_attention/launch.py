@@ -32,7 +32,7 @@ class Plan(NamedTuple):
         prompt_splits: parts of a row's prompt.
         own_splits: parts of a row's own tokens.
         constants: compile-time constants that follow from the shapes.
-        config: what the table holds for them.
+        config: configuration of the launch.
     """
 
     prompt_programs: int

@@ -7,6 +7,7 @@ form, the leanest that PyTorch has.
 from __future__ import annotations
 
 from math import isnan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,8 +133,8 @@ def _check(call: Call) -> None:
 
 def _is_cache(key: Tensor, value: Tensor, query: Tensor, rows: int) -> bool:
     shape = key.shape
-    alike = len(shape) == 4 and value.shape == shape and key.dtype == value.dtype == query.dtype
-    return alike and shape[0] == rows and shape[1] > 0 and shape[3] == query.shape[2]
+    fits = len(shape) == 4 and value.shape == shape and key.dtype == value.dtype == query.dtype
+    return fits and shape[0] == rows and shape[1] > 0 and shape[3] == query.shape[2]
 
 
 def _is_index(index: Tensor | None, rows: Tensor) -> bool:
@@ -148,22 +149,10 @@ _library.define(
 )
 
 
-def _decode_attention(
-    query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    lengths: Tensor | None,
-    left_pad: Tensor | None,
-    prompt_key: Tensor | None,
-    prompt_value: Tensor | None,
-    prompt_lengths: Tensor | None,
-    prompt_of: Tensor | None,
-    scale: float,
-    num_splits: int | None,
-) -> Tensor:
-    call = Call(
-        query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of
-    )
+def _decode_attention(*arguments: Any) -> Tensor:
+    *tensors, scale, num_splits = arguments
+    call = Call(*tensors)
+    query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = call
     is_full, has_prompts = lengths is None and left_pad is None and key_cache.shape[2] > 0, prompt_key is not None
     shape = shape_class(query.shape[0], is_full, has_prompts)
     backend = back_ends.choose(OP, shape, query.device, query.dtype).backend

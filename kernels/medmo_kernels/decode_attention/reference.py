@@ -53,7 +53,7 @@ def decode_attention_reference(
         prompt_lengths: (n,) int32; None: P.
         prompt_of: (B,) int32.
         scale: factor on the scores; default D ** -0.5.
-        num_splits: of no meaning here.
+        num_splits: accepted for the signature; nothing is split here.
 
     Returns:
         (B, H, D) in the dtype of `query`.

@@ -1,4 +1,4 @@
-"""What the walker and the benchmark know of the four ops of giou."""
+"""Cases of the four ops of giou for the walker, the compiler gate and the benchmark."""
 
 from collections.abc import Sequence
 from functools import partial

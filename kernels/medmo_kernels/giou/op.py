@@ -75,7 +75,7 @@ def box_terms(pred: Tensor, target: Tensor) -> Tensor:
 def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
     """Score every box of one set against every box of another by generalised IoU.
 
-    Shapes: P and T boxes, any leading batch axes alike.
+    Shapes: P and T boxes, with the same leading batch axes, if any.
     Units, Numerics: as `giou`.
 
     Args:
@@ -88,8 +88,8 @@ def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the batch axes differ or a last axis is not 4.
     """
-    alike = pred.ndim >= 2 and target.ndim >= 2 and pred.shape[:-2] == target.shape[:-2]
-    if not alike or pred.shape[-1] != 4 or target.shape[-1] != 4:
+    same = pred.ndim >= 2 and target.ndim >= 2 and pred.shape[:-2] == target.shape[:-2]
+    if not same or pred.shape[-1] != 4 or target.shape[-1] != 4:
         raise ValueError(
             f"pairwise_giou: pred {tuple(pred.shape)} and target {tuple(target.shape)}, "
             "expected (..., P, 4) and (..., T, 4) with equal leading axes"

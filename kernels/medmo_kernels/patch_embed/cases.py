@@ -1,4 +1,4 @@
-"""What the walkers, the compiler gate and the benchmark know of patch_embed."""
+"""Cases of patch_embed for the walkers, the compiler gate and the benchmark."""
 
 import math
 from collections.abc import Mapping

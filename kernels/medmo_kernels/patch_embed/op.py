@@ -1,10 +1,10 @@
 """Registration of patch_embed. CPU: one matrix product with the normalisation folded in; CUDA: Triton for uint8 pixels.
 
 The gradient of the weights is a plain matrix product of the converted pixels on every device: converting 8 images of
-6,400 patches moves 118 MB (27 us on an H200), the product is 91 GFLOP (115 us at best), and the vendor's library comes
-nearer to that than a kernel that converts bytes on the way to shared memory would. `F.linear` on rows of both frames
-does twice the work. The gradient of the position table is a kernel of its own. Rows of floats are a composition of
-torch ops on every device.
+6,400 patches moves 118 MB (at least 27 us on an H200), the product is 91 GFLOP (at least 115 us), and the vendor's
+library should come nearer to that than a kernel that converts bytes on the way to shared memory would. `F.linear` on
+rows of both frames does twice the work. The gradient of the position table is another kernel. Rows of floats are a
+composition of torch ops on every device.
 """
 
 import math

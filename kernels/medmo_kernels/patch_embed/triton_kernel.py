@@ -3,8 +3,8 @@
 Shapes: N patches, K values of a patch, D embedding width, S entries along a side of the position table, C = 3 channels,
 T temporal taps of the weights, P pixels of a patch in one channel and frame.
 
-Forward, one 1280 x 1280 image of the 8B tower (N = 6,400, K = 768, D = 1,152): 11.3 GFLOP, 21 MB: 14 us on an H200,
-compute bound. What decides the speed beside the matrix instructions:
+Forward, one 1280 x 1280 image of the 8B tower (N = 6,400, K = 768, D = 1,152): 11.3 GFLOP, 21 MB: at least 14 us on an
+H200, a floor by operations that was not measured. What decides the speed beside the matrix instructions:
 
 - Pixels are read as words of four. Byte b of every word of a tile makes one stretch of K, which is the layout that
   matrix instructions want in registers: 16-byte copies from memory, 8-byte reads from shared memory, no exchange
@@ -19,8 +19,9 @@ compute bound. What decides the speed beside the matrix instructions:
   neighbouring patches share from L1.
 
 Gradient of the table, same image: every patch's gradient row is read by four entries, 59 MB of L2 traffic over 15 MB of
-memory, 4 us. Taps are sorted by entry; one program owns an entry and sums its taps in their order: no atomics, equal
-bit for bit in every run. The gradient of the weights is no kernel of ours (see `op.py`).
+memory, at least 4 us, beside the launches that sort the taps by entry (neither measured). one program owns an entry and
+sums its taps in their order: no atomics, equal bit for bit in every run. The gradient of the weights is no kernel of
+ours (see `op.py`).
 """
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton's launch options and compile-time constants are unknown to type checkers.

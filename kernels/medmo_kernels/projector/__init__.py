@@ -1,4 +1,4 @@
-"""From vision features to decoder tokens: norm, 2x2 merge, linear, erf-GELU, linear, all mergers of a tower at once."""
+"""Projection of vision features to tokens, all mergers of a tower at once: norm, merge, linear, GELU, linear."""
 
 from .op import projector
 from .reference import ProjectorWeights, projector_reference

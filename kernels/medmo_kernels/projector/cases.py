@@ -1,4 +1,4 @@
-"""What the walker and the benchmark know of projector."""
+"""Cases of projector for the walker, the compiler gate and the benchmark."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext

@@ -30,14 +30,14 @@ def forward(
         features: G times (N, C) patches.
         weights: parameters of each merger.
         merge_size: patches along one side of a token.
-        eps: added to the variance.
+        eps: number added to the variance.
         keep: whether the pre-activation is wanted.
         few: whether the tokens are so few that a product waits for its weights.
 
     Returns:
         The tokens of each merger, and the pre-activation (an empty tensor unless `keep`).
     """
-    features, weights = _contiguous(features, weights)
+    features, weights = _fitting(features, weights)
     x = features[0]
     shape = (len(features), x.shape[0] // merge_size**2, weights[0].fc1_weight.shape[0])
     activated, hidden = x.new_empty(shape), x.new_empty(shape if keep else 0)
@@ -59,7 +59,7 @@ def backward(
     of_weights: bool,
 ) -> tuple[list[Tensor], list[ProjectorWeights]]:
     """Return the gradients of the features and of the parameters, each list empty where it is not asked for."""
-    features, weights = _contiguous(features, weights)
+    features, weights = _fitting(features, weights)
     cells = merge_size**2
     grad_hidden = torch.empty_like(hidden)
     for out, grad, w in zip(grad_hidden, grads, weights, strict=True):
@@ -81,9 +81,10 @@ def backward(
     return by_features, [ProjectorWeights(*row) for row in zip(*columns, strict=True)]
 
 
-def _contiguous(
+def _fitting(
     features: Sequence[Tensor], weights: Sequence[ProjectorWeights]
 ) -> tuple[list[Tensor], list[ProjectorWeights]]:
+    """Return tensors as the kernels read them: contiguous."""
     return [x.contiguous() for x in features], [ProjectorWeights(*(t.contiguous() for t in w)) for w in weights]
 
 

@@ -46,11 +46,11 @@ def projector(
         give equal bits.
 
     Args:
-        features: G times (N, C), alike; the `merge_size ** 2` patches of a token follow one another.
-        weights: one per merger, in the dtype of the features; the width of `norm_weight` says whether to normalise
-            each patch (C: main path) or the merged vector (merge_size ** 2 * C: deepstack).
+        features: G times (N, C), of one shape; the `merge_size ** 2` patches of a token follow one another.
+        weights: parameters of each merger, in the dtype of the features; the width of `norm_weight` says whether to
+            normalise each patch (C: main path) or the merged vector (merge_size ** 2 * C: deepstack).
         merge_size: patches along one side of a token.
-        eps: added to the variance.
+        eps: number added to the variance.
 
     Returns:
         G times (M, O) in the dtype of the features.
@@ -109,7 +109,7 @@ def _check(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merg
     x = features[0]
     if any(f.ndim != 2 or f.shape != x.shape for f in features):
         shapes = ", ".join(str(tuple(f.shape)) for f in features)
-        raise ValueError(f"projector: features {shapes}: expected (N, C) alike")
+        raise ValueError(f"projector: features {shapes}: expected one shape (N, C)")
     num_patches, width = x.shape
     if num_patches % merge_size**2:
         raise ValueError(f"projector: {num_patches} patches do not make whole tokens of {merge_size**2}")
@@ -126,7 +126,7 @@ def _check(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merg
                 raise ValueError(f"projector: {given}: expected {tuple(shape)}")
         if w.fc1_weight.shape != weights[0].fc1_weight.shape or w.fc2_weight.shape != weights[0].fc2_weight.shape:
             shapes = ", ".join(f"{tuple(v.fc1_weight.shape)} and {tuple(v.fc2_weight.shape)}" for v in weights)
-            raise ValueError(f"projector: fc1_weight and fc2_weight {shapes}: expected alike in all mergers")
+            raise ValueError(f"projector: fc1_weight and fc2_weight {shapes}: expected the same in all mergers")
     strangers = {str(t.dtype) for t in (*features, *chain(*weights)) if t.dtype != x.dtype}
     if strangers and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"projector: features are {x.dtype}, other tensors {', '.join(sorted(strangers))}")

@@ -14,8 +14,8 @@ class ProjectorWeights(NamedTuple):
     """The parameters of one merger. Widths: C a patch, D = merge_size ** 2 * C, H hidden, O out.
 
     Attributes:
-        norm_weight: (C,) normalises each patch before merging (main path), (D,) the merged vector (deepstack).
-        norm_bias: as `norm_weight`.
+        norm_weight: (C,) to normalise each patch before merging (main path), (D,) the merged vector (deepstack).
+        norm_bias: (C,) or (D,), of the shape of `norm_weight`.
         fc1_weight: (H, D).
         fc1_bias: (H,).
         fc2_weight: (O, H).
@@ -40,9 +40,10 @@ def projector_reference(
 
     Args:
         features: G times (N, C); the `merge_size ** 2` patches of a token follow one another.
-        weights: one per merger; the width of `norm_weight` says whether to normalise before or after merging.
+        weights: parameters of each merger; the width of `norm_weight` says whether to normalise before or after
+            merging.
         merge_size: patches along one side of a token.
-        eps: added to the variance.
+        eps: number added to the variance.
 
     Returns:
         G times (M, O) in the dtype of the features.

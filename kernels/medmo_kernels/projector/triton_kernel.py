@@ -14,7 +14,7 @@ times are floors, bytes or operations over these rates; none was measured:
   576 take 5 for 4.36 (1.6x); at 1,600 it is 2 for 1.77 and 8 for 7.09, no gain. Tiles of 128 x 128 would fill 14.2 of
   15 there, but load 1.5x the bytes into shared memory, which then bounds them. The second product stays with cuBLAS: a
   merger's hidden rows are 1.2 MB per 128 tokens and fit no shared memory.
-- The norm is a pass of its own, 29 MB = 7 us. Normalising while loading repeats it for every column of tiles and drains
+- The norm is a separate pass, 29 MB = 7 us. Normalising while loading repeats it for every column of tiles and drains
   the matrix units at each step: compiled for sm_90 that loop had 353 instructions a step against 71 without. The
   algebraic way round, rstd * (x @ W' - mean * sum(W')), subtracts two large numbers where the mean is not small beside
   the deviation, and W' = W * norm_weight must be rounded to 16 bits: not done.

@@ -1,4 +1,4 @@
-"""What the walkers, the compiler gate and the benchmark know of qk_norm_rope and its form in place."""
+"""Cases of qk_norm_rope and its form in place for the walkers, the compiler gate and the benchmark."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def _num_flops(arguments: Arguments) -> float:
 
 
 def _num_backward_bytes(arguments: Arguments) -> float:
-    """Count one read of the heads and of their outputs' gradients, one write of their own, and one read of the rest."""
+    """Count one read of the heads and of their outputs' gradients, one write and one read of the rest."""
     heads = sum(arguments[name].numel() * arguments[name].element_size() for name in ("query", "key"))
     return _num_bytes(arguments) + heads
 

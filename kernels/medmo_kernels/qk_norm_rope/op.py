@@ -48,7 +48,7 @@ def qk_norm_rope(
         cos: (T, D / 2) fp32; the two halves of a head turn by the same angles. M-RoPE sections and their interleaving
             are in the table already.
         sin: (T, D / 2) fp32.
-        eps: added to the mean of squares.
+        eps: number added to the mean of squares.
 
     Returns:
         (T, H, D) and (T, K, D) in the dtype of `query`, contiguous.
@@ -75,8 +75,8 @@ def qk_norm_rope_(
     """Do what `qk_norm_rope` does in the memory of `query` and `key`, where nobody needs a gradient.
 
     Args:
-        query, key, query_weight, key_weight, cos, sin, eps: as `qk_norm_rope`; the first two are overwritten, share
-            no element, and their last axis has stride 1.
+        query, key, query_weight, key_weight, cos, sin, eps: arguments of `qk_norm_rope`; the first two are
+            overwritten, share no element, and their last axis has stride 1.
 
     Returns:
         `query` and `key` themselves.
@@ -164,13 +164,13 @@ _library.define(
 )
 
 
-def _in_place(
-    query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> None:
+def _in_place(*arguments: Any) -> None:
+    call = Call(*arguments)
+    query, key, query_weight, key_weight, cos, sin, eps = call
     if _runs_triton(IN_PLACE, query):
         from .launch import forward
 
-        forward(Call(query, key, query_weight, key_weight, cos, sin, eps), query, key)
+        forward(call, query, key)
         return
     query.copy_(norm_rope(query, query_weight, cos, sin, eps))
     key.copy_(norm_rope(key, key_weight, cos, sin, eps))

@@ -9,7 +9,7 @@ allows `max_runs` runs: few tokens (decoding) make runs of one, many make runs t
 
 Bytes: 4 per 16-bit element forward (read, write), 6 backward (read twice, write), and 4 D per token for the angles; no
 matrix product, so memory is the floor. T = 14,400 tokens of the 4B and 8B decoders (32 + 8 heads of 128): 295 + 7 MB
-forward, 442 + 7 MB backward, which an H200 (4.3 TB/s) moves in 70 and 105 us.
+forward, 442 + 7 MB backward, which an H200 (4.3 TB/s) moves in 70 and 105 us at best (floors, not measured).
 """
 
 # pyright: reportCallIssue=false
