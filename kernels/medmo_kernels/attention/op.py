@@ -73,7 +73,7 @@ def attention(
         key: (T, K, D); query head h reads key/value head h // (H // K).
         value: (T, K, D).
         cu_seqlens: (s + 1,) int32 boundaries of the segments: 0, ..., T; on the CPU or on the device of `query`.
-        causal: a token sees itself and the tokens of its segment before it.
+        causal: whether a token sees only itself and the tokens of its segment before it.
         scale: positive factor on the scores; default D ** -0.5.
         prompt_of: (s,) int32 or int64, on the device of `cu_seqlens`: the segment that segment j sees whole besides its
             own tokens; -1: none. Needs `causal`. Branches follow their prompt directly; a prompt has no prompt itself.

@@ -49,7 +49,7 @@ def varlen_attention(
         key: (T, K, D).
         value: (T, K, D).
         cu_seqlens: (s + 1,) int32 on the same device.
-        causal: a token sees itself and the tokens before it.
+        causal: whether a token sees only itself and the tokens before it.
         scale: factor on the scores.
         max_seqlen: the longest segment; None: T, which costs empty blocks but no host synchronisation.
 

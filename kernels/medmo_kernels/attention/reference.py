@@ -60,7 +60,7 @@ def attention_reference(
         key: (T, K, D); query head h reads key/value head h // (H // K).
         value: (T, K, D).
         cu_seqlens: (s + 1,) int32 boundaries of the segments.
-        causal: a token sees itself and the tokens before it.
+        causal: whether a token sees only itself and the tokens before it.
         scale: factor on the scores; default D ** -0.5.
         prompt_of: (s,) the segment that segment j sees whole besides its own tokens; -1: none.
         rope: (cos, sin), each (T, D / 2): queries and keys are turned by them first.

@@ -23,8 +23,14 @@ def host_form() -> str:
     return "native" if runtime.has_native() else "reference"
 
 
-BACK_ENDS = back_ends.declare("box_match", OP, ("triton", "host"), plain=host_form)
-"""Names that the table may use; `host`: the native library where it is built, else the reference."""
+def _refusal(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    if backend == "native":
+        return "" if runtime.has_native() else f"native library {runtime.native_status()}"
+    return runtime.triton_refusal(device, dtype) if backend == "triton" else ""
+
+
+BACK_ENDS = back_ends.declare("box_match", OP, ("triton", "native"), plain=host_form, refusal=_refusal)
+"""Names that the table may use; `native` copies the problems to the host."""
 
 
 def assign(cost: Tensor, num_rows: Tensor | None = None, num_cols: Tensor | None = None) -> Tensor:
@@ -151,7 +157,7 @@ def choices(device: torch.device) -> dict[str, Choice]:
     """Say which back end serves which problems on a device."""
     refused = () if host_form() == "native" else (("native", runtime.native_status()),)
     boxes = back_ends.explain(OP, SHAPE, device, torch.float32)
-    if boxes.backend not in BACK_ENDS:  # on the host
+    if boxes.backend == "reference":
         boxes = Choice(host_form(), boxes.reason, (*boxes.refused, *refused))
     return {
         f"boxes in {SHAPE}": boxes,

@@ -107,7 +107,7 @@ def box_reward(
 def choices(device: torch.device) -> dict[str, Choice]:
     """Say which back end serves which boxes on a device."""
     boxes = back_ends.explain(OP, SHAPE, device, torch.float32)
-    if boxes.backend not in BACK_ENDS:  # on the host
+    if boxes.backend == "reference":
         refused = () if host_form() == "native" else (("native", runtime.native_status()),)
         boxes = Choice(host_form(), boxes.reason, (*boxes.refused, *refused))
     return {
