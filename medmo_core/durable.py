@@ -1,14 +1,19 @@
-"""Files and folders that outlive a crash: flushed to the disk, moved into place whole, moved away before deletion.
+"""Files and folders that outlive a crash: flushed to the disk, moved into place atomically, hidden before deletion.
 
 A name that begins with a dot is unfinished or on its way out, and no reader looks at it.
 """
 
+import ctypes
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def flush(path: Path) -> None:
@@ -20,33 +25,78 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, replacing an older one in one move."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    flush(aside)
-    aside.replace(path)
+def aside(path: Path) -> Path:
+    """Return the hidden name that this process prepares a file or folder under, beside its final name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write a file under; on leaving, the file takes the place of an older one atomically.
+
+    An error inside leaves the older file, or none, and nothing else.
+    """
+    partial = aside(path)
+    try:
+        yield partial
+        flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     flush(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value like `write_text`."""
-    write_text(path, json.dumps(value))
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, replacing an older one atomically."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file like `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a value like `write_text`.
+
+    Args:
+        path: file to write.
+        value: anything that JSON can hold.
+        indent: spaces per level of a file that people read, which keeps letters beyond ASCII and ends in a newline;
+            None: one line of ASCII.
+    """
+    end = "" if indent is None else "\n"
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=indent is None) + end)
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Move a finished folder to its name, in place of an older one there."""
+    """Move a finished folder to its name; an older one there is replaced, and deleted afterwards.
+
+    Where the system can exchange two names in one step (Linux), a reader sees the old folder or the new one at every
+    moment. Elsewhere the name is missing between two renames, and an error at the second puts the old folder back.
+    """
     flush(partial)
-    if target.exists():
-        remove(target)
-    partial.rename(target)
+    if not target.exists():
+        partial.rename(target)
+        flush(target.parent)
+        return
+    old = partial
+    if not _exchange(partial, target):
+        old = _hidden(target)
+        target.rename(old)
+        try:
+            partial.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
     flush(target.parent)
+    shutil.rmtree(old)
 
 
 def remove(folder: Path) -> None:
     """Delete a folder; one interrupted in the middle leaves a hidden remainder, never a folder with half its files."""
-    hidden = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(hidden, ignore_errors=True)  # the remainder of an earlier attempt
+    hidden = _hidden(folder)
     folder.rename(hidden)
     flush(hidden.parent)
     shutil.rmtree(hidden)
@@ -57,3 +107,18 @@ def sweep(folder: Path, endings: Iterable[str] = (".partial", ".removed")) -> No
     for path in folder.glob(".*"):
         if path.name.endswith(tuple(endings)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _hidden(folder: Path) -> Path:
+    """Return a free name for a folder on its way out."""
+    hidden = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)  # the remainder of an earlier attempt
+    return hidden
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange the names of two folders in one step; return False where the system or the disk cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return bool(rename) and rename(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0

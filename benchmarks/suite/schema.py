@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medmo_core.durable import write_text
 from medmo_recipes.settings.section import ConfigError, Section, require, unknown_key
 
 SCHEMA = 1
@@ -180,12 +181,10 @@ def read(path: Path) -> Result:
 def write(result: Result, path: Path) -> None:
     """Write a result in one step: a stopped run leaves the file before or the file after."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
     plain = _plain(result)
     rows = ",\n".join(json.dumps(row) for row in plain.pop("rows", []))  # a line each
     head = json.dumps(plain, indent=1)[:-2]
-    beside.write_text(f'{head},\n "rows": [\n{rows}\n]\n}}\n', encoding="utf-8")
-    beside.replace(path)
+    write_text(path, f'{head},\n "rows": [\n{rows}\n]\n}}\n')
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import Batch
+from ..decoders.qwen3 import AttendStep, KeepKV
 from .kv_cache import KVCache, sharing_pays
 from .sampling import Sampler, Sampling
-
-if TYPE_CHECKING:
-    from ..models.medmo import MedMO
 
 TURNOVER = 0.8
 """Rows are dropped and started when those still running fall to this share: one by one, each would cost a copy of the
@@ -48,6 +46,46 @@ class Generation:
     logps: list[float] = field(default_factory=list)
     finished: bool = False
     stop_token: int | None = None
+
+
+class StepDecoder(Protocol):
+    """A decoder that can run one token of each sequence against a cache."""
+
+    def step(self, token_ids: Tensor, positions: Tensor, attend: AttendStep) -> Tensor:
+        """Return the (B, E) states of (B,) tokens at (B,) positions."""
+        ...
+
+
+class DecodingConfig(Protocol):
+    """The one setting of a model that decoding reads."""
+
+    @property
+    def placeholder_token_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for images and videos, and are never sampled."""
+        ...
+
+
+class Decodes(Protocol):
+    """A model whose prompts can be continued."""
+
+    @property
+    def config(self) -> DecodingConfig:
+        """Sizes and token ids."""
+        ...
+
+    @property
+    def decoder(self) -> StepDecoder:
+        """Decoder that continues a prompt token by token."""
+        ...
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, E) weight that turns hidden states into logits."""
+        ...
+
+    def hidden_states(self, batch: Batch, rows: Tensor | None = None, *, keep_kv: KeepKV | None = None) -> Tensor:
+        """Run whole prompts; return the states of `rows` and hand every layer's keys and values to `keep_kv`."""
+        ...
 
 
 class Prompts(Protocol):
@@ -89,7 +127,7 @@ class _Row:
 
 @torch.no_grad()
 def generate(
-    model: MedMO, prompts: Batch | Prompts, sampling: Sampling, num_rows: int | None = None
+    model: Decodes, prompts: Batch | Prompts, sampling: Sampling, num_rows: int | None = None
 ) -> list[list[Generation]]:
     """Continue every prompt.
 
@@ -125,7 +163,7 @@ class _Decoding:
 
     def __init__(
         self,
-        model: MedMO,
+        model: Decodes,
         names: Sequence[str],
         pack: Callable[[range], Batch],
         sampling: Sampling,

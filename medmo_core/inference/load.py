@@ -12,11 +12,11 @@ from ..data.text.tokenizer import Tokenizer
 from ..errors import InputError
 from ..models.medmo import MedMO
 from ..models.official.folder import find_folder
+from ..models.official.names import PREPROCESSOR_FILE
 from ..profile import CheckpointProfile
 from .kit import Kit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
 def load(
@@ -121,12 +121,3 @@ def read_pixel_limits(folder: Path) -> tuple[int, int]:
             f"{path}: no readable image size ({error}); expected "
             f'{{"size": {{"shortest_edge": {DEFAULT_MIN_PIXELS}, "longest_edge": {DEFAULT_MAX_PIXELS}}}}} in px'
         ) from None
-
-
-def write_pixel_limits(folder: Path, min_pixels: int, max_pixels: int) -> None:
-    """State a checkpoint's smallest and largest image area in px where transformers' processor looks for them."""
-    path = folder / PREPROCESSOR_FILE
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    # The official file calls the two areas edges.
-    values["size"] = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

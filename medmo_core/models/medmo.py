@@ -26,7 +26,12 @@ from ..losses.grpo import PolicyLoss, linear_grpo_loss
 from ..losses.policy_objective import DAPO, PolicyObjective
 from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
+from ..profile import CheckpointProfile
 from .config import ENCODER_SIZES, PRESETS, ModelConfig
+from .official.folder import open_checkpoint
+from .official.names import CONFIG_FILE
+from .official.read import load_weights
+from .official.write import DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
 from .placeholders import placeholder_index
 from .targets import labelled_rows, learned_positions
 from .vision_tower import VisionTower
@@ -139,36 +144,65 @@ class MedMO(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        revision: str | None = None,
     ) -> MedMO:
         """Load an official checkpoint from a folder or, when online, by its hub id.
 
         Args:
-            path: folder with config.json and safetensors files, or hub id.
-            dtype: of the parameters; default: as stored.
-            device: where they go.
+            path: folder with config.json and safetensors files, or `owner/name` on the hub.
+            dtype: dtype of the parameters; None: as stored.
+            device: device of the parameters.
+            revision: branch, tag or commit on the hub; ignored for folders.
 
         Returns:
             The model, in evaluation mode.
-        """
-        from .official.read import load_pretrained
 
-        return load_pretrained(path, dtype=dtype, device=device)
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            ValueError: a file is broken, or its names or shapes are not those that config.json describes.
+        """
+        checkpoint = open_checkpoint(path, revision=revision)
+        try:
+            config = ModelConfig.from_dict(checkpoint.config)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{checkpoint.folder / CONFIG_FILE}: {error}") from error
+        model = cls(config, device="meta")
+        load_weights(model, checkpoint, dtype=dtype, device=device)
+        return model.eval()
 
     def save_pretrained(
-        self, folder: str | Path, tokenizer: Any = None, profile: Any = None, max_shard_bytes: int | None = None
-    ) -> None:
-        """Write config.json, safetensors and, if given, tokenizer and checkpoint profile in the official layout.
+        self,
+        folder: str | Path,
+        tokenizer: SavesFiles | None = None,
+        profile: CheckpointProfile | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    ) -> Path:
+        """Write the model in the official layout, atomically; see `save_checkpoint`.
 
         Args:
             folder: made if need be; a checkpoint that stands there is replaced once the new one is complete.
-            tokenizer: anything with `save(folder)`.
-            profile: a `CheckpointProfile`.
-            max_shard_bytes: size past which another file is begun; default 5 GB.
-        """
-        from .official.read import DEFAULT_SHARD_BYTES, save_pretrained
+            tokenizer: object whose `save(folder)` writes the tokenizer's files; None: none are written.
+            profile: conventions of the checkpoint's box text; None: none are written.
+            min_pixels: smallest image area in px, for the processor's settings; None: Qwen3-VL's.
+            max_pixels: largest image area in px; None: Qwen3-VL's.
+            max_shard_bytes: size past which another file is begun.
 
-        limit = DEFAULT_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes
-        save_pretrained(self, folder, tokenizer=tokenizer, profile=profile, max_shard_bytes=limit)
+        Returns:
+            The folder.
+        """
+        return save_checkpoint(
+            folder,
+            self.state_dict(),
+            config=self.config.to_dict(),
+            tokenizer=tokenizer,
+            profile=profile,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from medmo_core.errors import InputError
 from medmo_core.inference.kit import Kit
-from medmo_core.inference.load import DTYPES, load, write_pixel_limits
+from medmo_core.inference.load import DTYPES, load
 from medmo_core.models.official.folder import open_checkpoint
-from medmo_core.models.official.write import save_checkpoint
 
 from ..settings.run_config import RunConfig
 from ..training.checkpoints.checkpoints import STATE, list_checkpoints, step_of
+from ..training.checkpoints.official import write_official
 from ..training.checkpoints.shard_reader import read_model
 from ..training.model.kit import load_kit
 from ..training.model.lora import add_adapters, merged_tensors
@@ -93,9 +93,7 @@ def export(source: Path, out: Path, *, dtype: str | None = None) -> Path:
         tensors = dict(_stored_tensors(source))
     if dtype is not None:
         tensors = {name: t.to(DTYPES[dtype]) if t.is_floating_point() else t for name, t in tensors.items()}
-    config = kit.model.config.to_dict()
-    save_checkpoint(out, tensors, config=config, tokenizer=kit.tokenizer, profile=kit.profile)
-    write_pixel_limits(out, kit.processor.min_pixels, kit.processor.max_pixels)
+    write_official(out, tensors, kit)
     verify(out, tensors)
     return out
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import zipfile
 from array import array
@@ -20,6 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...durable import replacing
 from ...errors import InputError
 from ..images.crop import random_square_crop
 from ..images.load import ImageError, safe_path
@@ -201,10 +201,8 @@ class RecordIndex:
             pass  # absent or damaged: it is made again
         index = cls.build(files)
         folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        with aside.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:  # several processes may build it at once
             np.savez(file, **vars(index))
-        aside.replace(path)  # whole or not at all, whichever process comes first
         return index
 
 

@@ -16,67 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...profile import CheckpointProfile
-from ..config import ModelConfig
-from ..medmo import MedMO
 from .folder import Checkpoint, listed, open_checkpoint, opened
 from .names import CONFIG_FILE
-from .write import DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
 
 OfficialName = Callable[[str], str | None]
 LocalRows = Callable[[Tensor], tuple[Tensor, slice]]
 """Parameter -> the memory of it that this process has, and which rows of the whole parameter that holds."""
-
-
-def load_pretrained(
-    path_or_hub_id: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    revision: str | None = None,
-) -> MedMO:
-    """Build a model on the meta device and fill it from an official checkpoint.
-
-    Args:
-        path_or_hub_id: a local folder, or `owner/name` on the hub.
-        dtype: of the parameters; None: as stored.
-        device: where they go.
-        revision: branch, tag or commit on the hub.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: a file is broken, or its names or shapes are not those that config.json describes.
-    """
-    checkpoint = open_checkpoint(path_or_hub_id, revision=revision)
-    try:
-        config = ModelConfig.from_dict(checkpoint.config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{checkpoint.folder / CONFIG_FILE}: {error}") from error
-    model = MedMO(config, device="meta")
-    load_weights(model, checkpoint, dtype=dtype, device=device)
-    return model.eval()
-
-
-def save_pretrained(
-    model: MedMO,
-    folder: str | Path,
-    *,
-    tokenizer: SavesFiles | None = None,
-    profile: CheckpointProfile | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-) -> Path:
-    """Write a model in the official layout, whole or not at all; see `save_checkpoint`."""
-    return save_checkpoint(
-        folder,
-        model.state_dict(),
-        config=model.config.to_dict(),
-        tokenizer=tokenizer,
-        profile=profile,
-        max_shard_bytes=max_shard_bytes,
-    )
 
 
 def load_weights(

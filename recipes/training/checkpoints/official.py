@@ -5,7 +5,6 @@ from pathlib import Path
 from torch import Tensor
 
 from medmo_core.inference.kit import Kit
-from medmo_core.inference.load import write_pixel_limits
 from medmo_core.models.official.write import save_checkpoint
 
 from ..distributed.shards import whole_tensors
@@ -47,6 +46,12 @@ def official_tensors(kit: Kit, world: World) -> dict[str, Tensor]:
 
 def write_official(folder: Path, tensors: dict[str, Tensor], kit: Kit) -> None:
     """Write weights with the config, tokenizer, profile and image sizes that belong to them; one process calls this."""
-    config = kit.model.config.to_dict()
-    save_checkpoint(folder, tensors, config=config, tokenizer=kit.tokenizer, profile=kit.profile)
-    write_pixel_limits(folder, kit.processor.min_pixels, kit.processor.max_pixels)
+    save_checkpoint(
+        folder,
+        tensors,
+        config=kit.model.config.to_dict(),
+        tokenizer=kit.tokenizer,
+        profile=kit.profile,
+        min_pixels=kit.processor.min_pixels,
+        max_pixels=kit.processor.max_pixels,
+    )

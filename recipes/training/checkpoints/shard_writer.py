@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from medmo_core.durable import flush, write_bytes
+
 from .manifest import THREADS, CheckpointError, FileSum
 
 FILE_BYTES = 2**29  # a file is closed once it holds so much; files are written, summed and checked side by side
@@ -192,16 +194,12 @@ def write_shards(path: Path, items: Sequence[WriteItem], planner: SavePlanner) -
             numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             file.write(numbers)
             digest.update(numbers)
-        file.flush()
-        os.fsync(file.fileno())
+    flush(path)
     return FileSum(8 + len(text) + offset, digest.hexdigest())
 
 
 def _write_bytes(path: Path, content: bytes) -> FileSum:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_bytes(path, content)
     return FileSum(len(content), hashlib.sha256(content).hexdigest())
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from medmo_core.models import MedMO
 from medmo_core.models.official import write as saving
 from medmo_core.models.official.folder import find_folder, open_checkpoint
-from medmo_core.models.official.read import load_pretrained, load_weights, save_pretrained
+from medmo_core.models.official.read import load_weights
 from medmo_core.profile import MEDMO, CheckpointProfile
 
 transformers = pytest.importorskip("transformers")
@@ -47,7 +47,7 @@ def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A sharded checkpoint of the debug model."""
-    return save_pretrained(debug_model(), tmp_path / "checkpoint", max_shard_bytes=SHARD)
+    return debug_model().save_pretrained(tmp_path / "checkpoint", max_shard_bytes=SHARD)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -98,7 +98,7 @@ def test_a_headless_checkpoint_of_the_base_model_loads(tmp_path: Path) -> None:
 
 def test_a_tied_head_that_was_stored_too_must_equal_the_embedding(tmp_path: Path) -> None:
     model = debug_model()
-    save_pretrained(model, tmp_path)
+    model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     embedding = tensors["model.language_model.embed_tokens.weight"]
     save_file({**tensors, "lm_head.weight": embedding.clone()}, tmp_path / "model.safetensors")
@@ -110,7 +110,7 @@ def test_a_tied_head_that_was_stored_too_must_equal_the_embedding(tmp_path: Path
 
 def test_a_whole_checkpoint_folder(tmp_path: Path) -> None:
     """Everything beside the weights: transformers' own classes read it."""
-    save_pretrained(debug_model(), tmp_path, tokenizer=FakeTokenizer(), profile=MEDMO)
+    debug_model().save_pretrained(tmp_path, tokenizer=FakeTokenizer(), profile=MEDMO)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json",
@@ -142,7 +142,7 @@ def test_saving_again_replaces_the_checkpoint_and_nothing_else(saved: Path) -> N
     shards = set(saved.glob("*.safetensors"))
     assert len(shards) > 2
     other = debug_model(seed=5)
-    save_pretrained(other, saved)
+    other.save_pretrained(saved)
     assert [path.name for path in saved.glob("*.safetensors")] == ["model.safetensors"]
     assert not (saved / "model.safetensors.index.json").exists()
     assert (saved / "notes.txt").read_text() == "mine"
@@ -152,7 +152,7 @@ def test_saving_again_replaces_the_checkpoint_and_nothing_else(saved: Path) -> N
 
 def test_a_folder_with_other_things_in_it_keeps_them(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}")
-    save_pretrained(debug_model(), tmp_path)
+    debug_model().save_pretrained(tmp_path)
     assert (tmp_path / "metrics.jsonl").exists()
     MedMO.from_pretrained(tmp_path)
 
@@ -164,7 +164,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_or_none(
 ) -> None:
     folder = tmp_path / "checkpoint"
     if before == "checkpoint":
-        save_pretrained(debug_model(seed=1), folder)
+        debug_model(seed=1).save_pretrained(folder)
     calls = []
 
     def fail_at_second(*args: object, **kwargs: object) -> None:
@@ -175,7 +175,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint_or_none(
 
     monkeypatch.setattr(saving, "save_file", fail_at_second)
     with pytest.raises(error if isinstance(error, type) else type(error)):
-        save_pretrained(debug_model(seed=2), folder, max_shard_bytes=SHARD)
+        debug_model(seed=2).save_pretrained(folder, max_shard_bytes=SHARD)
     assert len(calls) == 2
     if before == "none":
         assert list(tmp_path.iterdir()) == []
@@ -210,14 +210,14 @@ def test_a_missing_shard_is_named(saved: Path) -> None:
     shard = sorted(saved.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=rf"{shard.name} is missing.*puts \d+ of the \d+ tensors there"):
-        load_pretrained(saved)
+        MedMO.from_pretrained(saved)
 
 
 def test_a_truncated_shard_is_named(saved: Path) -> None:
     shard = sorted(saved.glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=rf"{shard.name}: not a complete safetensors file"):
-        load_pretrained(saved)
+        MedMO.from_pretrained(saved)
 
 
 def test_index_and_shards_of_different_checkpoints(saved: Path) -> None:
@@ -225,20 +225,20 @@ def test_index_and_shards_of_different_checkpoints(saved: Path) -> None:
     index["weight_map"]["model.visual.pos_embed.weight"] = index["weight_map"]["model.language_model.norm.weight"]
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="lacks model.visual.pos_embed.weight.*not of one checkpoint"):
-        load_pretrained(saved)
+        MedMO.from_pretrained(saved)
     index["weight_map"]["model.visual.pos_embed.weight"] = "../elsewhere.safetensors"
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="shard '../elsewhere.safetensors' is a path"):
-        load_pretrained(saved)
+        MedMO.from_pretrained(saved)
 
 
 def test_missing_and_unexpected_names_come_with_their_nearest(tmp_path: Path) -> None:
-    save_pretrained(debug_model(), tmp_path)
+    debug_model().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.language_model.normm.weight"] = tensors.pop("model.language_model.norm.weight")
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError) as caught:
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
     message = str(caught.value)
     assert "1 missing: model.language_model.norm.weight" in message
     assert "nearest to model.language_model.norm.weight is model.language_model.normm.weight in the file" in message
@@ -246,43 +246,43 @@ def test_missing_and_unexpected_names_come_with_their_nearest(tmp_path: Path) ->
 
 
 def test_an_untied_config_with_a_tied_file_asks_for_the_head(tmp_path: Path) -> None:
-    save_pretrained(debug_model(), tmp_path)
+    debug_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(ValueError, match="1 missing: lm_head.weight"):
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
 def test_pickles_are_refused_unopened(tmp_path: Path, name: str) -> None:
-    save_pretrained(debug_model(), tmp_path)
+    debug_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_bytes(b"not even a pickle")
     with pytest.raises(ValueError, match=rf"pickles \({name}\).*only safetensors are read"):
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
 
 
 def test_folders_that_are_not_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{half")
     with pytest.raises(ValueError, match="config.json: not valid JSON"):
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(FileNotFoundError, match="has neither model.safetensors nor"):
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="config.json.*model_type is 'llama'"):
-        load_pretrained(tmp_path)
+        MedMO.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a file; give the folder"):
-        load_pretrained(tmp_path / "model.safetensors")
+        MedMO.from_pretrained(tmp_path / "model.safetensors")
     with pytest.raises(FileExistsError, match="is a file; a checkpoint is a folder"):
-        save_pretrained(debug_model(), tmp_path / "model.safetensors")
+        debug_model().save_pretrained(tmp_path / "model.safetensors")
 
 
 def test_a_hub_id_is_downloaded_or_the_reason_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    save_pretrained(debug_model(), tmp_path)
+    debug_model().save_pretrained(tmp_path)
     asked = []
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -291,7 +291,7 @@ def test_a_hub_id_is_downloaded_or_the_reason_is_given(tmp_path: Path, monkeypat
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    load_pretrained("owner/name", revision="v1")
+    MedMO.from_pretrained("owner/name", revision="v1")
     assert asked == [("owner/name", "v1")]
 
     def offline(name: str, **_: object) -> str:
@@ -299,7 +299,7 @@ def test_a_hub_id_is_downloaded_or_the_reason_is_given(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(FileNotFoundError, match="owner/name is neither a local folder nor.*Cannot find.*Offline: copy"):
-        load_pretrained("owner/name")
+        MedMO.from_pretrained("owner/name")
     for name in ("no-such-folder", "/abs/missing", "./a/missing", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="no such checkpoint folder"):
             find_folder(name)

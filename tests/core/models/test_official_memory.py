@@ -26,7 +26,7 @@ PROBE = textwrap.dedent(
     from pathlib import Path
     import torch
     from medmo_core.models import PRESETS, MedMO
-    from medmo_core.models.official.read import load_pretrained
+    from medmo_core.models.medmo import MedMO
 
     def anonymous():
         return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
@@ -42,7 +42,7 @@ PROBE = textwrap.dedent(
     baseline = anonymous()
     thread = threading.Thread(target=watch)
     thread.start()
-    model = load_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]) if sys.argv[2] != "stored" else None)
+    model = MedMO.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]) if sys.argv[2] != "stored" else None)
     samples.append(anonymous())
     done.set()
     thread.join()

@@ -15,7 +15,7 @@ from PIL import Image
 from medmo_core.data import processor as process
 from medmo_core.data.processor import Document, Processor
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
-from medmo_core.inference.load import load, write_pixel_limits
+from medmo_core.inference.load import load
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.model.kit import load_kit
 
@@ -62,8 +62,8 @@ def processors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Processor, Pro
     """The processor that trains and samples, and that of the model it leaves behind."""
     kit = load_kit(CONFIGS["debug_align"]().change(data={"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}), "cpu")
     folder = tmp_path_factory.mktemp("final")
-    kit.model.save_pretrained(folder, tokenizer=kit.tokenizer, profile=kit.profile)
-    write_pixel_limits(folder, kit.processor.min_pixels, kit.processor.max_pixels)
+    limits = {"min_pixels": kit.processor.min_pixels, "max_pixels": kit.processor.max_pixels}
+    kit.model.save_pretrained(folder, tokenizer=kit.tokenizer, profile=kit.profile, **limits)
     return kit.processor, load(folder, device="cpu").processor
 
 

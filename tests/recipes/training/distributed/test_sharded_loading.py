@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from medmo_core.models.medmo import MedMO
 from medmo_core.models.official import read as weights_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
@@ -80,7 +81,7 @@ def test_each_process_reads_its_own_rows(
     checkpoint: Path, reads: list[int], run_processes: Callable[..., Any], world_size: int, trainable: str
 ) -> None:
     config = sharded(checkpoint, trainable=(trainable,))
-    stored = weights_module.load_pretrained(checkpoint).state_dict()
+    stored = MedMO.from_pretrained(checkpoint).state_dict()
     reads.clear()
 
     def load() -> tuple[list[int], int, dict[str, Tensor]]:
