@@ -13,8 +13,10 @@ import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -142,3 +144,36 @@ def _failure(error: BaseException) -> bytes:
     except Exception:
         return pickle.dumps((None, None, told))
     return pickled
+
+
+@pytest.fixture
+def named_dicom(tmp_path: Path) -> Path:
+    """A 40 x 60 slice of a patient with a name, who must never be named again."""
+    path = tmp_path / "scan.dcm"
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = CTImageStorage, meta.MediaStorageSOPInstanceUID, "CT"
+    ds.PatientName, ds.PatientID = "Vandelay^Art", "ID-4711"
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 40, 60, 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleSlope, ds.RescaleIntercept = 1, -1000
+    ds.PixelSpacing, ds.SliceThickness = [2.0, 0.5], 5.0
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = [-10.0, -20.0, 30.0], [1, 0, 0, 0, 1, 0]
+    ds.PixelData = (np.arange(2400, dtype=np.int16) % 2000).reshape(40, 60).tobytes()
+    pydicom.dcmwrite(path, ds, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def nifti(tmp_path: Path) -> Path:
+    """A volume of five slices of 32 x 48 px."""
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.random.default_rng(0).integers(-200, 200, (32, 48, 5)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1.0, 3.0, 1.0])), tmp_path / "volume.nii.gz")
+    return tmp_path / "volume.nii.gz"

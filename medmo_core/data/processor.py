@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ class Processor:
         self.root = None if root is None else Path(root)
         self._cache = _PictureCache(cache_bytes)
 
-    def encode(self, sample: Sample, *, for_generation: bool = False, pixels: bool = True) -> Document:
+    def encode(
+        self, sample: Sample, *, for_generation: bool = False, pixels: bool = True, cut: Cut | None = None
+    ) -> Document:
         """Return a sample as one document.
 
         Args:
@@ -138,13 +140,14 @@ class Processor:
             for_generation: leave the answer out and open the assistant's turn instead.
             pixels: off: decode no image and make patches of zeros that take no memory; all else is the same, if the
                 sizes that records and headers state are true.
+            cut: patches and grids of the sample's images, from `cut`; None: decode the images.
 
         Raises:
             TooLong: more than `max_tokens` tokens.
             ValueError: the sample cannot be used, naming it.
         """
         messages = self.messages(sample, for_generation=for_generation)
-        patches, grids = self._images(sample, pixels)
+        patches, grids = self._images(sample, pixels) if cut is None else cut
         return self._item(sample, messages, patches, grids, for_generation=for_generation)
 
     def length(self, sample: Sample) -> int:
@@ -282,16 +285,24 @@ class Processor:
         if not sample.images:
             return {}, {}
         try:
-            return self._cut(sample) if pixels else self._outline(sample)
+            if not pixels:
+                return self._outline(sample)
+            root = self._root_of(sample)
+            return self.cut(self._load(image, root) for image in sample.images)
         except ValueError as error:
             raise InputError(f"{sample.id}: {error}") from error
 
-    def _cut(self, sample: Sample) -> Cut:
+    def cut(self, pictures: Iterable[NDArray[np.uint8]]) -> Cut:
+        """Resize pictures as the encoders need them and cut them into patches.
+
+        Shapes: each picture (H, W, 3).
+
+        Returns:
+            Patches and grids of all pictures, per encoder.
+        """
         patches: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in self.specs}
         grids: dict[str, list[tuple[int, int, int]]] = {name: [] for name in self.specs}
-        root = self._root_of(sample)
-        for image in sample.images:
-            pixels = self._load(image, root)
+        for pixels in pictures:
             rows, columns = self._token_grid(pixels.shape[0], pixels.shape[1])
             for name, spec in self.specs.items():
                 cut, grid = patchify(pixels, spec, (rows * spec.token_px, columns * spec.token_px))
@@ -303,7 +314,7 @@ class Processor:
         )
 
     def _outline(self, sample: Sample) -> Cut:
-        """Return what `_cut` does, with zeros for the pixels."""
+        """Return what `cut` does, with zeros for the pixels."""
         sizes = [shown_size(image, self._root_of(sample)) for image in sample.images]
         tokens = np.array([(1, *self._token_grid(height, width)) for width, height in sizes], dtype=np.int64)
         grids = {name: tokens * (1, spec.merge_size, spec.merge_size) for name, spec in self.specs.items()}

@@ -16,7 +16,16 @@ from .intensity import apply_range, apply_window, declared_depth, percentile_ran
 from .loaded import SAFE_FIELDS, ImageError, LoadedImage, silent_libraries
 from .volume import is_volume, read_slice
 
-__all__ = ["MAX_PIXELS", "SAFE_FIELDS", "ImageError", "LoadedImage", "crop_pixels", "load_image", "safe_path"]
+__all__ = [
+    "MAX_PIXELS",
+    "SAFE_FIELDS",
+    "ImageError",
+    "LoadedImage",
+    "crop_pixels",
+    "from_pillow",
+    "load_image",
+    "safe_path",
+]
 
 MAX_PIXELS = 100_000_000
 SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
@@ -96,6 +105,26 @@ def load_image(
         return loaded
     geometry = loaded.geometry.crop(*crop) if loaded.geometry else None
     return LoadedImage(crop_pixels(loaded.pixels, crop, max_pixels=max_pixels), geometry, loaded.info)
+
+
+def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """Read a picture that Pillow has opened as `load_image` reads its file; the caller's image stays as it is.
+
+    Args:
+        image: the picture; of several frames, the one it stands at.
+        window: grey levels of a deep picture, as for `load_image`.
+        max_pixels: largest number of pixels; larger pictures are refused.
+
+    Raises:
+        ImageError: the picture is too large, damaged, or takes no window.
+    """
+    name = Path("Pillow image")
+    _check_window(name, window)
+    try:
+        with silent_libraries():
+            return _picture_pixels(image, name, None, window, max_pixels, in_place=False)
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ImageError(f"{name}: the picture is truncated or damaged ({type(error).__name__})") from None
 
 
 def _read_file(
@@ -195,7 +224,10 @@ def _read_picture(
         raise ImageError(f"{path}: the picture is truncated or damaged ({type(error).__name__})") from None
 
 
-def _picture_pixels(image: Image.Image, path: Path, frame: int | None, window: object, max_pixels: int) -> LoadedImage:
+def _picture_pixels(
+    image: Image.Image, path: Path, frame: int | None, window: object, max_pixels: int, *, in_place: bool = True
+) -> LoadedImage:
+    """Return the pixels of an opened picture; `in_place` turns the picture itself upright, which saves a copy."""
     num_frames = int(getattr(image, "n_frames", 1))
     if not 0 <= (frame or 0) < num_frames:
         raise ImageError(f"{path}: frame is {frame}, but there are {num_frames} frames (0 to {num_frames - 1})")
@@ -212,7 +244,10 @@ def _picture_pixels(image: Image.Image, path: Path, frame: int | None, window: o
     largest = _tiff_number(image, TIFF_MAX_SAMPLE_VALUE)
     white_is_zero = _tiff_number(image, TIFF_PHOTOMETRIC) == 0
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
     if deep:
         grey = _deep_grey(np.asarray(image), path, window, largest)
         return LoadedImage(255 - grey if white_is_zero else grey, None, info)

@@ -1,0 +1,3 @@
+"""The one sentence that stands under every output that a clinician might see."""
+
+RESEARCH_ONLY = "Research use only: not a medical device, not for diagnosis."
