@@ -96,20 +96,20 @@ class _Shown:
     cut: Cut
 
 
-def _pairs(images: Any, question: str | Sequence[str] | None) -> list[tuple[Any, str]]:
+def _pairs(images: Any, question: Any) -> list[tuple[Any, str]]:
     """Return what is shown and asked, one pair per answer."""
     if question is not None:
-        pairs = [(images, text) for text in (question if isinstance(question, list | tuple) else [question])]
+        asked: list[Any] = [(images, text) for text in (question if isinstance(question, list | tuple) else [question])]
     else:
-        pairs = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        asked = list(images) if isinstance(images, list | tuple) else [images]
+        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in asked):
             raise InputError("there is no question: give one after the images, or give (images, question) pairs")
-    for _, text in pairs:
+    for _, text in asked:
         if not isinstance(text, str):
             raise InputError(f"the question is of type {type(text).__name__}, expected text")
         if not text.strip():
             raise InputError("the prompt is empty: ask something, such as 'Where is the liver?'")
-    return pairs
+    return asked
 
 
 def _open(

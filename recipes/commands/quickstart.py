@@ -62,7 +62,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
     Args:
         out: folder; one that holds a run already is refused.
         size: "tiny" or "debug": which configs.
-        seed: of everything random.
+        seed: number that fixes weights, data and sampling.
 
     Raises:
         ConfigError: `out` holds an earlier run.
@@ -130,7 +130,14 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
 def measure(outcome: Outcome, name: str, kit: Kit, size: str) -> None:
     """Score a model on the held-out scans and print its table. The questions never change with the seed."""
     say(f"\nevaluate {name}")
-    result = evaluate_embedded(kit.model, kit.processor, **SIZES[size])
+    counts = SIZES[size]
+    result = evaluate_embedded(
+        kit.model,
+        kit.processor,
+        num_samples=counts["num_samples"],
+        num_reports=counts["num_reports"],
+        num_captions=counts["num_captions"],
+    )
     outcome.evaluations[name] = result
     print(pages.stage_table(result), flush=True)
 
@@ -152,7 +159,7 @@ def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
 
 
 class timed:  # noqa: N801 (reads as a statement)
-    """Record how long a part of the run took."""
+    """Stopwatch that records how long a part of the run took."""
 
     def __init__(self, outcome: Outcome, name: str) -> None:
         self.outcome, self.name = outcome, name

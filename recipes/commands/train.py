@@ -22,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--config", help="name of a run (default: tiny_<stage>)")
-    parser.add_argument(
-        "--data", action="append", default=[], help="JSONL, Parquet or tar files; repeat for a mixture"
-    )
+    parser.add_argument("--data", action="append", default=[], help="JSONL, Parquet or tar files; repeat for a mixture")
     arguments, overrides = parser.parse_known_args(argv)
     words = ["--config", arguments.config or f"tiny_{arguments.stage}"]
     for name in arguments.data:

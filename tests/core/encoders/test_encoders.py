@@ -144,10 +144,12 @@ def test_dinov2_equals_transformers(tmp_path: Path, width: int, heads: int, swig
 
     pictures = images(7, seed=2)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    theirs = torch.cat([
-        to_merge_order(oracle(pixel_values=((image / 255 - mean) / std)[None]).last_hidden_state[0, 1:], grid)
-        for image, grid in zip(pictures, GRIDS, strict=True)
-    ])
+    theirs = torch.cat(
+        [
+            to_merge_order(oracle(pixel_values=((image / 255 - mean) / std)[None]).last_hidden_state[0, 1:], grid)
+            for image, grid in zip(pictures, GRIDS, strict=True)
+        ]
+    )
     patches = {"dinov2": torch.cat([merge_rows(image, 7) for image in pictures])}
     out = ours(patches, {"dinov2": grids()})
     assert relative_error(out.features, theirs) < 1e-5

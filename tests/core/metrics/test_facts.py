@@ -190,5 +190,3 @@ def test_every_embedded_caption_and_report_states_its_own_facts() -> None:
                         faulty.append((written[0], score))
     assert checked > 200
     assert faulty == []
-
-

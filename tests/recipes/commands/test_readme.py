@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, load_facts
+from medmo_recipes.configs import CONFIGS
+from medmo_recipes.training.model.kit import load_kit
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,6 +45,23 @@ def test_the_own_data_example_runs_as_printed(tmp_path: Path) -> None:
     assert (tmp_path / "answer.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_door_runs_as_printed_on_the_quickstarts_checkpoint(tmp_path: Path) -> None:
+    kit = load_kit(CONFIGS["debug_instruct"](), "cpu")
+    final = tmp_path / "runs/quickstart/reinforce/final"
+    kit.model.save_pretrained(final, tokenizer=kit.tokenizer, profile=kit.profile)
+    script = block_after("Ask a checkpoint", "python")
+    command = [sys.executable, "-c", f"{script}\nassert len(answers) == 2 and answer.images[0].size == (199, 146)"]
+    done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "answer.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_door_stands_before_any_module_and_the_page_is_short() -> None:
+    assert README.index("from medmo_core.inference import ask") < README.index("from medmo_core.modules")
+    assert README.count("\n") < 180
+    assert "not measured yet" not in README
+
+
 def test_the_module_example_runs_as_printed(tmp_path: Path) -> None:
     script = block_after("Use a module in another model", "python")
     command = [sys.executable, "-c", script]
@@ -51,8 +70,6 @@ def test_the_module_example_runs_as_printed(tmp_path: Path) -> None:
 
 
 def test_every_path_and_config_named_exists() -> None:
-    from medmo_recipes.configs import CONFIGS
-
-    for path in re.findall(r"\]\(([\w./]+)\)", README):
+    for path in [*re.findall(r"\]\(([\w./]+)\)", README), *re.findall(r"`((?:medmo_core|recipes)/[\w./]+)`", README)]:
         assert (ROOT / path).exists(), path
     assert set(re.findall(r"--config (\w+)", README)) <= set(CONFIGS)
