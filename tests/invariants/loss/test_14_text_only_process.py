@@ -98,7 +98,7 @@ def test_naive_sharding_of_every_block_is_noticed(
         return set()
 
     def both() -> None:
-        faulthandler.disable()  # gloo may abort, which is told already
+        faulthandler.disable()  # gloo may abort, which is reported already
         with connect("cpu", shard=True, timeout_s=2) as world:
             check(training, same_gradients, world, ())
 

@@ -1,4 +1,4 @@
-"""Under mixed precision weights, rotary tables and gradient sums stay fp32, in every part of the model alike."""
+"""Under mixed precision weights, rotary tables and gradient sums stay fp32, in every part of the model."""
 
 from typing import Any
 

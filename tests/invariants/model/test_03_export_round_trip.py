@@ -54,10 +54,10 @@ def check(folder: Path, model: MedMO, toy: Any) -> None:
     again = MedMO.from_pretrained(folder, dtype=torch.float64)
     batch = pack([toy.extend(toy.prompt("scan", [(4, 8), (6, 4)]), 3, 4)])
     assert torch.equal(again(batch), model(batch))
-    theirs, told = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+    theirs, loading_info = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float64, output_loading_info=True
     )
-    assert not any(told.values()), told
+    assert not any(loading_info.values()), loading_info
     read: dict[str, Tensor] = dict(theirs.named_parameters())
     assert read.keys() == own.keys()
     assert all(torch.equal(read[name], own[name]) for name in own)

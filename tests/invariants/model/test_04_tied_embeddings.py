@@ -98,7 +98,7 @@ def test_through_sharding_and_a_step(one_process: None, tmp_path: Path) -> None:
 
 
 def test_untying_on_the_way_is_noticed() -> None:
-    """What meta initialisation does elsewhere: the head becomes a tensor of its own."""
+    """What meta initialisation does elsewhere: the head becomes a separate tensor."""
     model = make_model()
     head = torch.nn.Linear(*reversed(model.head_weight.shape), bias=False, dtype=torch.float64)
     model.lm_head = head

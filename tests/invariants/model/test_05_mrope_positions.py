@@ -29,7 +29,7 @@ def random_document(rng: random.Random) -> Document:
 
 
 def tokens(document: Document) -> tuple[Tensor, list[list[int]], list[list[int]]]:
-    """Return input ids, grids of stills, grids of videos. Each frame pair has a time stamp and a block of its own."""
+    """Return input ids, grids of stills, grids of videos. Each frame pair has a time stamp and its own block."""
     ids: list[int] = []
     stills, videos = [], []
     for kind, frames, height, width in document:

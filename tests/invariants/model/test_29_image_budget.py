@@ -1,4 +1,4 @@
-"""Invariant 29: an image of any size is resized alike, and makes the same grid and tokens, in training, in planning
+"""Invariant 29: an image of any size has the same resized size, grid and tokens in training, in planning
 (where only its header is read), in sampling and in evaluation of the finished model; and as transformers' rule says.
 """
 

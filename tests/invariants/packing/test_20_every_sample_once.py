@@ -32,7 +32,7 @@ embedded = cache(Tokenizer.embedded)
 
 
 class Texts:
-    """Texts of many lengths; the id of a sample tells its index, and by a random number the draw."""
+    """Texts of many lengths; the id of a sample holds its index, and a random number of the draw."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.root, self.size = name, None, size

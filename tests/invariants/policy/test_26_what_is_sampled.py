@@ -93,15 +93,15 @@ def chosen(generation: Generation) -> list[int]:
     return generation.tokens + end
 
 
-def check_learned(groups: Sequence[Group], *, mask_truncated: bool, told: bool | None = None) -> None:
+def check_learned(groups: Sequence[Group], *, mask_truncated: bool, configured: bool | None = None) -> None:
     """Check labels and weights: of every token with its stop token, or of the finished answers alone.
 
     Args:
-        groups: what was sampled.
-        mask_truncated: what is expected.
-        told: what the recipe is told; None: the same.
+        groups: sampled groups.
+        mask_truncated: expected setting.
+        configured: setting of the recipe; None: the same as expected.
     """
-    grpo = Grpo(mask_truncated=mask_truncated if told is None else told)
+    grpo = Grpo(mask_truncated=mask_truncated if configured is None else configured)
     completions = to_completions(groups, ROLLOUT, grpo, ALONE)
     kept = [g for group in groups for g in group.generations if g.finished or not mask_truncated]
     batch = pack_completions(completions)
@@ -121,7 +121,7 @@ def test_stop_tokens_are_learned_and_cut_answers_go_by_the_setting(toy: Any, mas
 def test_cut_answers_that_go_otherwise_than_set_is_noticed(toy: Any, mask_truncated: bool) -> None:
     groups = groups_of(toy)
     with pytest.raises(AssertionError):
-        check_learned(groups, mask_truncated=mask_truncated, told=not mask_truncated)
+        check_learned(groups, mask_truncated=mask_truncated, configured=not mask_truncated)
 
 
 def test_stop_tokens_left_out_is_noticed(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

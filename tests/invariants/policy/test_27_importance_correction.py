@@ -1,6 +1,6 @@
 """Invariant 27: weights for a sampler that is not the trainer have the values computed by hand.
 
-Per token and per completion, truncated and masked. A token whose log-probability the sampler could not tell learns
+Per token and per completion, truncated and masked. A token whose log-probability the sampler could not give learns
 nothing, and the divisor is that of the others.
 """
 
@@ -135,8 +135,10 @@ def test_unknown_tokens_count_for_nothing(toy: Any, loss: str, kind: str) -> Non
 
 def test_a_divisor_that_counts_them_is_noticed(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def counting_all(groups: list[Group], *others: Any) -> Any:
-        told = [Generation(g.tokens, [x if math.isfinite(x) else -1.0 for x in g.logps]) for g in groups[0].generations]
-        whole = to_completions([group(toy, [g.logps for g in told])], *others)
+        finite = [
+            Generation(g.tokens, [x if math.isfinite(x) else -1.0 for x in g.logps]) for g in groups[0].generations
+        ]
+        whole = to_completions([group(toy, [g.logps for g in finite])], *others)
         kept = [list(g.logps) for g in groups[0].generations]
         return [type(c)(c.document, c.advantage, c.token_weight, row) for c, row in zip(whole, kept, strict=True)][:2]
 

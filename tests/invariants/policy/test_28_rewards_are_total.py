@@ -283,7 +283,7 @@ def test_a_reward_that_spam_can_raise_is_noticed() -> None:
 
 
 def check_scales(parse: Callable[[str, CheckpointProfile, Boxes], Boxes], reward: Score = box_reward) -> None:
-    """Say the same boxes in thousandths, in pixels and on resized images: they are read back, and scored, alike."""
+    """Say the same boxes in thousandths, in pixels and on resized images: they are read back, and scored, the same."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         size = tuple(int(side) for side in rng.integers(50, 3000, 2))

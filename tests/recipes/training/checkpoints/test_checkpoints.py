@@ -152,7 +152,7 @@ def test_failure_in_the_background_is_told_at_the_next_save(tmp_path: Path, monk
     store.save(1, CONFIG, net, optimizer)
     with pytest.raises(CheckpointError, match="step-000001 could not be saved: process 0: division by zero"):
         store.save(2, CONFIG, net, optimizer)
-    assert not store.background.failed  # told once
+    assert not store.background.failed  # raised once
 
 
 def test_newest_every_and_best_are_kept(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def newest_state(out_dir: Path, undisturbed: Undisturbed) -> int:
         return 0
     run = Trainee(seed=1)
     resumed, passed_over = store.load_newest(run.net, run.optimizer)
-    assert not passed_over, passed_over  # what bears a checkpoint's name is whole
+    assert not passed_over, passed_over  # whatever has a checkpoint's name is whole
     assert resumed.shared == {"cursor": 3 * resumed.step}
     found, wanted = run.state(), undisturbed[resumed.step]
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -98,32 +98,32 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
                 os.waitpid(child, 0)
 
 
-def train_for_ever(out_dir: Path, told: int) -> None:
-    """Continue from the newest checkpoint, save every step, and tell (step begun, step known to be saved)."""
+def train_for_ever(out_dir: Path, report: int) -> None:
+    """Continue from the newest checkpoint, save every step, and report (step begun, step known to be saved)."""
     store = Checkpoints(out_dir, ALONE, keep=2, keep_every=50, in_background=True)
     store.sweep()
     run = Trainee()
     step = store.load_newest(run.net, run.optimizer)[0].step if store.newest() else 0
-    os.write(told, b"%08d %08d\n" % (step, step))
+    os.write(report, b"%08d %08d\n" % (step, step))
     while True:
         step += 1
         run.train(step)
         if step % 10 == 0:
             store.best = Best(step, 1.0 / step)
-        os.write(told, b"%08d %08d\n" % (step, max(0, step - 2)))  # the save of step - 1 may still be under way
+        os.write(report, b"%08d %08d\n" % (step, max(0, step - 2)))  # the save of step - 1 may still be under way
         store.save(step, CONFIG, run.net, run.optimizer, shared={"cursor": 3 * step})
-        os.write(told, b"%08d %08d\n" % (step, step - 1))
+        os.write(report, b"%08d %08d\n" % (step, step - 1))
 
 
 def test_killed_twenty_times_and_never_a_lost_or_wrong_state(tmp_path: Path) -> None:
     undisturbed, moments = Undisturbed(), random.Random(0)
     saved = 0
     for _ in range(NUM_KILLS):
-        read, told = os.pipe()
-        with forked(lambda told=told: train_for_ever(tmp_path, told)):
+        read, report = os.pipe()
+        with forked(lambda report=report: train_for_ever(tmp_path, report)):
             os.read(read, 18)  # it has loaded
             time.sleep(moments.uniform(0.0, 0.25))
-        os.close(told)
+        os.close(report)
         with os.fdopen(read, "rb") as lines:
             words = lines.read().split()
         begun, known = (int(words[-2]), int(words[-1])) if words else (saved, saved)

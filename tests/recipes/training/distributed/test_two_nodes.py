@@ -62,14 +62,15 @@ def test_two_nodes_equal_one(tmp_path: Path) -> None:
         for node in nodes:
             node.terminate()  # torchrun takes its process along
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)[-6000:]
-    told = {}
+    logged = {}
     for folder in (tmp_path / "one", out):
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        told[folder] = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines if "loss" in line]
-    assert len(told[out]) == 2 and any("val_loss/" in name for name in told[out][1])
-    for mine, expected in zip(told[out], told[tmp_path / "one"], strict=True):  # losses by task and held-out ones too
+        logged[folder] = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines if "loss" in line]
+    assert len(logged[out]) == 2 and any("val_loss/" in name for name in logged[out][1])
+    # Losses by task and held-out ones too.
+    for mine, expected in zip(logged[out], logged[tmp_path / "one"], strict=True):
         assert mine == {name: pytest.approx(value, rel=1e-9) for name, value in expected.items()}
-    one, two = (load_file(folder / "final/model.safetensors") for folder in told)
+    one, two = (load_file(folder / "final/model.safetensors") for folder in logged)
     assert one.keys() == two.keys()
     for name in one:
         assert torch.allclose(one[name], two[name], rtol=1e-6, atol=1e-9), name

@@ -137,7 +137,7 @@ def test_what_cannot_be_written_stops_the_run_at_the_next_step(
             pass
         run.start_step = 2
         advance(run, 3)
-        pytest.fail("the failure was not told")
+        pytest.fail("the failure was not raised")
     assert steps(config(tmp_path)) == ([] if what == "save" else [2])
 
 
@@ -204,10 +204,10 @@ def test_only_a_restart_of_the_same_launch_needs_no_resume(
 def test_the_launcher_is_told_from_others() -> None:
     name = claim_module.launcher()
     assert name == claim_module.launcher()
-    read, told = os.pipe()
+    read, report = os.pipe()
     child = os.fork()
     if child == 0:  # this process is now the launcher of that one
-        os.write(told, claim_module.launcher().encode())
+        os.write(report, claim_module.launcher().encode())
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 1000).decode() != name

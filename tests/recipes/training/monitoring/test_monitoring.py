@@ -1,4 +1,4 @@
-"""What a run tells: losses by task, spikes with their samples, held-out figures, rates, a profile, a summary."""
+"""Log and summary of a run: losses by task, spikes with their samples, held-out figures, rates, a profile."""
 
 import json
 import statistics
@@ -64,7 +64,7 @@ def test_losses_by_task_are_means_over_that_tasks_tokens(shared: bool) -> None:
     assert means.accuracy == pytest.approx(torch.cat(right).double().mean().item())
     assert means.z_loss == pytest.approx(0.1 * torch.cat(squares).mean().item())
     assert means.minimised == pytest.approx(means.loss + means.z_loss)
-    # A task told wrongly would be noticed.
+    # A task logged wrongly would be noticed.
     moved, other = LossSums(), replace(batch, tasks=(*batch.tasks[1:], batch.tasks[0]))
     with torch.no_grad():
         moved.add(other, kit.model.token_losses(other))
