@@ -135,7 +135,7 @@ def take_step(stage: PolicyTraining, step: int) -> None:
         update = learn_from(run, rollouts, stage.reference, step)
     grpo, world, sampled = run.config.grpo, run.world, [*rollouts.groups, *rollouts.discarded]
     values = step_figures(rollouts.groups, rollouts.discarded, update, grpo, world)
-    values |= figures(sampled, world, stage.rewards) | answer_figures(sampled, world, run.kit.processor.profile)
+    values |= figures(sampled, world, stage.rewards) | answer_figures(sampled, world, run.kit.profile)
     values["skipped"] = world.sum(torch.tensor([run.skipped.total])).item()
     seconds = time.perf_counter() - started
     stage.meter.add(Tally(1, int(values["tokens"]), int(values.pop("completions")), 0.0, seconds), phases.own["wait_s"])
@@ -147,8 +147,8 @@ def take_step(stage: PolicyTraining, step: int) -> None:
     if watching.page_every and number % watching.page_every == 0:
         with world.together("writing a page of rollouts"):
             if world.is_main:
-                processor, prompts = run.kit.processor, watching.page_prompts
-                write_page(stage.pages, number, sampled, stage.rewards, processor, max_prompts=prompts)
+                text, root, prompts = run.kit.processor.text, run.kit.processor.root, watching.page_prompts
+                write_page(stage.pages, number, sampled, stage.rewards, text, root=root, max_prompts=prompts)
 
 
 @dataclass
@@ -204,8 +204,8 @@ def sample_groups(stage: PolicyTraining, count: int, step: int, phases: Phases) 
             raise run.not_finite(step, "; ".join(problems), names)
     with phases("reward_s"), world.together("rewarding"):
         return reward_answers(
-            answers, stage.rewards, config.rewards.weights, kit.processor, config.rollout, config.grpo,
-            step=step, max_steps=config.train.steps,
+            answers, stage.rewards, config.rewards.weights, kit.tokenizer, kit.processor.text,
+            config.rollout, config.grpo, step=step, max_steps=config.train.steps,
         )  # fmt: skip
 
 

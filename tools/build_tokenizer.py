@@ -17,8 +17,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from medmo_core.data.processor import Processor
-from medmo_core.data.text.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, Tokenizer, dress
+from medmo_core.data.sample_text import SampleText
+from medmo_core.data.text.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, dress
 from medmo_core.datasets.embedded.facts import load_facts
 from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
 from medmo_core.profile import MEDMO, QWEN3_VL
@@ -80,8 +80,7 @@ def texts() -> Iterator[str]:
     names = sorted({name for record in load_facts() for name in record.labelled})
     for name in names:
         yield from (name, f"the {name}", name.capitalize(), f"{name}.")
-    untrained = Tokenizer(build_untrained())
-    writers = [Processor(untrained, {}, profile, min_pixels=1, max_pixels=1) for profile in (QWEN3_VL, MEDMO)]
+    writers = [SampleText(profile) for profile in (QWEN3_VL, MEDMO)]
     for task in TASKS:
         source = EmbeddedTasks(task, "train", crops=True)
         for number in range(DRAWS):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, mrope_position_ids
-from medmo_core.data.processor import Document
+from medmo_core.data.document import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from medmo_core.boxes import Boxes
-from medmo_core.data.processor import Document
+from medmo_core.data.document import Document
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_core.profile import QWEN3_VL

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmo_core.data.processor import Document
+from medmo_core.data.document import Document
 from medmo_core.losses import PolicyObjective
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import Completion, PolicyBatch, pack_completions

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medmo_core.data.processor import Document
+from medmo_core.data.document import Document
 from medmo_core.models import MedMO
 
 from ..modules.documents import random_model

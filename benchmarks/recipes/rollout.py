@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.models import Generation, MedMO
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
 from medmo_recipes.reinforcement.groups import sampled_tokens

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 
 from ..modules.judged import widened

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import torch
 
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 from medmo_core.models.config import ModelConfig
 from medmo_recipes.settings.run_config import Optim

@@ -165,7 +165,7 @@ def measure(kit: Kit, questions: Mapping[str, int], temperatures: Sequence[float
 
     def ask(samples: Sequence[Sample]) -> list[Any]:
         texts = answer(kit.model, kit.processor, samples, max_new_tokens=answer_limit(kit.processor, samples))
-        return score_answers(samples, texts, kit.processor)
+        return score_answers(samples, texts, kit.processor.text)
 
     pointing = eval_samples("grounding", n=questions["grounding"])
     nothing = absent_samples(n=questions["absent"])
@@ -197,7 +197,15 @@ def agreement(plan: StudyPlan, kit: Kit) -> dict[str, float]:
     every = {name: 1.0 for weights in plan.arms.values() for name in weights}
     rewards = RewardSet.from_config(Rewards(weights=every))
     groups = reward_answers(
-        answers, rewards, every, kit.processor, config.rollout, config.grpo, step=plan.steps, max_steps=plan.steps
+        answers,
+        rewards,
+        every,
+        kit.tokenizer,
+        kit.processor.text,
+        config.rollout,
+        config.grpo,
+        step=plan.steps,
+        max_steps=plan.steps,
     )
 
     def advantages(weights: Mapping[str, float]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import IGNORE_INDEX, Batch
-from .processor import Document
+from .document import Document
 
 
 @dataclass(frozen=True)

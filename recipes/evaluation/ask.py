@@ -50,7 +50,9 @@ def answer(
 
 def answer_limit(processor: Processor, samples: Sequence[Sample]) -> int:
     """Return how many tokens an answer may take: room for one and a half times the longest true one."""
-    longest = max((len(processor.tokenizer.encode(processor.target_text(sample))) for sample in samples), default=0)
+    longest = max(
+        (len(processor.tokenizer.encode(processor.text.target_text(sample))) for sample in samples), default=0
+    )
     return min(MAX_ANSWER_TOKENS, longest + longest // 2 + SPARE_TOKENS)
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmo_core.boxes import AnyBoxes, Boxes, ImageBoxes, by_image
-from medmo_core.data.records.sample import Sample
+from medmo_core.data.records.sample import Sample, message_text
 from medmo_core.datasets.embedded.tasks import eval_samples
 from medmo_core.datasets.embedded.texts import listed
 
@@ -75,17 +75,9 @@ def kind_of(sample: Sample, by: str = "template") -> str:
     template = sample.provenance.get("template") if isinstance(sample.provenance, dict) else None
     if by == "template" and template is not None:
         return f"{sample.task}/{template}"
-    return f"{sample.task}/{question_of(sample)}"
-
-
-def question_of(sample: Sample) -> str:
-    """Return the text of the last user turn."""
-    for message in reversed(sample.messages):
-        if message["role"] == "user":
-            content = message["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            return " ".join(part["text"] for part in parts if part["type"] == "text")
-    return ""
+    # The words alone: a box that a question gives differs from image to image and would make every question a kind.
+    words = [message_text(message) for message in sample.messages if message["role"] == "user"]
+    return f"{sample.task}/{words[-1] if words else ''}"
 
 
 def fit_baselines(samples: Iterable[Sample], *, by: str = "template") -> FittedBaselines:

@@ -6,6 +6,7 @@ from statistics import median
 
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
+from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, retrieval_ranks
 from medmo_core.models.medmo import MedMO
@@ -14,12 +15,12 @@ from .ask import caption_scores
 from .scores import Score, image_key
 
 
-def distinct_captions(processor: Processor, samples: Sequence[Sample]) -> list[Sample]:
+def distinct_captions(sample_text: SampleText, samples: Sequence[Sample]) -> list[Sample]:
     """Keep one sample per distinct caption and per image: a second right candidate would make every rank unfair."""
     kept: dict[str, Sample] = {}
     images: set[str] = set()
     for sample in samples:
-        facts = str(sample.facts) if sample.facts else processor.target_text(sample)
+        facts = str(sample.facts) if sample.facts else sample_text.target_text(sample)
         image = image_key(sample, crop=True)
         if facts not in kept and image not in images:
             kept[facts] = sample
@@ -50,10 +51,10 @@ def retrieval_metrics(
         `retrieval_recall1` and `retrieval_median_rank` (a caption per image), `retrieval_image_recall1` and
         `retrieval_image_median_rank` (an image per caption); the baseline is chance.
     """
-    samples = distinct_captions(processor, samples)
+    samples = distinct_captions(processor.text, samples)
     if len(samples) < 2:
         raise InputError(f"retrieval needs at least two samples with distinct facts, got {len(samples)}")
-    captions = [processor.target_text(sample) for sample in samples]
+    captions = [processor.text.target_text(sample) for sample in samples]
     scores = caption_scores(model, processor, samples, captions, batch_size=batch_size)
     truth = list(range(len(samples)))
     metrics: dict[str, Score] = {}

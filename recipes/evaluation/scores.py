@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from medmo_core.boxes import AnyBoxes, ImageBoxes
-from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
+from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
 
@@ -120,7 +120,7 @@ def image_key(sample: Sample, *, crop: bool) -> str:
 def score_answers(
     samples: Sequence[Sample],
     texts: Sequence[str],
-    processor: Processor,
+    sample_text: SampleText,
     baselines: Baselines | None = None,
 ) -> list[Prediction]:
     """Score what was said to samples of vqa, grounding or report.
@@ -128,7 +128,7 @@ def score_answers(
     Args:
         samples: with their truth.
         texts: one per sample.
-        processor: prints the truth; its profile reads the boxes.
+        sample_text: prints the truth; its profile reads the boxes.
         baselines: scored beside the model where they know the question.
 
     Raises:
@@ -136,7 +136,7 @@ def score_answers(
     """
     truths = [sample.truth_boxes() if sample.task == "grounding" else None for sample in samples]
     said = [
-        None if truth is None else processor.profile.read_boxes(text, truth)
+        None if truth is None else sample_text.profile.read_boxes(text, truth)
         for text, truth in zip(texts, truths, strict=True)
     ]
     # An answer that cannot be read is not the answer "no boxes".
@@ -147,9 +147,9 @@ def score_answers(
         Prediction(
             sample_id=sample.id,
             task=sample.task,
-            question=processor.question_text(sample),
+            question=sample_text.question_text(sample),
             text=text,
-            truth=processor.target_text(sample),
+            truth=sample_text.target_text(sample),
             scores=score,
             baseline=baseline,
             boxes_px=[] if found is None else found.xyxy.tolist(),

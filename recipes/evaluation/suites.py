@@ -68,7 +68,7 @@ def evaluate(
         for key, questions in asked.items():
             texts = answer(model, processor, questions, batch_size=batch_size, max_new_tokens=limit)
             # Truth, baseline and image of the sample itself, also where another image was shown.
-            predictions = score_answers(chosen, texts, processor, baselines)
+            predictions = score_answers(chosen, texts, processor.text, baselines)
             result.predictions[key] = predictions
             for metric in METRICS[task]:
                 result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric, seed=seed)
@@ -106,7 +106,7 @@ def evaluate_embedded(
         tasks = sizes if crops == "fixed" else {"vqa": num_samples, "grounding": num_samples}
         samples = {task: eval_samples(task, split, crops=crops, n=n, seed=seed) for task, n in tasks.items()}
         if "retrieval" in samples:
-            samples["retrieval"] = distinct_captions(processor, samples["retrieval"])[:num_captions]
+            samples["retrieval"] = distinct_captions(processor.text, samples["retrieval"])[:num_captions]
         part = evaluate(
             model,
             processor,

@@ -17,9 +17,11 @@ from PIL import Image
 from medmo_core.boxes import AnyBoxes, Boxes, by_image
 from medmo_core.data.images.load import load_image
 from medmo_core.data.images.overlay import TRUE_COLOUR
-from medmo_core.data.processor import Processor
-from medmo_core.data.records.sample import Sample
+from medmo_core.data.records.sample import Sample, message_parts
+from medmo_core.data.records.store import Root
+from medmo_core.data.sample_text import SampleText
 from medmo_core.durable import write_text
+from medmo_core.profile import CheckpointProfile
 
 from ..reinforcement.reward_calls.reward_set import RewardSet
 from ..reinforcement.reward_log import short_names
@@ -55,8 +57,9 @@ def write_page(
     step: int,
     groups: Sequence["Group"],
     rewards: RewardSet,
-    processor: Processor,
+    sample_text: SampleText,
     *,
+    root: Root = None,
     max_prompts: int = 8,
 ) -> Path:
     """Write the page of a step, and index.html anew; only the main process calls this, with its own groups.
@@ -66,7 +69,8 @@ def write_page(
         step: 1-based.
         groups: sampled and rewarded.
         rewards: scored them.
-        processor: made the prompts.
+        sample_text: words of the prompts; its profile reads boxes.
+        root: data root of samples that do not carry one.
         max_prompts: on the page: the first of them.
 
     Returns:
@@ -81,7 +85,7 @@ def write_page(
         step=step,
         total=len(groups),
         names=list(short_names(list(groups[0].components)).values()) if groups else [],
-        prompts=[_prompt(group, rewards, processor) for group in groups[:max_prompts]],
+        prompts=[_prompt(group, rewards, sample_text, root) for group in groups[:max_prompts]],
         true_colour=TRUE,
         colours=[_colour(number) for number in range(1, largest + 1)],
     )
@@ -102,16 +106,16 @@ class _Layer:
     number: int = 0
 
 
-def _prompt(group: "Group", rewards: RewardSet, processor: Processor) -> dict[str, Any]:
+def _prompt(group: "Group", rewards: RewardSet, sample_text: SampleText, root: Root) -> dict[str, Any]:
     sample = group.prompt.sample
     return {
         "name": group.name,
         "task": sample.task,
-        "text": _cut(_prompt_text(processor, sample)),
-        "truth": _cut(_truth(processor, sample)),
+        "text": _cut(_prompt_text(sample_text, sample)),
+        "truth": _cut(_truth(sample_text, sample)),
         "mean": float(group.rewards.mean()),
         "flat": group.is_flat,
-        "pictures": _pictures(sample, _layers(sample, group.texts, processor), processor.root),
+        "pictures": _pictures(sample, _layers(sample, group.texts, sample_text.profile), root),
         "completions": [
             {
                 "text": _cut(text),
@@ -127,7 +131,7 @@ def _prompt(group: "Group", rewards: RewardSet, processor: Processor) -> dict[st
     }
 
 
-def _layers(sample: Sample, texts: Sequence[str], processor: Processor) -> list[_Layer]:
+def _layers(sample: Sample, texts: Sequence[str], profile: CheckpointProfile) -> list[_Layer]:
     truth = sample.truth_boxes()
     given = sample.boxes_at([i for i in range(len(sample.boxes)) if i not in sample.sought])
     if truth is None or given is None:
@@ -135,12 +139,12 @@ def _layers(sample: Sample, texts: Sequence[str], processor: Processor) -> list[
     layers = [_Layer("given", "given in the question", GIVEN, given), _Layer("true", "true", TRUE, truth)]
     if sample.task == "grounding":
         for number, text in enumerate(texts, 1):
-            boxes = processor.profile.read_boxes(text, truth).boxes
+            boxes = profile.read_boxes(text, truth).boxes
             layers.append(_Layer(f"s-{number}", f"completion {number}", _colour(number), boxes, number))
     return layers
 
 
-def _pictures(sample: Sample, layers: Sequence[_Layer], root: Any) -> list[dict[str, Any]]:
+def _pictures(sample: Sample, layers: Sequence[_Layer], root: Root) -> list[dict[str, Any]]:
     """Return every image of a sample, at most MAX_SIDE px wide and high, with the boxes that lie in it."""
     pictures = []
     for index, ref in enumerate(sample.images):
@@ -193,20 +197,19 @@ def _colour(number: int) -> str:
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
-def _prompt_text(processor: Processor, sample: Sample) -> str:
+def _prompt_text(sample_text: SampleText, sample: Sample) -> str:
     """Return the prompt's turns, an image as "[image]"."""
     turns = []
-    for message in processor.messages(sample, for_generation=True):
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for message in sample_text.messages(sample, for_generation=True):
+        parts = message_parts(message)
         words = "".join(part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in parts)
         turns.append(f"{message['role']}: {words}")
     return "\n".join(turns)
 
 
-def _truth(processor: Processor, sample: Sample) -> str:
+def _truth(sample_text: SampleText, sample: Sample) -> str:
     try:
-        return processor.target_text(sample)
+        return sample_text.target_text(sample)
     except ValueError as error:  # a sample need not have an answer to be rewarded
         return f"(no text: {error})"
 

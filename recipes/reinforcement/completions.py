@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack, prefix_trees
-from medmo_core.data.processor import Document
 from medmo_core.errors import InputError
 
 from ..settings.run_config import Grpo, Rollout

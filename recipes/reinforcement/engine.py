@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 
 from medmo_core.batch import Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.generation.decoding import Generation
 from medmo_core.models.medmo import MedMO
 

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medmo_core.data.processor import Document, Processor
+from medmo_core.data.document import Document
+from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
+from medmo_core.data.sample_text import SampleText
+from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.generation.decoding import Generation
 
 from ..settings.run_config import Grpo, Rollout
@@ -112,7 +115,8 @@ def reward_answers(
     answers: Sequence[Answers],
     rewards: RewardSet,
     weights: Mapping[str, float],
-    processor: Processor,
+    tokenizer: Tokenizer,
+    sample_text: SampleText,
     rollout: Rollout,
     grpo: Grpo,
     *,
@@ -125,7 +129,8 @@ def reward_answers(
         answers: what was sampled.
         rewards: the functions.
         weights: reward name -> weight.
-        processor: made the prompts; decodes the completions.
+        tokenizer: decodes the completions.
+        sample_text: words of the questions; its profile reads boxes.
         rollout: longest completion.
         grpo: how to compare.
         step: finished steps.
@@ -137,14 +142,14 @@ def reward_answers(
     if not answers:
         return []
     rows = [(answer, generation) for answer in answers for generation in answer.generations]
-    texts = [processor.tokenizer.decode(generation.tokens) for _, generation in rows]
-    questions = {answer.name: question(processor, answer.prompt.sample) for answer in answers}
+    texts = [tokenizer.decode(generation.tokens) for _, generation in rows]
+    questions = {answer.name: sample_text.question_text(answer.prompt.sample) for answer in answers}
     scores = rewards.score(
         [answer.prompt.sample for answer, _ in rows],
         texts,
         [generation for _, generation in rows],
         prompts=[questions[answer.name] for answer, _ in rows],
-        profile=processor.profile,
+        profile=sample_text.profile,
         step=step,
         max_steps=max_steps,
     )
@@ -163,12 +168,6 @@ def reward_answers(
         advantages = group_advantages(compared[None], grpo.advantage)[0]
         groups.append(Group(answer.name, answer.prompt, answer.generations, texts[own], components, earned, advantages))
     return groups
-
-
-def question(processor: Processor, sample: Sample) -> str:
-    """Return the text of the turn that the model answers."""
-    content = processor.messages(sample, for_generation=True)[-1]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def sampled_tokens(generation: Generation) -> list[int]:

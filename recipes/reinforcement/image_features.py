@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.models.medmo import MedMO
 
 from ..training.distributed.sharding import trains

@@ -44,6 +44,8 @@ def sampled_box_reward(
     for temperature in temperatures:
         rollout = Rollout(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
         answers = sample_answers(engine, prompts, rollout, seed=seed)
-        groups = reward_answers(answers, box, rewards.weights, kit.processor, rollout, Grpo(), step=0, max_steps=1)
+        groups = reward_answers(
+            answers, box, rewards.weights, kit.tokenizer, kit.processor.text, rollout, Grpo(), step=0, max_steps=1
+        )
         means[temperature] = sum(float(group.rewards.mean()) for group in groups) / len(groups)
     return means

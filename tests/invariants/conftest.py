@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from medmo_core.batch import IGNORE_INDEX, Batch, mrope_position_ids
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.settings.run_config import Optim, RunConfig

@@ -224,6 +224,17 @@ class Sample:
         return record
 
 
+def message_parts(message: Message) -> list[dict[str, Any]]:
+    """Return a turn's content as parts, a plain string as one part of text."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def message_text(message: Message) -> str:
+    """Return the words of a turn, without its images and boxes."""
+    return "".join(part.get("text", "") for part in message_parts(message))
+
+
 def _named_boxes(message: Message) -> list[int]:
     """Return the indices of the boxes that a turn names."""
     parts = [] if isinstance(message["content"], str) else message["content"]

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medmo_core.batch import IGNORE_INDEX, Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack, prefix_trees
-from medmo_core.data.processor import Document, Processor, TooLong
+from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.sample import Sample
 
 from .skipped import TOO_LONG, UNREADABLE, BadData, SkippedSample

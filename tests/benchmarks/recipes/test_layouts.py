@@ -14,7 +14,7 @@ from benchmarks.recipes.layouts import EACH_ROW, ENCODED_ONCE, OURS, LayoutShape
 from benchmarks.suite.comparison import measure
 from benchmarks.suite.schema import Row
 from medmo_core.batch import Batch
-from medmo_core.data.processor import Document
+from medmo_core.data.document import Document
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import PolicyBatch
 

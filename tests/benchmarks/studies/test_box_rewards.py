@@ -32,7 +32,7 @@ def test_every_arm_is_trained_measured_and_told(
     plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kit = load_kit(CONFIGS["debug_reinforce"](), "cpu")
-    kit.model.save_pretrained(tmp_path / "start", tokenizer=kit.processor.tokenizer, profile=kit.processor.profile)
+    kit.model.save_pretrained(tmp_path / "start", tokenizer=kit.processor.tokenizer, profile=kit.profile)
     words = ["--init", str(tmp_path / "start"), "--plan", str(plan), "--out", str(tmp_path / "runs"), "--jobs", "1"]
     figures = tmp_path / "figures/plan.json"
     compare.main([*words, "--figures", str(figures)])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medmo_core.batch import PatchSpec
-from medmo_core.data import processor as process
-from medmo_core.data.processor import Document, Processor, TooLong
+from medmo_core.data.document import Document
+from medmo_core.data.images import picture_cache
+from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets.embedded.dialogues import Dialogues
@@ -92,7 +93,7 @@ def test_any_sizes_and_texts(
 
 def test_no_pixel_is_decoded_for_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = EmbeddedTasks("vqa", "train").get(0, random.Random(0))
-    monkeypatch.setattr(process, "load_image", lambda *a, **k: pytest.fail("decoded"))
+    monkeypatch.setattr(picture_cache, "load_image", lambda *a, **k: pytest.fail("decoded"))
     assert processor(1024, 50_000).length(sample) > 10
 
 

@@ -11,10 +11,12 @@ from PIL import Image
 
 from medmo_core.batch import PatchSpec
 from medmo_core.boxes import Boxes, ImageBoxes
-from medmo_core.data.processor import Document, Processor
+from medmo_core.data.document import Document
+from medmo_core.data.processor import Processor
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
+from medmo_core.data.sample_text import SampleText
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.data.text.chat_template import name_images
 from medmo_core.data.text.tokenizer import Tokenizer
@@ -103,11 +105,13 @@ def test_a_box_that_the_question_gives_is_not_sought(root: Path) -> None:
     truth = tracked().truth_boxes()
     assert isinstance(truth, ImageBoxes) and truth.images == (1,) and tracked().sought == (1,)
     answer = '[{"image": 2, "bbox_2d": [250, 500, 500, 750], "label": "nodule"}]'
-    assert processor(root).target_text(tracked()) == answer
+    assert SampleText(QWEN3_VL).target_text(tracked()) == answer
     text = decoded(processor(root).encode(tracked(), for_generation=True))
     given = '[{"image": 1, "bbox_2d": [250, 250, 500, 500], "label": "nodule"}]'
     assert f"Image 1 shows a nodule at {given}. Where is it in image 2?" in text
-    assert processor(root).question_text(tracked()) == f"Image 1 shows a nodule at {given}. Where is it in image 2?"
+    assert (
+        SampleText(QWEN3_VL).question_text(tracked()) == f"Image 1 shows a nodule at {given}. Where is it in image 2?"
+    )
 
 
 def test_a_given_box_is_written_in_samples_of_one_image_too(root: Path) -> None:
@@ -177,8 +181,8 @@ def test_a_grammar_that_cannot_say_which_image_names_itself_and_the_sample(root:
     bare = CheckpointProfile(grammar="medmo_bare_list")
     unlabelled = [{**OLD, "label": "x"}, {**NEW, "label": "x"}]
     with pytest.raises(ValueError, match=r"s: box 0: grammar 'medmo_bare_list' has no place for labels"):
-        processor(root, bare).target_text(sample(boxes=unlabelled))
-    assert processor(root, MEDMO).target_text(sample()) == (
+        SampleText(bare).target_text(sample(boxes=unlabelled))
+    assert SampleText(MEDMO).target_text(sample()) == (
         "Image 1: nodule <box>[[250, 250, 500, 500]]</box>\nImage 2: nodule <box>[[250, 500, 500, 750]]</box>"
     )
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, Batch, PatchSpec
+from medmo_core.data.document import Document
 from medmo_core.data.packing import PackingStats, pack, prefix_trees
-from medmo_core.data.processor import Document, Processor
+from medmo_core.data.processor import Processor
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.text.tokenizer import Tokenizer

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, PatchSpec
-from medmo_core.boxes import parse_boxes
+from medmo_core.data.document import Document
+from medmo_core.data.images import picture_cache
 from medmo_core.data.images.patches import unpatchify
-from medmo_core.data.processor import Document, Processor, TooLong
+from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
-from medmo_core.profile import MEDMO, MEDMO_CANVAS768, QWEN3_VL, CheckpointProfile
+from medmo_core.profile import MEDMO, QWEN3_VL, CheckpointProfile
 
 QWEN = PatchSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
 DINO = PatchSpec(patch_size=14, merge_size=2)
@@ -119,29 +120,6 @@ def test_a_crop_is_what_the_model_sees_and_boxes_refer_to(root: Path) -> None:
     assert learned(item) == '[{"bbox_2d": [0, 0, 500, 1000], "label": "x"}]<|im_end|>'
 
 
-@pytest.mark.parametrize(
-    ("profile", "text"),
-    [
-        (QWEN3_VL, '[{"bbox_2d": [250, 250, 500, 1000], "label": "liver"}]'),
-        (MEDMO, "liver <box>[[250, 250, 500, 1000]]</box>"),
-        (MEDMO_CANVAS768, "liver <box>[[192, 192, 384, 768]]</box>"),
-        (CheckpointProfile(frame="pixel", grammar="medmo_answer_box"), "liver: <box> 32, 24, 64, 96 </box>"),
-    ],
-    ids=["qwen3_vl", "medmo", "canvas", "pixel"],
-)
-def test_boxes_are_written_as_the_profile_says(root: Path, profile: CheckpointProfile, text: str) -> None:
-    given = sample(**GROUNDED)
-    target = processor(root, profile).target_text(given)
-    assert text in target
-    parsed = parse_boxes(target, profile.text_size((128, 96)), profile.grammar, profile.frame)
-    assert parsed.boxes.resize((128, 96)).xyxy.tolist() == [[32, 24, 64, 96]]
-
-
-def test_no_box_is_an_answer_too(root: Path) -> None:
-    given = sample(**{**GROUNDED, "boxes": []})
-    assert parse_boxes(processor(root).target_text(given), (128, 96)).ok
-
-
 def test_boxes_in_a_turn_are_written_as_the_profile_says(root: Path) -> None:
     turns = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]},
@@ -210,11 +188,9 @@ def test_answers_that_cannot_be_written(root: Path) -> None:
 
 
 def test_a_picture_is_decoded_once_for_all_its_crops(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medmo_core.data import processor as process
-
     opened: list[str] = []
-    original = process.load_image
-    monkeypatch.setattr(process, "load_image", lambda path, **kw: opened.append(path) or original(path, **kw))
+    original = picture_cache.load_image
+    monkeypatch.setattr(picture_cache, "load_image", lambda path, **kw: opened.append(path) or original(path, **kw))
     busy = processor(root, cache_bytes=128 * 96 * 3 + 100)
     crops = [sample(image={"path": "a.png", "crop": [x, 0, x + 64, 64]}) for x in (0, 32)]
     seen = [busy.encode(crop).patches["qwen3_vl"][0, 0] for crop in crops]

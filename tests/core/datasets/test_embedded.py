@@ -51,7 +51,7 @@ def test_every_file_is_listed_with_its_hash_and_the_set_is_small() -> None:
 
 
 def test_notice_names_every_source_as_the_manifest_does() -> None:
-    notice = (EMBEDDED_ROOT.parents[2] / "NOTICE").read_text(encoding="utf-8")
+    notice = (EMBEDDED_ROOT.parents[3] / "NOTICE").read_text(encoding="utf-8")
     for name, source in json.loads((EMBEDDED_ROOT / "manifest.json").read_text())["sources"].items():
         assert source["sha256"] in notice, name
     for group_source in {r.source for r in load_facts()}:

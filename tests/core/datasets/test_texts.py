@@ -10,14 +10,17 @@ from PIL import Image
 from medmo_core.data.images.load import load_image
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
+from medmo_core.data.sample_text import SampleText
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets import DATASETS
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look
 from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks, eval_samples, template_of
 from medmo_core.datasets.embedded.texts import REPORT_ORGANS, place
 from medmo_core.metrics import report_fact_f1, vqa_correct
-from medmo_recipes.evaluation.baselines import best_constant_box, fit_baselines, mean_iou, question_of
+from medmo_core.profile import QWEN3_VL
+from medmo_recipes.evaluation.baselines import best_constant_box, fit_baselines, mean_iou
 
+WORDS = SampleText(QWEN3_VL)
 BY_PATH = {r.path: r for r in load_facts()}
 TRAIN = {task: eval_samples(task, "train", n=300, seed=11) for task in TASKS}
 
@@ -133,7 +136,7 @@ def test_neither_template_nor_words_give_away_a_paired_answer() -> None:
     by_template: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in eval_samples("vqa", "train", n=1500, seed=5):
         if template_of(sample) in ("visible", "image_half", "image_height") and sample.answer is not None:
-            by_question[question_of(sample)][str(sample.answer.value)] += 1
+            by_question[WORDS.question_text(sample)][str(sample.answer.value)] += 1
             by_template[template_of(sample)][str(sample.answer.value)] += 1
     for counts in by_template.values():
         assert max(counts.values()) / counts.total() < 0.6, counts
@@ -186,7 +189,7 @@ def test_texts_are_short() -> None:
     tokenizer = Tokenizer.embedded()
     for samples in TRAIN.values():
         for sample in samples:
-            assert len(question_of(sample).split()) <= 12
+            assert len(WORDS.question_text(sample).split()) <= 12
             assert sample.answer is not None and len(tokenizer.encode(sample.answer.value or "")) <= 40
 
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from medmo_core.data import processor as process
-from medmo_core.data.processor import Document, Processor
+from medmo_core.data.document import Document
+from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.inference.load import load
 from medmo_recipes.configs import CONFIGS
@@ -104,7 +105,11 @@ def test_a_thousand_sizes_are_treated_alike_everywhere(processors: tuple[Process
 def test_an_evaluator_with_another_budget_is_noticed(processors: tuple[Processor, Processor]) -> None:
     trainer, evaluator = processors
     other = Processor(
-        evaluator.tokenizer, evaluator.specs, evaluator.profile, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS - 4000
+        evaluator.tokenizer,
+        evaluator.specs,
+        evaluator.text.profile,
+        min_pixels=MIN_PIXELS,
+        max_pixels=MAX_PIXELS - 4000,
     )
     with pytest.raises(AssertionError):
         check(trainer, other, random_sizes()[:40])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from medmo_core.batch import Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 
 
 @pytest.fixture(scope="module")

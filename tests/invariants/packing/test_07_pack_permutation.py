@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from medmo_core.batch import Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.models import MedMO
 
 SHAPES = [[(4, 4)], [], [(4, 4), (2, 6)], [(4, 4)], [(2, 6)], []]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from medmo_core.batch import Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.models import medmo
 from medmo_core.models.targets import labelled_rows, learned_positions
 from medmo_core.modules.attention import TextAttention

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from medmo_core.batch import Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document, Processor, TooLong
+from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.inference.kit import Kit
@@ -84,7 +85,7 @@ def assert_images_are_whole(batch: Batch, image_token_id: int) -> None:
 
 def limited(processor: Processor, max_tokens: int | None) -> Processor:
     return Processor(
-        processor.tokenizer, processor.specs, processor.profile, min_pixels=processor.min_pixels,
+        processor.tokenizer, processor.specs, processor.text.profile, min_pixels=processor.min_pixels,
         max_pixels=processor.max_pixels, max_tokens=max_tokens,
     )  # fmt: skip
 

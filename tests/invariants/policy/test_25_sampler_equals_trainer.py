@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.generation.sampling import Sampler
 from medmo_core.models import MedMO
 from medmo_recipes.reinforcement.completions import join

@@ -50,7 +50,7 @@ def test_a_perfect_model_scores_one_and_a_silent_one_nothing(
     kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {task: samples[task] for task in ("vqa", "grounding", "report")}
-    truth = {s.id: kit.processor.target_text(s) for chosen in asked.values() for s in chosen}
+    truth = {s.id: kit.processor.text.target_text(s) for chosen in asked.values() for s in chosen}
     say(kit, monkeypatch, truth)
     perfect = evaluate(kit.model, kit.processor, asked, shuffled=())
     assert perfect.metrics.keys() == {"vqa_accuracy", "grounding_iou", "grounding_f1", "report_fact_f1"}
@@ -72,7 +72,7 @@ def test_baselines_stand_beside_and_are_paired(
     """The constant box of the training pictures, on the test pictures: 8 of 24 px aside is an IoU of 16 / 32."""
     train = [s for chosen in samples.values() for s in chosen if s.split == "train"]
     test = [s for s in samples["grounding"] if s.id == "g0"]
-    say(kit, monkeypatch, {"g0": kit.processor.target_text(test[0])})
+    say(kit, monkeypatch, {"g0": kit.processor.text.target_text(test[0])})
     baselines = fit_baselines([s for s in train if s.id == "g1"])
     score = evaluate(kit.model, kit.processor, {"grounding": test}, baselines=baselines, shuffled=()).metrics[
         "grounding_iou"
@@ -99,7 +99,7 @@ def test_a_model_that_looks_falls_when_images_are_shuffled(
     kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that answers from the picture it is shown: the control scores what the wrong picture's box scores."""
-    by_image = {s.images[0].path: kit.processor.target_text(s) for s in samples["grounding"]}
+    by_image = {s.images[0].path: kit.processor.text.target_text(s) for s in samples["grounding"]}
 
     def look(model: object, processor: object, asked: list[Sample], **_: object) -> list[str]:
         return [by_image[s.images[0].path] for s in asked]
@@ -116,10 +116,10 @@ def test_an_answer_without_boxes_is_not_the_answer_no_boxes(kit: Kit, samples: d
     from dataclasses import replace
 
     empty = [replace(samples["grounding"][0], boxes=())]
-    assert score_answers(empty, ["[]"], kit.processor)[0].scores["grounding_iou"] == 1.0
-    assert score_answers(empty, ["I do not know."], kit.processor)[0].scores["grounding_iou"] == 0.0
+    assert score_answers(empty, ["[]"], kit.processor.text)[0].scores["grounding_iou"] == 1.0
+    assert score_answers(empty, ["I do not know."], kit.processor.text)[0].scores["grounding_iou"] == 0.0
     with pytest.raises(ValueError, match="c0: a sample of task 'retrieval' cannot be scored as it is"):
-        score_answers(samples["retrieval"][:1], ["text"], kit.processor)
+        score_answers(samples["retrieval"][:1], ["text"], kit.processor.text)
 
 
 def test_intervals_resample_images() -> None:
@@ -139,7 +139,7 @@ def test_intervals_resample_images() -> None:
 
 def test_caption_scores_are_the_mean_log_probability_of_the_caption(kit: Kit, samples: dict[str, list[Sample]]) -> None:
     chosen = samples["retrieval"]
-    captions = [kit.processor.target_text(s) for s in chosen]
+    captions = [kit.processor.text.target_text(s) for s in chosen]
     scores = caption_scores(kit.model, kit.processor, chosen, captions, batch_size=3)  # batches cross the rows
     assert scores.shape == (4, 4)
     for row, column in ((0, 0), (2, 1), (3, 3)):
@@ -168,7 +168,7 @@ def test_retrieval_ranks_both_ways_beside_chance(
     assert metrics["retrieval_median_rank"].value == 1.0
     assert metrics["retrieval_median_rank"].baseline == 2.5
     assert metrics["retrieval_image_recall1"].value == 0.25  # captions 0, 2, 3 are all drawn to image 1
-    assert len(distinct_captions(kit.processor, [*chosen, *chosen])) == 4
+    assert len(distinct_captions(kit.processor.text, [*chosen, *chosen])) == 4
     with pytest.raises(ValueError, match="at least two"):
         retrieval_metrics(kit.model, kit.processor, chosen[:1])
 

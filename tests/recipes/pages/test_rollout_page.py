@@ -53,7 +53,7 @@ def make_group(
 ) -> Group:
     generations = [Generation([3] * (4 + i), [-0.5] * (4 + i), finished=i != 1) for i in range(len(texts))]
     components = rewards.score(
-        [sample] * len(texts), texts, generations, prompts=[""] * len(texts), profile=processor.profile, step=4,
+        [sample] * len(texts), texts, generations, prompts=[""] * len(texts), profile=processor.text.profile, step=4,
         max_steps=9,
     )  # fmt: skip
     values = torch.tensor([v or 0.0 for v in components[rewards.names[0]]], dtype=torch.float64)
@@ -105,7 +105,7 @@ def page(processor: Processor, rewards: RewardSet, own_data: Path, tmp_path: Pat
         make_group(processor, rewards, by_id["g0"], [RIGHT, WIDE, "babble"]),
         make_group(processor, rewards, by_id["q1"], ["yes", "no", "yes"]),
     ]
-    path = write_page(tmp_path / "rollouts", 20, groups, rewards, processor)
+    path = write_page(tmp_path / "rollouts", 20, groups, rewards, processor.text)
     assert path == tmp_path / "rollouts/step-000020.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -151,7 +151,7 @@ def evil_page(processor: Processor, rewards: RewardSet, folder: Path) -> Page:
     said = json.dumps([{"bbox_2d": [100, 100, 500, 500], "label": EVIL}])
     group = make_group(processor, rewards, sample, [EVIL, said])
     rewards._extra += [(group.generations[0], EVIL, EVIL)]
-    return Page(write_page(folder / "rollouts", 1, [group], rewards, processor).read_text(encoding="utf-8"))
+    return Page(write_page(folder / "rollouts", 1, [group], rewards, processor.text).read_text(encoding="utf-8"))
 
 
 def test_no_text_becomes_markup(processor: Processor, rewards: RewardSet, tmp_path: Path) -> None:
@@ -192,7 +192,9 @@ def test_every_image_of_a_prompt_is_shown_with_its_own_boxes(
     sample = Sample("pair", "grounding", images, (question,), boxes, Answer("boxes"), root=tmp_path)
     said = '[{"image": 2, "bbox_2d": [0, 0, 500, 500], "label": "spot"}]'
     page = Page(
-        write_page(tmp_path, 3, [make_group(processor, rewards, sample, [said, said])], rewards, processor).read_text()
+        write_page(
+            tmp_path, 3, [make_group(processor, rewards, sample, [said, said])], rewards, processor.text
+        ).read_text()
     )
     first, second = page.all("image")
     assert (first["width"], second["width"]) == ("100", "2000")
@@ -206,7 +208,7 @@ def test_every_image_of_a_prompt_is_shown_with_its_own_boxes(
 def test_a_page_is_bounded(processor: Processor, rewards: RewardSet, own_data: Path, tmp_path: Path) -> None:
     sample = next(s for s in load_jsonl(own_data, own_data.parent) if s.id == "g0")
     groups = [make_group(processor, rewards, sample, ["x" * 50_000] * 2, f"g0#{i}") for i in range(5)]
-    path = write_page(tmp_path, 1, groups, rewards, processor, max_prompts=2)
+    path = write_page(tmp_path, 1, groups, rewards, processor.text, max_prompts=2)
     page = Page(path.read_text())
     assert "2 of the 5 prompts" in page.text and "g0#1" in page.text and "g0#2" not in page.text
     assert f"({50_000 - MAX_TEXT} characters more)" in page.text
@@ -214,13 +216,13 @@ def test_a_page_is_bounded(processor: Processor, rewards: RewardSet, own_data: P
 
 
 def test_a_step_without_prompts_has_a_page(processor: Processor, rewards: RewardSet, tmp_path: Path) -> None:
-    assert "0 of the 0 prompts" in Page(write_page(tmp_path, 1, [], rewards, processor).read_text()).text
+    assert "0 of the 0 prompts" in Page(write_page(tmp_path, 1, [], rewards, processor.text).read_text()).text
 
 
 def test_a_sample_without_an_answer_has_its_place(processor: Processor, rewards: RewardSet, tmp_path: Path) -> None:
     sample = Sample("free", "report", (), ({"role": "user", "content": "Say something."},))
     page = Page(
-        write_page(tmp_path, 1, [make_group(processor, rewards, sample, ["a"])], rewards, processor).read_text()
+        write_page(tmp_path, 1, [make_group(processor, rewards, sample, ["a"])], rewards, processor.text).read_text()
     )
     assert "(no text: free: nothing to learn" in page.text and "Say something." in page.text
 
@@ -230,7 +232,9 @@ def test_where_a_picture_comes_from_is_not_told(
 ) -> None:
     sample = next(s for s in load_jsonl(own_data, own_data.parent) if s.id == "g0")
     sample = replace(sample, group="doe-jane", provenance="ward 7")
-    html = write_page(tmp_path, 1, [make_group(processor, rewards, sample, ["[]"])], rewards, processor).read_text()
+    html = write_page(
+        tmp_path, 1, [make_group(processor, rewards, sample, ["[]"])], rewards, processor.text
+    ).read_text()
     for secret in ("doe-jane", "ward 7", "red.png", str(own_data.parent)):
         assert secret not in html
 
@@ -245,12 +249,12 @@ def test_the_index_shows_pages_curves_alarms_and_histograms(
         for step in (1, 2, 3):
             values = {"reward": 0.1 * step, "completion_tokens": 20.0, "entropy": float("nan") if step == 2 else 1.0}
             log.metrics(
-                step, values | figures(groups, world, rewards) | answer_figures(groups, world, processor.profile)
+                step, values | figures(groups, world, rewards) | answer_figures(groups, world, processor.text.profile)
             )
             log_histograms(log, step, groups, world, rewards)
         log.event("alarm", step=3, message="alarm (length) after step 3: longer.")
-        write_page(tmp_path / "rollouts", 1, groups, rewards, processor)
-        write_page(tmp_path / "rollouts", 3, groups, rewards, processor)
+        write_page(tmp_path / "rollouts", 1, groups, rewards, processor.text)
+        write_page(tmp_path / "rollouts", 3, groups, rewards, processor.text)
     index = Page((tmp_path / "rollouts/index.html").read_text())
     assert [a["href"] for a in index.all("a")] == ["step-000001.html", "step-000003.html"]
     for text in ("Research use only", "alarm (length) after step 3: longer.", "single rewards", "true_boxes", "100%"):
@@ -285,9 +289,9 @@ def test_figures_are_those_of_all_values(processor: Processor, rewards: RewardSe
     assert (found["reward/box/min"], found["reward/box/max"]) == (0.0, 1.0)
     assert found["reward/box/applies_ratio"] == 0.5 and found["reward/format/applies_ratio"] == 1.0
     assert found["logged/words"] == 2.0 and found["reward/box/s"] > 0
-    answers = answer_figures(groups, ALONE, processor.profile)
+    answers = answer_figures(groups, ALONE, processor.text.profile)
     assert answers == {"boxes": 1.0, "true_boxes": 1.0, "unreadable_ratio": pytest.approx(1 / 3)}
-    assert answer_figures(groups[1:], ALONE, processor.profile) == {}
+    assert answer_figures(groups[1:], ALONE, processor.text.profile) == {}
 
 
 def test_figures_are_global(
@@ -306,14 +310,14 @@ def test_figures_are_global(
 
             with connect("cpu", timeout_s=30) as world:
                 own = [groups[i] for i in range(2) if split[i] == world.rank]
-                values = figures(own, world, rewards) | answer_figures(own, world, processor.profile)
+                values = figures(own, world, rewards) | answer_figures(own, world, processor.text.profile)
                 with RunLog(out, world, steps=1, title="toy", quiet=True) as log:
                     log_histograms(log, 1, own, world, rewards)
                 return values
 
         return work
 
-    own = figures(groups, ALONE, rewards) | answer_figures(groups, ALONE, processor.profile)
+    own = figures(groups, ALONE, rewards) | answer_figures(groups, ALONE, processor.text.profile)
     for split in ((0, 1), (1, 1)):
         out = tmp_path / f"{split}"
         for values in run_processes(tell(split, out)):

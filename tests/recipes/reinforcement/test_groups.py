@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
@@ -21,7 +21,6 @@ from medmo_recipes.reinforcement.engine import InPlaceEngine
 from medmo_recipes.reinforcement.groups import (
     Answers,
     draw_prompts,
-    question,
     reward_answers,
     sample_answers,
     sampled_tokens,
@@ -66,18 +65,25 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
     rewards = RewardSet({"length": length, "first": first_only})
     rollout, grpo = Rollout(num_generations=3, max_new_tokens=4), Grpo(advantage="centred", overlong_tokens=2)
     weights = {"length": 1.0, "first": 3.0}
-    one, two = reward_answers(answers, rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9)
+    one, two = reward_answers(
+        answers, rewards, weights, kit.tokenizer, kit.processor.text, rollout, grpo, step=3, max_steps=9
+    )
     assert one.components == {"length": [1.0, 2.0, 3.0], "first": [1.0] * 3, "overlong": [0.0, 0.0, -0.5]}
     assert one.rewards.tolist() == [1.0, 1.25, 1.0] and two.rewards.tolist() == [3.0, 3.0, 3.0]
     assert one.advantages.tolist() == pytest.approx([-1 / 12, 1 / 6, -1 / 12]) and two.is_flat
     assert seen["trainer_state"].global_step == 3 and seen["trainer_state"].max_steps == 9
-    asked = [question(kit.processor, s) for s in samples for _ in range(3)]
+    asked = [kit.processor.text.question_text(s) for s in samples for _ in range(3)]
     assert [turns[-1]["content"] for turns in seen["prompts"]] == asked
     apart = Grpo(advantage="centred", normalise_components=True)
-    one, _ = reward_answers(answers, rewards, weights, kit.processor, rollout, apart, step=3, max_steps=9)
+    one, _ = reward_answers(
+        answers, rewards, weights, kit.tokenizer, kit.processor.text, rollout, apart, step=3, max_steps=9
+    )
     assert one.rewards.tolist() == [1.0, 1.25, 1.5]  # what is logged is not normalised
     assert one.advantages.tolist() == pytest.approx([-0.25, 0.0, 0.25], rel=1e-3)  # deviations
-    assert reward_answers([], rewards, weights, kit.processor, rollout, grpo, step=3, max_steps=9) == []
+    assert (
+        reward_answers([], rewards, weights, kit.tokenizer, kit.processor.text, rollout, grpo, step=3, max_steps=9)
+        == []
+    )
 
 
 def test_settings_name_what_there_is() -> None:
@@ -100,7 +106,9 @@ def test_denominators_count_what_is_learned(kit: Kit, own_data: Path) -> None:
     def weights(**settings: Any) -> list[list[float]]:
         grpo = Grpo(**settings)
         rewards = RewardSet({"letters": letters})
-        groups = reward_answers(answers, rewards, {"letters": 1.0}, kit.processor, rollout, grpo, step=0, max_steps=1)
+        groups = reward_answers(
+            answers, rewards, {"letters": 1.0}, kit.tokenizer, kit.processor.text, rollout, grpo, step=0, max_steps=1
+        )
         completions = to_completions(groups, rollout, grpo, ALONE)
         batch = pack_completions(completions)
         assert batch.token_weights.shape == batch.sampled_logps.shape

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from medmo_core.boxes import ImageBoxes
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.pairs import eval_pairs
 from medmo_core.generation.decoding import Generation
@@ -161,7 +161,9 @@ def rewarded(kit: Kit, sample: Sample, texts: Sequence[str]) -> Group:
     assert not faults
     answers = sample_answers(Scripted(kit, texts), prompts, rollout, seed=0)
     rewards = RewardSet.from_config(Rewards(weights=WEIGHTS))
-    (group,) = reward_answers(answers, rewards, WEIGHTS, kit.processor, rollout, Grpo(), step=1, max_steps=1)
+    (group,) = reward_answers(
+        answers, rewards, WEIGHTS, kit.tokenizer, kit.processor.text, rollout, Grpo(), step=1, max_steps=1
+    )
     return group
 
 
@@ -273,7 +275,7 @@ def test_features_kept_over_a_step_are_those_of_a_tower_that_runs_every_time(
 def test_answers_are_scored_in_the_image_they_name(kit: Kit, pairs: list[Sample]) -> None:
     sample = next(s for s in pairs if {s.boxes[i].image for i in s.sought} == {0, 1})
     texts = answers_about(kit, sample)
-    found = score_answers([sample] * 2, [texts["right"], texts["wrong image"]], kit.processor)
+    found = score_answers([sample] * 2, [texts["right"], texts["wrong image"]], kit.processor.text)
     assert [p.scores["grounding_iou"] for p in found] == [pytest.approx(1.0, abs=0.1), pytest.approx(0.0, abs=0.3)]
     values = json.loads(json.dumps(found[0].to_json()))
     assert values["truth_images"] == values["box_images"] and set(values["box_images"]) == {0, 1}
@@ -287,7 +289,7 @@ def test_the_control_asks_the_same_question_of_as_many_other_images(kit: Kit, pa
     assert shuffled[0].images == single.images  # no other sample of one image
     shown = [[{image.path for image in s.images} for s in samples] for samples in (shuffled[1:], pairs)]
     assert not any(one & other for one, other in zip(*shown, strict=True))
-    questions = [[kit.processor.question_text(s) for s in samples] for samples in (shuffled[1:], pairs)]
+    questions = [[kit.processor.text.question_text(s) for s in samples] for samples in (shuffled[1:], pairs)]
     assert questions[0] == questions[1]  # given boxes are written for the images they were drawn on
 
 

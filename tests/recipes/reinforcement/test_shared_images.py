@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from medmo_core.batch import Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document, independent_turns
+from medmo_core.data.sample_text import independent_turns
 from medmo_core.datasets.embedded.dialogues import NUM_TURNS, Dialogues
 from medmo_core.inference.kit import Kit
 from medmo_recipes.configs import CONFIGS

@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from medmo_core.batch import IGNORE_INDEX, Batch
+from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
-from medmo_core.data.processor import Document
 from medmo_core.inference.kit import Kit
 from medmo_kernels import runtime
 from medmo_recipes.configs import CONFIGS

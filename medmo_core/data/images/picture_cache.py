@@ -1,0 +1,49 @@
+"""Memory of the pictures decoded last."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..records.sample import ImageRef
+from ..records.store import Root
+from .load import load_image
+
+
+@dataclass
+class PictureCache:
+    """Keep the pictures decoded last, so that crops of one file decode it once. Safe to share between threads."""
+
+    max_bytes: int
+    pictures: OrderedDict[tuple[Any, ...], NDArray[np.uint8]] = field(default_factory=OrderedDict)
+    num_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PictureCache, (self.max_bytes,)  # another process decodes its own
+
+    def load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
+        """Return the picture without its crop: (H, W, 3)."""
+        key = (root, image.path, image.frame, image.slice_index, image.plane, image.window)
+        with self.lock:
+            if key in self.pictures:
+                self.pictures.move_to_end(key)
+                return self.pictures[key]
+        pixels = load_image(
+            image.path,
+            root=root,
+            frame=image.frame,
+            slice_index=image.slice_index,
+            plane=image.plane,
+            window=image.window,
+        ).pixels
+        with self.lock:
+            if pixels.nbytes <= self.max_bytes and key not in self.pictures:
+                self.pictures[key] = pixels
+                self.num_bytes += pixels.nbytes
+                while self.num_bytes > self.max_bytes:
+                    self.num_bytes -= self.pictures.popitem(last=False)[1].nbytes
+        return pixels
