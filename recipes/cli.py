@@ -42,14 +42,14 @@ COMMANDS: dict[str, Command] = {
         "write a run's weights as an official Qwen3-VL folder and check that it reads back",
         "medmo export --run runs/my_run --out exported/",
     ),
-    "sample": Command(
+    "embedded": Command(
         "medmo_recipes.commands.embedded",
-        "draw a contact sheet of the embedded images with their boxes",
-        "medmo sample --out contact_sheet.png",
+        "paint a contact sheet of the embedded images with their boxes",
+        "medmo embedded --out contact_sheet.png",
     ),
     "validate": Command(
         "medmo_recipes.commands.validate",
-        "check a JSONL file of your own and explain every fault in it",
+        "check data files of your own (JSONL, Parquet, tar) and explain every fault in them",
         "medmo validate my.jsonl",
     ),
     "doctor": Command(
@@ -58,6 +58,9 @@ COMMANDS: dict[str, Command] = {
         "medmo doctor",
     ),
 }
+
+FORMER_NAMES = {"sample": "embedded"}
+"""Former name of a sub-command, still accepted -> its name."""
 
 EPILOG = """examples:
 {examples}
@@ -94,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 when all went well, 2 for a mistake that the caller can fix (its message on stderr).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] and words[0] in FORMER_NAMES:
+        print(f"medmo {words[0]} is now called medmo {FORMER_NAMES[words[0]]}", file=sys.stderr)
+        words[0] = FORMER_NAMES[words[0]]
     known, rest = build_parser().parse_known_args(words[:1])
     rest = rest + words[1:]
     module = importlib.import_module(COMMANDS[known.command].module)

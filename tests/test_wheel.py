@@ -39,8 +39,10 @@ def run(code: str, site: Path, cwd: Path) -> str:
     return done.stdout
 
 
-def test_sample_runs_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
-    code = "import medmo_core, medmo_recipes.cli as c; print(medmo_core.__file__); c.main(['sample', '--out', 'a.png'])"
+def test_the_embedded_set_is_shown_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import medmo_core, medmo_recipes.cli as c; print(medmo_core.__file__); c.main(['embedded', '--out', 'a.png'])"
+    )
     shown = run(code, installed, tmp_path)
     assert shown.startswith(str(installed))
     assert (tmp_path / "a.png").stat().st_size > 100_000

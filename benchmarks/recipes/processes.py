@@ -97,7 +97,7 @@ def new_config(device: torch.device, short: bool) -> RunConfig:
             data={"min_pixels": SQUARE_PX, "max_pixels": SQUARE_PX, "num_workers": 0},
         )  # fmt: skip
     return config.change(
-        data={"sources": {"sample:grounding": 1.0}},
+        data={"sources": {"embedded:grounding": 1.0}},
         optim={"lr": 1e-3, "schedule": "constant", "warmup_ratio": 0.0},
         train={"docs_per_step": DOCUMENTS, "micro_batch": MICRO_BATCH, "device": device.type, "num_threads": 1},
     )

@@ -1,4 +1,4 @@
-"""`medmo sample`: draw a contact sheet of the embedded images with their boxes."""
+"""`medmo embedded`: paint a contact sheet of the embedded images with their boxes."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from medmo_core.datasets.embedded.contact_sheet import contact_sheet
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the sheet and say where it is."""
-    parser = argparse.ArgumentParser(prog="medmo sample", description=__doc__)
+    """Paint the sheet and print where it is."""
+    parser = argparse.ArgumentParser(prog="medmo embedded", description=__doc__)
     default = Path("contact_sheet.png")
     parser.add_argument("--out", type=Path, default=default, help="PNG to write (default: %(default)s)")
     arguments = parser.parse_args(argv)

@@ -2,13 +2,13 @@
 
     medmo evaluate --checkpoint runs/quickstart/reinforce/final
     medmo evaluate --checkpoint exported/ --data my.jsonl --split test --out results/
-    medmo evaluate --checkpoint exported/ --data sample:pair
+    medmo evaluate --checkpoint exported/ --data embedded:pair
 
 Greedy answers are scored as VQA accuracy, box IoU and F1 at 0.5, and report fact F1; captions are ranked for each image
 (and images for each caption) by log-likelihood per token. Beside each stands its baseline, fitted on training data: the
 commonest answer per kind of question, the best constant box per label, chance. Brackets are 95 % bootstrap intervals
 over images, and so speak of these scans only. The embedded images are scored under fixed random crops (the bar) and
-whole (`_full`), pairs of them (`sample:pair`) when asked for. In `_shuffled` each question comes with another image:
+whole (`_full`), pairs of them (`embedded:pair`) when asked for. In `_shuffled` each question comes with another image:
 what is left there was not seen.
 
 Writes metrics.json and predictions.jsonl; neither names a patient. Research use only.
@@ -19,10 +19,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medmo_core.datasets.names import current_name
 from medmo_core.inference.load import load
 
 from ..evaluation.results import NOTICE, format_table, write_evaluation
-from ..evaluation.suites import PAIRS, evaluate_embedded, evaluate_file, evaluate_pairs
+from ..evaluation.suites import evaluate_data, evaluate_embedded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,16 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.data is None:
         result = evaluate_embedded(kit.model, kit.processor, num_samples=arguments.num_samples, **options)
         where = "embedded images"
-    elif str(arguments.data) == PAIRS:
-        result = evaluate_pairs(
-            kit.model, kit.processor, num_samples=arguments.num_samples, split=arguments.split, **options
-        )
-        where = f"pairs of embedded images, split {arguments.split}"
     else:
-        result = evaluate_file(
-            kit.model, kit.processor, arguments.data, root=arguments.root, split=arguments.split, **options
+        name = current_name(arguments.data)
+        result = evaluate_data(
+            kit.model,
+            kit.processor,
+            name,
+            root=arguments.root,
+            num_samples=arguments.num_samples,
+            split=arguments.split,
+            **options,
         )
-        where = f"{arguments.data}, split {arguments.split}"
+        where = f"{name}, split {arguments.split}"
     print(format_table(result.metrics))
     print(f"{where}: {sum(map(len, result.predictions.values()))} answers in {time.perf_counter() - started:.0f} s")
     print(NOTICE)
@@ -58,11 +61,18 @@ def build_parser() -> argparse.ArgumentParser:
         prog="medmo evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="official folder, a run's folder, or a hub id")
-    parser.add_argument("--data", type=Path, help=f"JSONL file of your own, or {PAIRS} (default: the embedded images)")
-    parser.add_argument("--root", type=Path, help="folder that image paths are relative to (default: the file's own)")
+    parser.add_argument(
+        "--data",
+        help="data set (embedded:pair), JSONL file, Parquet files or tar shards (default: the embedded images)",
+    )
+    parser.add_argument(
+        "--root", type=Path, help="folder that image paths are relative to (default: the first file's own)"
+    )
     parser.add_argument("--split", default="test", help="split of --data to score (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--num-samples", type=int, default=200, help="questions per task (default: %(default)s)")
+    parser.add_argument(
+        "--num-samples", type=int, default=200, help="questions per task of a data set (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="answers decoded together (default: %(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=int, help="longest answer (default: half as long again as the longest true one)"

@@ -1,28 +1,33 @@
-"""`medmo validate`: check a JSONL file of samples and explain every fault, each with its line, field and fix."""
+"""`medmo validate`: check data files and explain every fault, each with its place, field and fix.
+
+medmo validate my.jsonl
+medmo validate tables/ --root images/
+medmo validate "shards-{0000..0099}.tar"
+"""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from medmo_core.data.sources.jsonl import iter_faults
+from medmo_core.data.sources.file_check import FileCheck
+from medmo_core.data.sources.open_source import record_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every fault; 0 when there is none but warnings, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="medmo validate", description=__doc__)
-    parser.add_argument("jsonl", type=Path, help="one sample per line")
-    parser.add_argument("--root", type=Path, help="folder that image paths are relative to (default: the file's own)")
+    parser = argparse.ArgumentParser(
+        prog="medmo validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="a JSONL file, Parquet files (a file, a folder, a pattern) or tar shards")
+    parser.add_argument("--root", type=Path, help="folder that image paths are relative to (default: the first file's)")
     arguments = parser.parse_args(argv)
-    if not arguments.jsonl.is_file():
-        raise FileNotFoundError(f"{arguments.jsonl}: no such file; expected a JSONL file with one sample per line")
+    check = FileCheck(record_files(arguments.data, arguments.root))
     num_faults = num_warnings = 0
-    for fault in iter_faults(arguments.jsonl, arguments.root or arguments.jsonl.parent):
+    for fault in check.faults():
         print(fault)
         if fault.level == "warning":
             num_warnings += 1
         else:
             num_faults += 1
-    with arguments.jsonl.open(encoding="utf-8", errors="replace") as lines:
-        num_samples = sum(1 for line in lines if line.strip())
-    print(f"{arguments.jsonl}: {num_samples} samples, {num_faults} faults, {num_warnings} warnings")
+    print(f"{arguments.data}: {check.num_records} samples, {num_faults} faults, {num_warnings} warnings")
     return 1 if num_faults else 0

@@ -1,7 +1,7 @@
 """Runs that take seconds on a CPU and exist for tests and for a first look at the machinery.
 
-    python -m medmo_recipes.align --config debug_align
-    torchrun --nproc-per-node 2 -m medmo_recipes.instruct --config debug_instruct
+python -m medmo_recipes.align --config debug_align
+torchrun --nproc-per-node 2 -m medmo_recipes.instruct --config debug_instruct
 """
 
 from ..settings.run_config import Data, Model, Optim, Rewards, Rollout, RunConfig, Train
@@ -15,7 +15,7 @@ def debug_align() -> RunConfig:
         stage="align",
         name="debug_align",
         model=Model(init="debug"),
-        data=Data(sources={"sample:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024),
+        data=Data(sources={"embedded:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024),
         optim=Optim(lr=1e-3, warmup_ratio=0.25),
         train=Train(
             steps=4,
@@ -34,7 +34,7 @@ def debug_instruct() -> RunConfig:
     return debug_align().change(
         stage="instruct",
         name="debug_instruct",
-        data={"sources": {f"sample:{task}": 1.0 for task in tasks}, "crops": True},
+        data={"sources": {f"embedded:{task}": 1.0 for task in tasks}, "crops": True},
         train={"out_dir": "runs/debug_instruct"},
     )
 
@@ -44,7 +44,7 @@ def debug_reinforce() -> RunConfig:
     return debug_align().change(
         stage="reinforce",
         name="debug_reinforce",
-        data={"sources": {"sample:grounding": 1.0, "sample:vqa": 1.0}, "crops": True},
+        data={"sources": {"embedded:grounding": 1.0, "embedded:vqa": 1.0}, "crops": True},
         train={"docs_per_step": 2, "micro_batch": 4, "out_dir": "runs/debug_reinforce"},
         rollout=Rollout(num_generations=4, max_new_tokens=12),
         rewards=Rewards(weights={"answer": 1.0, "box": 1.0, "presence": 0.5, "factuality": 1.0, "format": 0.5}),

@@ -18,7 +18,7 @@ def tiny_align() -> RunConfig:
         stage="align",
         name="tiny_align",
         model=Model(init="tiny", profile="qwen3_vl_tens"),
-        data=Data(sources={"sample:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024, crops=True),
+        data=Data(sources={"embedded:caption": 1.0}, min_pixels=PIXELS, max_pixels=PIXELS, max_tokens=1024, crops=True),
         optim=Optim(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.01),
         train=Train(steps=60, docs_per_step=12, micro_batch=12, save_every=60, out_dir="runs/tiny_align"),
     )
@@ -34,12 +34,12 @@ def tiny_instruct() -> RunConfig:
         name="tiny_instruct",
         data={
             "sources": {
-                "sample:dialogue": 6.0,
-                "sample:grounding": 3.0,
-                "sample:vqa": 1.0,
-                "sample:caption": 0.3,
-                "sample:report": 0.4,
-                "sample:retrieval": 0.3,
+                "embedded:dialogue": 6.0,
+                "embedded:grounding": 3.0,
+                "embedded:vqa": 1.0,
+                "embedded:caption": 0.3,
+                "embedded:report": 0.4,
+                "embedded:retrieval": 0.3,
             },
             "independent_turns": True,
         },
@@ -62,7 +62,7 @@ def tiny_reinforce() -> RunConfig:
     return tiny_align().change(
         stage="reinforce",
         name="tiny_reinforce",
-        data={"sources": {"sample:grounding": 8.0, "sample:vqa": 1.0, "sample:report": 1.0}},
+        data={"sources": {"embedded:grounding": 8.0, "embedded:vqa": 1.0, "embedded:report": 1.0}},
         optim={"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant"},
         train={
             "steps": 120,

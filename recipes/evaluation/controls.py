@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from medmo_core.boxes import Boxes
-from medmo_core.data.records.sample import ImageRef, Sample
+from medmo_core.data.records.sample import Sample
+from medmo_core.data.records.store import store_of
 from medmo_core.errors import InputError
 
 
@@ -27,11 +28,12 @@ def shuffle_images(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
         own, count = _pictures(samples[index]), len(samples[index].images)
         fitting = (samples[o] for o in others if len(samples[o].images) == count)
         donors[index] = next((s for s in fitting if not own & _pictures(s)), samples[index])
-    return [_shown_with(sample, donors[index].images) for index, sample in enumerate(samples)]
+    return [_shown_with(sample, donors[index]) for index, sample in enumerate(samples)]
 
 
-def _shown_with(sample: Sample, images: tuple[ImageRef, ...]) -> Sample:
-    """Return the sample with other images; boxes that its question gives keep their place relative to the image."""
+def _shown_with(sample: Sample, donor: Sample) -> Sample:
+    """Return the sample with another's images; boxes that its question gives keep their place relative to the image."""
+    images = donor.images
     boxes = list(sample.boxes)
     for index in set(range(len(boxes))) - set(sample.sought):
         box = boxes[index]
@@ -41,8 +43,9 @@ def _shown_with(sample: Sample, images: tuple[ImageRef, ...]) -> Sample:
         row = torch.tensor([box.xyxy_px], dtype=torch.float64)
         x1, y1, x2, y2 = Boxes(row, "pixel", old).resize(new).xyxy[0].tolist()
         boxes[index] = replace(box, xyxy_px=(x1, y1, x2, y2))
-    return replace(sample, images=images, boxes=tuple(boxes))
+    return replace(sample, images=images, boxes=tuple(boxes), root=donor.root)  # tables and shards hold their own
 
 
 def _pictures(sample: Sample) -> set[tuple[Any, ...]]:
-    return {(i.path, i.frame, i.slice_index, i.plane) for i in sample.images}
+    store = store_of(sample.root)
+    return {(store, i.path, i.frame, i.slice_index, i.plane) for i in sample.images}

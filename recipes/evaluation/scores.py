@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from medmo_core.boxes import AnyBoxes, ImageBoxes
 from medmo_core.data.records.sample import Sample
+from medmo_core.data.records.store import store_of
 from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
@@ -114,7 +115,7 @@ class Score:
 def image_key(sample: Sample, *, crop: bool) -> str:
     """Name a sample's images: questions about one image go together when intervals resample."""
     parts = [(i.path, i.frame, i.slice_index, i.plane, i.crop if crop else None) for i in sample.images]
-    return str(parts)
+    return f"{store_of(sample.root) or ''}{parts}"
 
 
 def score_answers(

@@ -1,12 +1,12 @@
-"""Suites of questions: the embedded held-out images, pairs of them, and a user's own file."""
+"""Suites of questions: the held-out embedded images, any data set of the catalogue, and data files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
-from medmo_core.data.sources.mixture import JsonlSource
-from medmo_core.datasets.embedded.pairs import eval_pairs
+from medmo_core.data.sources.open_source import open_source
+from medmo_core.datasets.catalogue import find_data_set
 from medmo_core.datasets.embedded.tasks import eval_samples
 from medmo_core.errors import InputError
 from medmo_core.models.medmo import MedMO
@@ -18,8 +18,7 @@ from .results import Evaluation
 from .retrieval import distinct_captions, retrieval_metrics
 from .scores import METRICS, Baselines, mean_score, score_answers
 
-PAIRS = "sample:pair"
-NUM_BASELINE_PAIRS = 400
+NUM_BASELINE_SAMPLES = 400
 
 
 def evaluate(
@@ -123,55 +122,50 @@ def evaluate_embedded(
     return result
 
 
-def evaluate_pairs(
+def evaluate_data(
     model: MedMO,
     processor: Processor,
+    name: str,
     *,
+    root: Path | None = None,
     num_samples: int = 200,
     split: str = "test",
     batch_size: int = 64,
     max_new_tokens: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Score a model on questions about two views of one embedded volume; arguments as for `evaluate_embedded`."""
-    return evaluate(
-        model,
-        processor,
-        {"grounding": eval_pairs(split, num_samples, seed)},
-        baselines=fit_baselines(eval_pairs("train", NUM_BASELINE_PAIRS, seed)),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
+    """Score a model on one split of a data set or of data files; baselines are fitted on the split "train", if any.
 
-
-def evaluate_file(
-    model: MedMO,
-    processor: Processor,
-    path: Path,
-    *,
-    root: Path | None = None,
-    split: str = "test",
-    batch_size: int = 64,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
-) -> Evaluation:
-    """Score a model on one split of a JSONL file; baselines are fitted on its split "train" where there is one.
+    Args:
+        model: the model.
+        processor: the processor of its checkpoint.
+        name: name in the catalogue of data sets, or what `open_source` reads.
+        root: folder that image paths of files are relative to; None: the first file's own.
+        num_samples: samples of a data set of the catalogue; files are scored whole.
+        split: split to score.
+        batch_size: answers decoded together.
+        max_new_tokens: longest answer; None: half as long again as the longest true one.
+        seed: seed of what is drawn, of shuffling and of the bootstrap.
 
     Raises:
-        InputError: the file has a fault, no sample of that split, or no task that can be scored.
+        InputError: no such data, a fault in it, no sample of that split, or no task that can be scored.
     """
-    root = path.parent if root is None else root
-    source = JsonlSource(path, root)
+    data_set = find_data_set(name)
+    if data_set is None:
+        every = open_source(name, root).samples
+        samples = [s for s in every if (s.split or "train") == split]
+        training = [s for s in every if (s.split or "train") == "train"] if split != "train" else []
+    else:
+        every = samples = data_set.evaluation_samples(split, num_samples, seed)
+        training = data_set.evaluation_samples("train", NUM_BASELINE_SAMPLES, seed)
     chosen: dict[str, list[Sample]] = {}
-    for sample in source.samples:
-        if (sample.split or "train") == split and sample.task in (*METRICS, "retrieval"):
+    for sample in samples:
+        if sample.task in (*METRICS, "retrieval"):
             chosen.setdefault(sample.task, []).append(sample)
     if not chosen:
-        found = ", ".join(sorted({f"{s.task} in {s.split or 'train'}" for s in source.samples})) or "no sample at all"
+        found = ", ".join(sorted({f"{s.task} in {s.split or 'train'}" for s in every})) or "no sample at all"
         scored = ", ".join([*METRICS, "retrieval"])
-        raise InputError(f"{path}: nothing to score in split {split!r} (tasks with a metric: {scored}); it has {found}")
-    training = [s for s in source.samples if (s.split or "train") == "train"] if split != "train" else []
+        raise InputError(f"{name}: nothing to score in split {split!r} (tasks with a metric: {scored}); it has {found}")
     return evaluate(
         model,
         processor,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+from medmo_core.datasets.names import with_current_names
 from medmo_core.modules.blocks import Recompute
 
 from .reinforce import Grpo, Rewards, Rollout, Watching
@@ -77,7 +78,7 @@ class Data(Section):
     """Data that feeds the run."""
 
     sources: Mapping[str, float] = field(default_factory=dict)
-    """Name -> weight in the mixture. A name is "sample:TASK" (embedded real data), a JSONL file, Parquet files
+    """Name -> weight in the mixture. A name is "embedded:TASK" (embedded real data), a JSONL file, Parquet files
     (x.parquet, a folder of them, a pattern) or WebDataset tar shards (shards-{0000..0099}.tar, a pattern)."""
     root: str | None = None
     """Folder that image paths in JSONL files are relative to; none = the folder of each JSONL file."""
@@ -103,6 +104,10 @@ class Data(Section):
     only samples whose answer is boxes are cropped: a crop could hide what another answer speaks of."""
     max_bad_ratio: float = 0.1
     """Stop when more than this share of what was drawn (from 64 draws on) was unreadable or too long."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sources", with_current_names(self.sources))
 
     def check(self) -> None:
         for name, weight in self.sources.items():

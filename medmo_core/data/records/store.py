@@ -23,3 +23,8 @@ class ImageStore(Protocol):
 
 Root = str | Path | ImageStore | None
 """Where image paths lead: into a folder, into a store, or (None) anywhere."""
+
+
+def store_of(root: Root) -> ImageStore | None:
+    """Return the store, or None for a folder: names in different stores mean different images, paths do not."""
+    return None if root is None or isinstance(root, str | Path) else root

@@ -1,20 +1,17 @@
-"""Data files: one sample per line, read whole or searched for faults."""
+"""JSONL files: one sample per line."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..images.load import ImageError, safe_path
-from ..images.sizes import stored_size
 from ..records.faults import Fault, RecordError
-from ..records.read import box_faults, read_sample
-from ..records.sample import ImageRef, Sample
-from .record_source import FoundRecord, Place, Span, checked, repeated
+from ..records.read import read_sample
+from ..records.sample import Sample
+from .record_source import FoundRecord, Place, Span, checked
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,9 @@ class JsonlFiles:
 
     path: Path
     root: Path
+
+    record_word = "line"
+    record_form = "one JSON object per line"
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -71,47 +71,10 @@ def load_jsonl(path: str | Path, root: str | Path | None = None) -> list[Sample]
     """
     path = Path(path)
     files = JsonlFiles(path, path.parent if root is None else Path(root))
-    samples = [sample for _, sample in checked(files.scan())]
+    samples = [sample for _, sample in checked(files)]
     if not samples:
-        raise RecordError([Fault("", "holds no sample", "one JSON object per line", "", file=str(path))])
+        raise RecordError([Fault("", "holds no sample", files.record_form, "", file=str(path))])
     return samples
-
-
-def iter_faults(path: str | Path, root: str | Path | None = None) -> Iterator[Fault]:
-    """Yield every fault of a data file: of its records, of its image files, and between its records.
-
-    Args:
-        path: one JSON object per line.
-        root: folder that image paths are relative to; None: the file's own.
-    """
-    path = Path(path)
-    root = path.parent if root is None else Path(root)
-    seen: dict[str, tuple[str, int]] = {}
-    splits: dict[str, tuple[str, int]] = {}
-    unlicensed: list[int] = []
-    num_records = 0
-    for place, sample, faults in _records(path):
-        num_records += 1
-        line = place.number
-        if sample is not None:
-            faults += repeated(sample, str(path), line, seen)
-            faults += _split_faults(sample, line, splits)
-            if not any(fault.field.startswith("images") for fault in faults):
-                faults += _file_faults(sample, root, check_boxes=not faults)
-            if not sample.licence:
-                unlicensed.append(line)
-        yield from (fault.at(str(path), line) for fault in faults)
-    if num_records == 0:
-        yield Fault("", "holds no sample", "one JSON object per line", "", file=str(path))
-    if unlicensed:
-        yield Fault(
-            "licence",
-            f"is missing in {len(unlicensed)} record(s), the first in line {unlicensed[0]}",
-            "the licence of image and text",
-            'add "licence": "CC0-1.0" or what applies, so that a model trained on it can say so',
-            level="warning",
-            file=str(path),
-        )
 
 
 def _records(path: Path) -> Iterator[tuple[Place, Sample | None, list[Fault]]]:
@@ -145,59 +108,3 @@ def parse_json(raw: bytes, faults: list[Fault]) -> Any:
     except (RecursionError, ValueError):
         faults.append(Fault("", "cannot be read as JSON (nested too deep, or a number too long)", "a JSON object"))
     return None
-
-
-def _split_faults(sample: Sample, line: int, splits: dict[str, tuple[str, int]]) -> list[Fault]:
-    if sample.group is None:
-        return []
-    split = sample.split or "train"
-    other, first = splits.setdefault(sample.group, (split, line))
-    if other == split:
-        return []
-    return [
-        Fault(
-            "split",
-            f"group {sample.group!r} is in split {split!r} here and in {other!r} in line {first}",
-            "one split per patient or volume",
-            "move all of its records into one split: pictures of one patient on both sides make results look too good",
-        )
-    ]
-
-
-def _file_faults(sample: Sample, root: Path, *, check_boxes: bool) -> list[Fault]:
-    """Open every image of a record and compare it with what the record says.
-
-    Boxes of images without a stated size could not be judged before; they are now, if the record is whole.
-    """
-    faults: list[Fault] = []
-    images: list[ImageRef] = []
-    for index, image in enumerate(sample.images):
-        try:
-            size = stored_size(image, root)
-            faults += _digest_faults(image, root, index)
-        except (ImageError, ImportError) as error:
-            faults.append(Fault(f"images[{index}].path", str(error)))
-            images.append(image)
-            continue
-        if image.crop is None and image.size not in (None, size):
-            faults.append(
-                Fault(
-                    f"images[{index}].width",
-                    f"the record says {image.width}x{image.height} px, the file has {size[0]}x{size[1]}",
-                    f"width {size[0]} and height {size[1]}",
-                    "correct them and check that the boxes are in pixels of this file",
-                )
-            )
-        images.append(replace(image, width=size[0], height=size[1]) if image.size is None else image)
-    if check_boxes and images != list(sample.images):
-        faults += box_faults(replace(sample, images=tuple(images)))
-    return faults
-
-
-def _digest_faults(image: ImageRef, root: Path, index: int) -> list[Fault]:
-    if image.sha256 is None:
-        return []
-    found = hashlib.sha256(safe_path(image.path, root).read_bytes()).hexdigest()
-    if found == image.sha256.lower():
-        return []
-    return [Fault(f"images[{index}].sha256", f"the file's is {found}", image.sha256, "restore the file, or update it")]

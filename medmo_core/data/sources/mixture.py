@@ -1,4 +1,4 @@
-"""What comes next: sources of samples and a weighted mixture of them, where draw n depends on the seed and n alone.
+"""Weighted mixture of sources of samples: draw n is a pure function of the seed and n.
 
 Nothing is stored between draws, so a run resumes at any number, and processes that draw disjoint numbers share the
 work without talking to each other.
@@ -15,8 +15,6 @@ from typing import Protocol
 
 from ...errors import InputError
 from ..records.sample import Sample
-from .jsonl import JsonlFiles
-from .record_source import RecordSource
 
 SHORTEST_BLOCK = 64
 KEPT_ORDERS = 2  # neighbouring epochs of a source that are in use at once
@@ -27,7 +25,12 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Name for messages and for the random numbers."""
+        """Name for messages."""
+        ...
+
+    @property
+    def stream(self) -> str | None:
+        """Name of its random numbers in a mixture; None: the name that the mixture gives it."""
         ...
 
     @property
@@ -40,31 +43,6 @@ class Source(Protocol):
     def get(self, index: int, rng: random.Random) -> Sample:
         """Return sample `index`; what is random about it comes from `rng`."""
         ...
-
-
-class JsonlSource(RecordSource):
-    """Serve the samples of a JSONL file; see `RecordSource`.
-
-    Args:
-        path: the file.
-        root: folder that image paths are relative to; None: the file's own.
-        split: serve only this split; None: all.
-        crops: show random square crops where that is safe.
-        index_folder: where what the first reading learns is kept.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        root: str | Path | None = None,
-        *,
-        split: str | None = None,
-        crops: bool = False,
-        index_folder: Path | None = None,
-    ) -> None:
-        path = Path(path)
-        files = JsonlFiles(path, path.parent if root is None else Path(root))
-        super().__init__(files, split=split, crops=crops, index_folder=index_folder)
 
 
 @dataclass(frozen=True)
@@ -88,7 +66,7 @@ class Mixture:
 
     Args:
         sources: name -> (source, weight); weights need not sum to 1.
-        seed: of every choice.
+        seed: seed of every choice.
 
     Raises:
         ValueError: no source, an empty one, or a weight that is not above 0.
@@ -104,6 +82,7 @@ class Mixture:
                 raise InputError(f"mixture: {name} holds no sample")
         self.sources, self.seed = dict(sources), seed
         self._names = list(sources)
+        self._streams = [source.stream or name for name, (source, _) in sources.items()]
         weights = [weight for _, weight in sources.values()]
         bounds = [sum(weights[:i]) / sum(weights) for i in range(len(weights))]
         # A block must hold every source at least once, or the rounding could take a draw back from it.
@@ -126,7 +105,7 @@ class Mixture:
         source = self.sources[self._names[which]][0]
         epoch, position = divmod(turn, len(source))
         index = self._order(which, epoch)[position]
-        sample = source.get(index, random.Random(f"{self.seed}/{self._names[which]}/{n}"))
+        sample = source.get(index, random.Random(f"{self.seed}/{self._streams[which]}/{n}"))
         return sample if sample.root is not None else replace(sample, root=source.root)
 
     def _block(self, block: int) -> list[tuple[int, int]]:
@@ -148,7 +127,7 @@ class Mixture:
         key = (which, epoch)
         if key not in self._orders:
             size = len(self.sources[self._names[which]][0])
-            self._orders[key] = _shuffled(list(range(size)), f"{self.seed}/{self._names[which]}/epoch/{epoch}")
+            self._orders[key] = _shuffled(list(range(size)), f"{self.seed}/{self._streams[which]}/epoch/{epoch}")
             while len(self._orders) > KEPT_ORDERS * len(self._names):
                 self._orders.popitem(last=False)
         return self._orders[key]

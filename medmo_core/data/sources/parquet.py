@@ -64,6 +64,8 @@ class ParquetFiles:
 
     paths: tuple[Path, ...]
     root: Path
+    record_word = "row"
+    record_form = "one sample per row"
     _open: _Recent = field(default_factory=lambda: _Recent(KEPT_FILES), compare=False, repr=False)
     _records: _Recent = field(default_factory=lambda: _Recent(KEPT_RECORD_GROUPS), compare=False, repr=False)
     _images: _Recent = field(default_factory=lambda: _Recent(KEPT_IMAGE_GROUPS), compare=False, repr=False)

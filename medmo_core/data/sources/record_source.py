@@ -11,7 +11,7 @@ import json
 import random
 import zipfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -75,6 +75,16 @@ class RecordFiles(Protocol):
     """Files of one kind, such as all shards of a data set."""
 
     @property
+    def record_word(self) -> str:
+        """Word for one record in messages: line, row, record."""
+        ...
+
+    @property
+    def record_form(self) -> str:
+        """Form in which a file holds its records, for messages about a file that holds none."""
+        ...
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """The files."""
         ...
@@ -97,30 +107,38 @@ class RecordFiles(Protocol):
         ...
 
 
-def checked(records: Iterable[FoundRecord]) -> Iterator[tuple[FoundRecord, Sample]]:
-    """Yield records with the sizes of all images and stop at the first that cannot be used.
+def checked(files: RecordFiles) -> Iterator[tuple[FoundRecord, Sample]]:
+    """Yield all records with the sizes of all images and stop at the first that cannot be used.
 
     Raises:
         RecordError: naming file, line, field, what was expected and the fix.
     """
     seen: dict[str, tuple[str, int]] = {}
-    for found in records:
+    for found in files.scan():
         sample, faults = found.sample, found.faults
         if sample is not None and not faults:
             sample, faults = _with_sizes(sample)
         if sample is not None:
-            faults = [*faults, *repeated(sample, found.file, found.place.number, seen)]
+            faults = [*faults, *repeated(sample, found.file, found.place.number, seen, files.record_word)]
         if sample is None or faults:
             raise RecordError([fault.at(found.file, found.place.number) for fault in faults])
         yield found, sample
 
 
-def repeated(sample: Sample, file: str, number: int, seen: dict[str, tuple[str, int]]) -> list[Fault]:
-    """Return the fault of an id that an earlier record has; `seen` remembers who had which first."""
+def repeated(sample: Sample, file: str, number: int, seen: dict[str, tuple[str, int]], word: str) -> list[Fault]:
+    """Return the fault of an id that an earlier record has; `seen` remembers which had it first.
+
+    Args:
+        sample: the record's sample.
+        file: file of the record, as messages name it.
+        number: number of the record in it.
+        seen: id -> file and number of the first record with it; added to.
+        word: word for one record of such files.
+    """
     first = seen.setdefault(sample.id, (file, number))
     if first == (file, number):
         return []
-    where = f"line {first[1]}" if first[0] == file else f"{first[0]}:{first[1]}"
+    where = f"{word} {first[1]}" if first[0] == file else f"{first[0]}:{first[1]}"
     return [Fault("id", f"{sample.id!r} is also the id of {where}", "an id of its own", "number them")]
 
 
@@ -167,7 +185,7 @@ class RecordIndex:
             RecordError: there is none, or one that cannot be used.
         """
         places, splits, first_image, sizes, spans = array("q"), array("b"), array("q", [0]), array("l"), array("q")
-        for found, sample in checked(files.scan()):
+        for found, sample in checked(files):
             place, images = found.place, sample.images
             places.extend((place.file, place.start, place.length, place.number))
             splits.append(SPLITS.index(sample.split or "train"))
@@ -176,7 +194,7 @@ class RecordIndex:
                 sizes.extend(image.size or (0, 0))
                 spans.extend(span)
         if not splits:
-            raise RecordError([Fault("", "holds no sample", "at least one record", "", file=str(files.paths[0]))])
+            raise RecordError([Fault("", "holds no sample", files.record_form, "", file=str(files.paths[0]))])
         return cls(
             np.array(places, dtype=np.int64).reshape(-1, 4),
             np.array(splits, dtype=np.int8),
@@ -247,6 +265,11 @@ class RecordSource:
     def name(self) -> str:
         """Name of the first file."""
         return self.files.paths[0].name
+
+    @property
+    def stream(self) -> None:
+        """None: a run names the files, and their random numbers by that name."""
+        return None
 
     @property
     def root(self) -> Path | None:

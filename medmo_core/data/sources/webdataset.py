@@ -89,6 +89,8 @@ class TarFiles:
     """
 
     paths: tuple[Path, ...]
+    record_word = "record"
+    record_form = "a member KEY.json per sample"
 
     @property
     def root(self) -> Path | None:

@@ -13,7 +13,7 @@ from random import Random
 from ...data.records.sample import BoxAnnotation, Message, Sample
 from .facts import EMBEDDED_ROOT, ImageFacts, View
 from .questions import ask
-from .tasks import Draft, EmbeddedTasks, bind, box_annotations, draft_of, forms_of, from_question
+from .tasks import STREAM_PREFIX, Draft, EmbeddedTasks, bind, box_annotations, draft_of, forms_of, from_question
 
 NUM_TURNS = 4
 TURN_WEIGHTS = {"grounding": 0.7, "vqa": 0.2, "caption": 0.03, "report": 0.04, "retrieval": 0.03}
@@ -28,7 +28,8 @@ class Dialogues:
     """
 
     def __init__(self, split: str = "train", crops: bool = True) -> None:
-        self.name = "sample:dialogue"
+        self.name = "embedded:dialogue"
+        self.stream = f"{STREAM_PREFIX}dialogue"
         self.root: Path = EMBEDDED_ROOT
         self.split, self.crops = split, crops
         self._tasks = {task: EmbeddedTasks(task, split, crops) for task in TURN_WEIGHTS}

@@ -15,7 +15,16 @@ from typing import NamedTuple
 
 from ...data.records.sample import Answer, BoxAnnotation, Message, Sample
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, load_facts, look
-from .tasks import MAX_ATTEMPTS, EmbeddedTasks, box_annotations, draw_view, image_of, single_targets, where_of
+from .tasks import (
+    MAX_ATTEMPTS,
+    STREAM_PREFIX,
+    EmbeddedTasks,
+    box_annotations,
+    draw_view,
+    image_of,
+    single_targets,
+    where_of,
+)
 from .texts import listed
 
 FORM_WEIGHTS = {"track": 0.55, "gone": 0.05, "new": 0.2, "either": 0.2}
@@ -126,7 +135,8 @@ class Pairs:
     """
 
     def __init__(self, split: str = "train", crops: bool = True) -> None:
-        self.name = "sample:pair"
+        self.name = "embedded:pair"
+        self.stream = f"{STREAM_PREFIX}pair"
         self.root: Path = EMBEDDED_ROOT
         self.split, self.crops = split, crops
         grounding = EmbeddedTasks("grounding", split)

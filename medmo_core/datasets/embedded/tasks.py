@@ -34,6 +34,7 @@ SOURCE_WEIGHTS = {
     "ihc": 0.005,
     "phase-cell": 0.005,
 }
+STREAM_PREFIX = "sample:"  # the set's former name, in its random numbers: another would change what every run draws
 NUM_SLOTS = 2000  # of the table that turns weights into repetitions
 MAX_ATTEMPTS = 12
 CROP_RATIOS = (0.55, 1.3)  # side of a crop over the shorter side of the image
@@ -114,7 +115,8 @@ class EmbeddedTasks:
         if task not in TASKS:
             raise InputError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
         self.task, self.split, self.crops = task, split, crops
-        self.name = f"sample:{task}"
+        self.name = f"embedded:{task}"
+        self.stream = f"{STREAM_PREFIX}{task}"
         self.root: Path = EMBEDDED_ROOT
         self._slots = _slots(task, split)
 
@@ -127,9 +129,9 @@ class EmbeddedTasks:
 
     def get(self, index: int, rng: Random) -> Sample:
         """Return a sample of image slot `index`; everything else is drawn from `rng`."""
-        return self.draw(self._slots[index], rng)
+        return self.make(self._slots[index], rng)
 
-    def draw(self, record: ImageFacts, rng: Random, *, plain_boxes: bool = False) -> Sample:
+    def make(self, record: ImageFacts, rng: Random, *, plain_boxes: bool = False) -> Sample:
         """Return a sample of one image; arguments as `draft`."""
         return bind(self.task, *self.draft(record, rng, plain_boxes=plain_boxes))
 
@@ -333,7 +335,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
     for i in range(n):
         rng = Random(f"{seed}/{task}/{split}/{crops}/{i}")
         record = usable[i * len(usable) // n]
-        sample = source.draw(record, rng, plain_boxes=True)
+        sample = source.make(record, rng, plain_boxes=True)
         samples.setdefault(sample.id, sample)
     mixed = list(samples.values())
     Random(f"{seed}/{task}/order").shuffle(mixed)

@@ -5,10 +5,9 @@ from pathlib import Path
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.sources.mixture import Mixture, Source
 from medmo_core.data.sources.open_source import open_source
+from medmo_core.datasets.catalogue import CATALOGUE, find_data_set
 
-from ...settings.run_config import ConfigError, Data, RunConfig, unknown_key
-
-SAMPLE_PREFIX = "sample:"
+from ...settings.run_config import ConfigError, Data, RunConfig
 
 
 def load_mixtures(config: RunConfig) -> tuple[Mixture, Mixture | None]:
@@ -17,7 +16,7 @@ def load_mixtures(config: RunConfig) -> tuple[Mixture, Mixture | None]:
     What a first reading of data files finds out is kept in the run's folder, for the next start.
 
     Raises:
-        ConfigError: no source, or a task of the embedded data that does not exist.
+        ConfigError: no source, or a name that means nothing.
         RecordError: a record that cannot be used.
     """
     train = config.train
@@ -38,31 +37,32 @@ def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folde
         index_folder: folder for what a first reading of data files finds out; None: it is not kept.
 
     Raises:
-        ConfigError: no source, or a task of the embedded data that does not exist.
+        ConfigError: no source, or a name that means nothing.
         RecordError: a record that cannot be used.
     """
     if not data.sources:
-        raise ConfigError("data.sources: nothing to train on; name data files or sample:TASK, each with a weight")
+        raise ConfigError("data.sources: nothing to train on; name data files or embedded:TASK, each with a weight")
     wanted = split or data.split
     parts = {n: (load_source(n, data, wanted, index_folder), w) for n, w in data.sources.items() if w > 0}
     return Mixture(parts, seed)
 
 
 def load_source(name: str, data: Data, split: str, index_folder: Path | None = None) -> Source:
-    """Open one entry of data.sources."""
-    if name.startswith(SAMPLE_PREFIX):
-        from medmo_core.datasets.embedded.dialogues import Dialogues
-        from medmo_core.datasets.embedded.pairs import Pairs
-        from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
+    """Open one entry of data.sources: a data set of the catalogue, or files.
 
-        task = name.removeprefix(SAMPLE_PREFIX)
-        made = {"dialogue": Dialogues, "pair": Pairs}
-        if task not in (*TASKS, *made):
-            raise unknown_key(name, [SAMPLE_PREFIX + t for t in (*TASKS, *made)], "data source")
-        return made[task](split, data.crops) if task in made else EmbeddedTasks(task, split, crops=data.crops)
+    Raises:
+        ConfigError: there is no such data set, and no such file.
+        RecordError: a record that cannot be used.
+    """
+    try:
+        data_set = find_data_set(name)
+    except ValueError as error:
+        raise ConfigError(f"data.sources: {error}") from error
+    if data_set is not None:
+        return data_set.open(split, data.crops)
     try:
         return open_source(name, data.root, split=split, crops=data.crops, index_folder=index_folder)
     except RecordError:
         raise
     except ValueError as error:
-        raise ConfigError(f"data.sources: {error}, or {SAMPLE_PREFIX}TASK") from error
+        raise ConfigError(f"data.sources: {error}, or a data set: {', '.join(CATALOGUE)}") from error

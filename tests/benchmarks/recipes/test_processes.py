@@ -59,7 +59,7 @@ def test_another_step_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_fails_is_told_of() -> None:
-    pool = b.Pool(1, b.new_config(CPU, True).change(data={"sources": {"sample:nonsense": 1.0}}))
+    pool = b.Pool(1, b.new_config(CPU, True).change(data={"sources": {"embedded:nonsense": 1.0}}))
     with pytest.raises(RuntimeError, match="nonsense.*in process 0 of 1"):
         pool.step("ours")
     pool = b.Pool(2, b.new_config(CPU, True))

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from medmo_core.boxes import GRAMMARS, AnyBoxes
-from medmo_core.data.sources.jsonl import iter_faults, load_jsonl
+from medmo_core.data.sources.file_check import iter_faults
+from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.profile import PROFILES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "multi_image.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sample_text import SampleText
 from medmo_core.data.text.tokenizer import Tokenizer
-from medmo_core.datasets import DATASETS
+from medmo_core.datasets.catalogue import CATALOGUE
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look
 from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks, eval_samples, template_of
 from medmo_core.datasets.embedded.texts import REPORT_ORGANS, place
@@ -46,7 +46,7 @@ def masked(samples: list[Sample]) -> list[Sample]:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("crops", [True, False])
 def test_a_source_is_a_function_of_index_and_random_state(task: str, crops: bool) -> None:
-    source = DATASETS["sample"](task, "train", crops)
+    source = CATALOGUE[f"embedded:{task}"].open("train", crops)
     samples = [source.get(i * 7, Random(i)) for i in range(20)]
     assert samples == [source.get(i * 7, Random(i)) for i in range(20)]
     if crops:

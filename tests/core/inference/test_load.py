@@ -27,7 +27,7 @@ def test_a_kit_is_ready_to_answer(copied: Path) -> None:
     before = torch.random.get_rng_state()
     kit = load(copied, device="cpu")
     assert not kit.model.training and kit.model.head_weight.dtype is torch.float32
-    assert kit.profile.grammar == "medmo_box" and kit.processor.profile is kit.profile
+    assert kit.profile.grammar == "medmo_box" and kit.processor.text.profile is kit.profile
     assert torch.equal(torch.random.get_rng_state(), before)  # loading draws nothing
     assert load(copied, device="cpu", dtype="bfloat16").model.head_weight.dtype is torch.bfloat16
 

@@ -19,7 +19,7 @@ from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
 from medmo_recipes.evaluation.retrieval import distinct_captions, retrieval_metrics
 from medmo_recipes.evaluation.scores import Prediction, image_key, mean_score, score_answers
-from medmo_recipes.evaluation.suites import evaluate, evaluate_embedded, evaluate_file
+from medmo_recipes.evaluation.suites import evaluate, evaluate_data, evaluate_embedded
 from medmo_recipes.training.model.kit import load_kit
 
 
@@ -181,11 +181,11 @@ def test_answers_do_not_depend_on_the_batch(kit: Kit, samples: dict[str, list[Sa
 
 
 def test_own_file_is_scored_beside_its_own_training_split(kit: Kit, own_data: Path) -> None:
-    result = evaluate_file(kit.model, kit.processor, own_data, split="test", max_new_tokens=4)
+    result = evaluate_data(kit.model, kit.processor, str(own_data), split="test", max_new_tokens=4)
     assert {"vqa_accuracy", "vqa_accuracy_shuffled", "grounding_iou", "retrieval_recall1"} <= result.metrics.keys()
     assert result.metrics["vqa_accuracy"].baseline == 1.0  # every answer is yes
     with pytest.raises(ValueError, match="nothing to score in split 'val'.*grounding in test"):
-        evaluate_file(kit.model, kit.processor, own_data, split="val")
+        evaluate_data(kit.model, kit.processor, str(own_data), split="val")
 
 
 def test_what_is_written_names_no_patient(

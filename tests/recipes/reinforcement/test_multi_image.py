@@ -14,6 +14,7 @@ from medmo_core.boxes import ImageBoxes
 from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
 from medmo_core.data.records.sample import Sample
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT
 from medmo_core.datasets.embedded.pairs import eval_pairs
 from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
@@ -25,7 +26,7 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation import suites
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.scores import score_answers
-from medmo_recipes.evaluation.suites import evaluate, evaluate_file
+from medmo_recipes.evaluation.suites import evaluate, evaluate_data
 from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
 from medmo_recipes.reinforcement.groups import Group, draw_prompts, reward_answers, sample_answers, sampled_tokens
@@ -42,7 +43,7 @@ def config(folder: Path, name: str, **changes: dict[str, object]) -> RunConfig:
     """A float64 debug run on pairs of views."""
     base = CONFIGS["debug_reinforce"]().change(
         model={"dtype": "float64"},
-        data={"sources": {"sample:pair": 1.0}, "crops": True},
+        data={"sources": {"embedded:pair": 1.0}, "crops": True},
         optim={"schedule": "constant", "warmup_ratio": 0.0, "lr": 0.01},
         train={"steps": 1, "docs_per_step": 3, "save_every": 1, "device": "cpu", "out_dir": str(folder / name)},
         rollout={"num_generations": 4, "max_new_tokens": 6},
@@ -299,7 +300,7 @@ def test_evaluate_scores_pairs_and_files_of_several_images(kit: Kit, tmp_path: P
     assert set(result.metrics) >= {"grounding_iou", "grounding_f1", "grounding_iou_shuffled"}
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(s.to_json()) for s in samples), encoding="utf-8")
-    from_file = evaluate_file(kit.model, kit.processor, path, root=samples[0].root, max_new_tokens=4)  # type: ignore[arg-type]
+    from_file = evaluate_data(kit.model, kit.processor, str(path), root=EMBEDDED_ROOT, max_new_tokens=4)
     assert from_file.metrics["grounding_iou"].value == pytest.approx(result.metrics["grounding_iou"].value)
 
 
@@ -307,10 +308,10 @@ def test_the_command_scores_pairs_of_the_embedded_set_beside_their_baseline(
     kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(evaluate_module, "load", lambda *_, **__: kit)
-    monkeypatch.setattr(suites, "NUM_BASELINE_PAIRS", 40)
-    words = ["--checkpoint", "x", "--data", "sample:pair", "--num-samples", "8", "--max-new-tokens", "3"]
+    monkeypatch.setattr(suites, "NUM_BASELINE_SAMPLES", 40)
+    words = ["--checkpoint", "x", "--data", "embedded:pair", "--num-samples", "8", "--max-new-tokens", "3"]
     assert evaluate_module.main([*words, "--out", str(tmp_path)]) == 0
-    assert "pairs of embedded images, split test" in capsys.readouterr().out
+    assert "embedded:pair, split test" in capsys.readouterr().out
     scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
     assert 0.0 < scores["grounding_iou"]["baseline"] < 0.6
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]

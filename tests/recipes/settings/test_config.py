@@ -18,7 +18,7 @@ from medmo_recipes.settings.run_config import SECTIONS, ConfigError, Data, Grpo,
 
 
 def base() -> RunConfig:
-    return RunConfig(stage="align", data=Data(sources={"sample:caption": 1.0}))
+    return RunConfig(stage="align", data=Data(sources={"embedded:caption": 1.0}))
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ def base() -> RunConfig:
         ("model.trainable=projector,decoder", "model.trainable", ("projector", "decoder")),
         ("optim.betas=0.8,0.95", "optim.betas", (0.8, 0.95)),
         ("model.dtype=bfloat16", "model.dtype", "bfloat16"),
-        ("data.sources=a.jsonl,sample:vqa=2", "data.sources", {"a.jsonl": 1.0, "sample:vqa": 2.0}),
+        ("data.sources=a.jsonl,embedded:vqa=2", "data.sources", {"a.jsonl": 1.0, "embedded:vqa": 2.0}),
         ("data.sources=x=y.jsonl=3", "data.sources", {"x=y.jsonl": 3.0}),
-        ("data.sources.sample:vqa=2", "data.sources", {"sample:caption": 1.0, "sample:vqa": 2.0}),
-        ("data.sources./a.b/c.jsonl=2", "data.sources", {"sample:caption": 1.0, "/a.b/c.jsonl": 2.0}),
+        ("data.sources.embedded:vqa=2", "data.sources", {"embedded:caption": 1.0, "embedded:vqa": 2.0}),
+        ("data.sources./a.b/c.jsonl=2", "data.sources", {"embedded:caption": 1.0, "/a.b/c.jsonl": 2.0}),
         ("train.out_dir=runs/a=b", "train.out_dir", "runs/a=b"),
     ],
 )

@@ -13,7 +13,8 @@ from PIL import Image
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Sample
-from medmo_core.data.sources.jsonl import iter_faults, load_jsonl
+from medmo_core.data.sources.file_check import iter_faults
+from medmo_core.data.sources.jsonl import load_jsonl
 
 ASK = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is the liver visible?"}]}]
 FULL: dict[str, Any] = {

@@ -16,7 +16,8 @@ from medmo_core.data.images.crop import crop_sample, random_square_crop, random_
 from medmo_core.data.images.load import crop_pixels
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.sample import Answer, BoxAnnotation, ImageRef, Sample
-from medmo_core.data.sources.mixture import JsonlSource, Mixture
+from medmo_core.data.sources.mixture import Mixture
+from medmo_core.data.sources.open_source import open_source
 
 
 class Numbers:
@@ -24,6 +25,7 @@ class Numbers:
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size, self.root = name, size, Path("/data") / name
+        self.stream: str | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -44,6 +46,18 @@ def test_a_draw_depends_on_seed_and_number_alone() -> None:
     assert [backward.draw(n) for n in reversed(numbers)] == expected[::-1]
     assert mixture(5, **parts).draw(997) == expected[997]  # a run that resumes there has drawn nothing before
     assert [mixture(6, **parts).draw(n).id for n in range(50)] != [s.id for s in expected[:50]]
+
+
+def test_a_source_that_is_renamed_keeps_its_random_numbers_by_its_stream() -> None:
+    def draws(name: str, stream: str | None) -> list[tuple[str, Any]]:
+        source = Numbers("a", 7)
+        source.stream = stream
+        mixed = Mixture({name: (source, 1.0)}, 5)
+        return [(sample.id, sample.provenance) for sample in map(mixed.draw, range(30))]
+
+    before = draws("old", None)
+    assert draws("new", "old") == before
+    assert draws("new", None) != before
 
 
 def test_processes_divide_the_draws_without_overlap() -> None:
@@ -92,9 +106,6 @@ def test_a_mixture_of_nothing_is_refused(parts: dict[str, tuple[int, float]], me
         mixture(**parts)
 
 
-# --- JSONL sources and crops ----------------------------------------------------------------------------------------
-
-
 def write(folder: Path, *records: dict[str, Any]) -> Path:
     Image.new("RGB", (100, 80)).save(folder / "a.png")
     path = folder / "my.jsonl"
@@ -104,28 +115,28 @@ def write(folder: Path, *records: dict[str, Any]) -> Path:
 
 def test_a_source_serves_its_split(tmp_path: Path) -> None:
     path = write(tmp_path, {"answer": "a"}, {"answer": "b", "split": "test"}, {"answer": "c", "split": "train"})
-    assert [s.answer.value for s in JsonlSource(path, split="train").samples if s.answer] == ["a", "c"]
-    assert len(JsonlSource(path)) == 3
+    assert [s.answer.value for s in open_source(str(path), split="train").samples if s.answer] == ["a", "c"]
+    assert len(open_source(str(path))) == 3
     with pytest.raises(ValueError, match=r"my\.jsonl: no record of split 'val'; its records belong to: test, train"):
-        JsonlSource(path, split="val")
+        open_source(str(path), split="val")
 
 
 def test_a_broken_line_stops_before_training_and_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, {"answer": "a"})
     path.write_text(path.read_text() + '\n{"image": ')
     with pytest.raises(RecordError, match=r"my\.jsonl:2: is not valid JSON"):
-        JsonlSource(path)
+        open_source(str(path))
 
 
 def test_only_answers_that_survive_a_crop_are_cropped(tmp_path: Path) -> None:
     boxes = [{"label": "x", "xyxy": [45, 35, 55, 45]}]
     path = write(tmp_path, {"boxes": boxes}, {"answer": "left", "boxes": boxes}, {"boxes": boxes})
-    source = JsonlSource(path, crops=True)
+    source = open_source(str(path), crops=True)
     cropped = [source.get(0, random.Random(i)) for i in range(30)]
     assert sum(s.images[0].crop is not None for s in cropped) > 20
     assert all(len(s.boxes) == 1 for s in cropped)
     assert source.get(1, random.Random(0)) == source.samples[1]
-    assert JsonlSource(path).get(0, random.Random(0)) == source.samples[0]
+    assert open_source(str(path)).get(0, random.Random(0)) == source.samples[0]
 
 
 def painted(boxes: list[tuple[int, int, int, int]], crop: tuple[int, int, int, int] | None = None) -> Sample:

@@ -295,7 +295,7 @@ def test_too_long_samples_do_not_stop_a_run_that_stops_at_bad_ones() -> None:
 
 def test_a_run_packs_by_tokens_and_resumes_exactly(tmp_path: Path) -> None:
     """With a worker until it stops, without one afterwards: the same batches, so the same losses and weights."""
-    shared = {"data": {"sources": {"sample:vqa": 2.0, "sample:dialogue": 1.0}, "independent_turns": True}}
+    shared = {"data": {"sources": {"embedded:vqa": 2.0, "embedded:dialogue": 1.0}, "independent_turns": True}}
     train = {"tokens_per_batch": 300, "batches_per_step": 2, "pack_buffer": 24, "save_every": 2, "device": "cpu"}
 
     def config(folder: str, **data: Any) -> RunConfig:

@@ -257,17 +257,17 @@ def test_too_many_bad_samples_stop_the_run() -> None:
 
 def test_instruct_mixes_tasks_by_weight(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = CONFIGS["debug_instruct"]().change(
-        data={"sources": {"sample:vqa": 3.0, "sample:grounding": 1.0}},
+        data={"sources": {"embedded:vqa": 3.0, "embedded:grounding": 1.0}},
         train={"steps": 1, "out_dir": str(tmp_path / "run"), "device": "cpu"},
     )
     assert instruct.run(run)
     said = capsys.readouterr().err
-    assert "feeds 75% sample:vqa" in said and "feeds 25% sample:grounding" in said
+    assert "feeds 75% embedded:vqa" in said and "feeds 25% embedded:grounding" in said
 
 
 def test_unknown_source_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'sample:caption'"):
-        align.run(config(tmp_path, data={"sources": {"sample:captoin": 1.0}}))
+    with pytest.raises(ConfigError, match="did you mean 'embedded:caption'"):
+        align.run(config(tmp_path, data={"sources": {"embedded:captoin": 1.0}}))
     with pytest.raises(ConfigError, match=r"nothing\.jsonl is no file"):
         align.run(config(tmp_path, data={"sources": {"nothing.jsonl": 1.0}}))
     assert not (tmp_path / "run").exists()

@@ -73,7 +73,7 @@ def test_losses_by_task_are_means_over_that_tasks_tokens(shared: bool) -> None:
 
 
 def test_a_run_logs_losses_by_task_that_add_up_to_the_whole(tmp_path: Path) -> None:
-    both = {"sources": {"sample:vqa": 1.0, "sample:grounding": 1.0}}
+    both = {"sources": {"embedded:vqa": 1.0, "embedded:grounding": 1.0}}
     run = config(tmp_path, data=both, train={"docs_per_step": 6, "z_loss": 1e-2, "eval_every": 3, "eval_split": "test"})
     assert instruct.run(run)
     seen = lines(tmp_path / "run")

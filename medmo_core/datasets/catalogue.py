@@ -1,0 +1,71 @@
+"""Catalogue of the data sets that a run or an evaluation can name in place of files.
+
+`CATALOGUE` is what `data.sources` of a run and `medmo evaluate --data` are looked up in: one line here serves both.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+from ..data.records.sample import Sample
+from ..data.sources.mixture import Source
+from ..errors import InputError
+from .embedded.dialogues import Dialogues
+from .embedded.pairs import Pairs, eval_pairs
+from .embedded.tasks import TASKS, EmbeddedTasks, eval_samples
+from .names import EMBEDDED_PREFIX, current_name
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that has a name.
+
+    Attributes:
+        open: split, crops -> source of that split's samples; empty where it has none. `crops` asks for random crops.
+        fixed: split, number, seed -> samples to evaluate on, the same for the same arguments; None: drawn from
+            `open(split, True)`, evenly over the source.
+    """
+
+    open: Callable[[str, bool], Source]
+    fixed: Callable[[str, int, int], list[Sample]] | None = None
+
+    def evaluation_samples(self, split: str, num_samples: int, seed: int) -> list[Sample]:
+        """Return fixed samples to evaluate on; there may be fewer than asked for, since each is returned once."""
+        if self.fixed is not None:
+            return self.fixed(split, num_samples, seed)
+        source = self.open(split, True)
+        count = min(num_samples, len(source))
+        indices = (i * len(source) // count for i in range(count))
+        drawn = [source.get(index, Random(f"{seed}/{source.name}/{split}/{index}")) for index in indices]
+        return list({sample.id: sample for sample in drawn}.values())
+
+
+def _embedded_samples(task: str, split: str, num_samples: int, seed: int) -> list[Sample]:
+    return eval_samples(task, split, n=num_samples, seed=seed)
+
+
+CATALOGUE: dict[str, DataSet] = {
+    **{
+        f"{EMBEDDED_PREFIX}{task}": DataSet(partial(EmbeddedTasks, task), partial(_embedded_samples, task))
+        for task in TASKS
+    },
+    f"{EMBEDDED_PREFIX}dialogue": DataSet(Dialogues),
+    f"{EMBEDDED_PREFIX}pair": DataSet(Pairs, eval_pairs),
+}
+"""Name -> data set."""
+
+
+def find_data_set(name: str) -> DataSet | None:
+    """Return the data set of a name; None where the name can only mean files.
+
+    Raises:
+        InputError: the name begins like one of the catalogue (`embedded:`) and is not in it; names the nearest.
+    """
+    name = current_name(name)
+    family, colon, _ = name.partition(":")
+    if colon and name not in CATALOGUE and any(known.startswith(family + colon) for known in CATALOGUE):
+        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
+        raise InputError(f"unknown data set {name!r}: did you mean {(near or list(CATALOGUE))[0]!r}?")
+    return CATALOGUE.get(name)
