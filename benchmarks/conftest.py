@@ -3,19 +3,21 @@
     python -m benchmarks                       # the whole suite on this machine, results under benchmarks/results
     python -m pytest benchmarks/bench_kernels.py -k patch_embed      # a part of it, the same files
 
-A comparison is measured when the first of its entries is asked for, all ways interleaved by `timing.time_ways`; the
-entries then hand those durations to pytest-benchmark, whose table and comparison therefore work as ever. The result
-file is written after each comparison, so that a stopped run loses nothing.
+From a way to the JSON: pytest asks each benchmark file for its `comparisons` and makes one entry of each way and
+direction. The first entry of a comparison measures all of it: every way is built, checked, then timed in turns with the
+others (`suite.comparison.measure`). The rows go into the result file (`suite.schema`), which is written after each
+comparison, so that a stopped run loses nothing. Each entry then enters the durations of its own row into
+pytest-benchmark (fixture `collect`), for its table and its `--benchmark-json`; a wrong way fails, an absent one skips.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from .suite import schema
 from .suite.comparison import Comparison, measure
@@ -100,7 +102,7 @@ def run(pytestconfig: pytest.Config) -> Collection:
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, run: Collection) -> Iterator[Row]:
+def row(request: pytest.FixtureRequest, run: Collection) -> Row:
     """Return the row of one entry; skips where the way cannot run here, fails where it is wrong."""
     comparison, way, direction = request.param
     if run.result.short:
@@ -115,26 +117,16 @@ def row(request: pytest.FixtureRequest, run: Collection) -> Iterator[Row]:
         pytest.skip(found.reason)
     if found.status == "wrong":
         pytest.fail(f"{way}: {found.reason}", pytrace=False)
-    request.node.add_marker(pytest.mark.benchmark(timer=Replay(found.samples_us), group=" / ".join(found.place)))
-    yield found
-
-
-class Replay:
-    """A clock that says again the durations taken by our own timer, which interleaves the ways."""
-
-    def __init__(self, samples_us: tuple[float, ...]) -> None:
-        self.readings = iter([t for sample in samples_us for t in (0.0, 1e-6 * sample)])
-
-    def __call__(self) -> float:
-        """Return the next reading, in seconds: a start, its end, the next start."""
-        return next(self.readings)
+    return found
 
 
 @pytest.fixture
-def collect(row: Row, request: pytest.FixtureRequest) -> Row:
-    """Hand the row to pytest-benchmark, percentiles and what was counted as extra information."""
-    benchmark = request.getfixturevalue("benchmark")  # only now: its clock is the row's
-    benchmark.pedantic(lambda: None, rounds=len(row.samples_us))
+def collect(row: Row, benchmark: BenchmarkFixture) -> Row:
+    """Enter the durations of a row into pytest-benchmark; percentiles and what was counted are extra information."""
+    benchmark.group = " / ".join(row.place)
+    benchmark.pedantic(lambda: None)  # opens the entry
+    if benchmark.stats:  # absent under --benchmark-disable
+        benchmark.stats.stats.data = [1e-6 * sample for sample in row.samples_us]
     counted = ("p20_us", "p80_us", "peak_bytes", "bytes", "flops", "items", "unit", "role")
     benchmark.extra_info.update({name: getattr(row, name) for name in counted})
     benchmark.extra_info["error"] = row.checked.error if row.checked else None
