@@ -104,9 +104,6 @@ def work_of(spec: OpSpec, arguments: Arguments) -> dict[str, Work]:
     return {FORWARD: forward, BACKWARD: backward, BOTH: both}
 
 
-# --- the truth -------------------------------------------------------------------------------------------------------
-
-
 def judge_of(spec: OpSpec) -> OpSpec | None:
     """Return the spec whose reference judges at sizes worth timing; None: a loop in Python without a stand-in here."""
     if not spec.bench.slow_reference:
@@ -117,7 +114,7 @@ def judge_of(spec: OpSpec) -> OpSpec | None:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What the ways of a comparison share.
+    """Arguments and truth that the ways of a comparison share.
 
     Attributes:
         timed: arguments that are timed.
@@ -141,7 +138,7 @@ class Inputs:
 
 
 def check(spec: OpSpec, peer: Peer, inputs: Inputs, bound: float) -> Check:
-    """Compare values and gradients of a way with the truth; the error is the largest, in units of its own bound."""
+    """Compare values and gradients of a way with the truth; the error is the largest, in units of the bound."""
     judge = judge_of(spec)
     if judge is None or peer is EXACT.get(spec.name):
         dtype = verify.floating_dtype(inputs.timed)
@@ -157,9 +154,6 @@ def check(spec: OpSpec, peer: Peer, inputs: Inputs, bound: float) -> Check:
     errors = [one.error / one.bound if one.error else 0.0 for one in found]
     worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=0.0)
     return Check(f"{against}, error over bound", worst, bound)
-
-
-# --- the calls -------------------------------------------------------------------------------------------------------
 
 
 def ready(spec: OpSpec, peer: Peer, inputs: Inputs, bound: float) -> Ready:

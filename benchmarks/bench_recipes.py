@@ -1,4 +1,4 @@
-"""What recipes spend their time on: training steps, rollouts, rewards, data and checkpoints; and how cost grows."""
+"""Recipes beside their peers: training steps, rollouts, rewards, data and checkpoints; and how cost grows."""
 
 import torch
 

@@ -57,7 +57,7 @@ def compare(a: Sequence[Result], b: Sequence[Result], *, everyone: bool) -> tupl
 
     Args:
         a: runs of one commit on one machine.
-        b: of another, on the same machine.
+        b: runs of another commit on the same machine.
         everyone: list peers too.
 
     Returns:
@@ -95,8 +95,8 @@ def _table(
 ) -> list[str]:
     rows = [("what", "A", "B", "A over B", "")]
     for key, found in ratios.items():
-        medians = (duration(statistics.median(side[key])) for side in (before, after))
-        rows.append((_named(key), *medians, str(found), verdict(found)))
+        median_a, median_b = (duration(statistics.median(side[key])) for side in (before, after))
+        rows.append((_named(key), median_a, median_b, str(found), verdict(found)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -6,7 +6,7 @@
 From a way to the JSON: pytest asks each benchmark file for its `comparisons` and makes one entry of each way and
 direction. The first entry of a comparison measures all of it: every way is built, checked, then timed in turns with the
 others (`suite.comparison.measure`). The rows go into the result file (`suite.schema`), which is written after each
-comparison, so that a stopped run loses nothing. Each entry then enters the durations of its own row into
+comparison, so that a stopped run loses nothing. Each entry then enters the durations of its row into
 pytest-benchmark (fixture `collect`), for its table and its `--benchmark-json`; a wrong way fails, an absent one skips.
 """
 
@@ -85,7 +85,7 @@ class Collection:
 @pytest.fixture(scope="session")
 def run(pytestconfig: pytest.Config) -> Collection:
     """Open the result file: a new one, or that of an earlier part of the same run."""
-    device, short = default_device(), pytestconfig.getoption("--short")
+    device, short = default_device(), bool(pytestconfig.getoption("--short"))
     machine, best = describe(device), ceilings(device)
     named = f"{machine.date[:10]}-{machine.commit}{'-changed' if machine.changed else ''}{'-short' if short else ''}"
     path = pytestconfig.getoption("--out") or RESULTS / folder_name(machine) / f"{named}.json"
@@ -98,7 +98,7 @@ def run(pytestconfig: pytest.Config) -> Collection:
         result = replace(before, ceilings=highest)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in result.ceilings.items())
     print(f"\n{machine.device}, commit {machine.commit}, {rates}\nresults: {path}", flush=True)
-    return Collection(path, result, device, float(pytestconfig.getoption("--budget-s")))
+    return Collection(path, result, device, pytestconfig.getoption("--budget-s", float("inf")))
 
 
 @pytest.fixture

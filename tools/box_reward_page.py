@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Case:
-    """What is said and what is true; labels are numbers."""
+    """Boxes that are said and boxes that are true; labels are numbers."""
 
     pred: tuple[Box, ...]
     truth: tuple[Box, ...]
@@ -81,25 +82,20 @@ COUNTS: dict[str, Case] = {
 }
 
 
-# --- ours and MedMO's ------------------------------------------------------------------------------------------------
-
-
-def ours(
-    formula: str, found: Case, *, labels: bool = True, empty_score: float | None = None, **options: float
-) -> float:
+def ours(formula: str, found: Case, *, labels: bool = True, empty_score: float | None = None, **options: Any) -> float:
     """Score a case by `medmo_kernels.box_reward`.
 
     Args:
         formula: `overlap`, `iou`, `f1` or `medmo`.
         found: the case.
         labels: whether they are compared.
-        empty_score: of nothing said of nothing; None: the formula's own.
-        options: of the kernel.
+        empty_score: score of no box where there is none; None: the formula's own.
+        options: options of the kernel.
     """
     if empty_score is not None and not found.pred and not found.truth:
         return empty_score
     pred, truth = (torch.tensor(side, dtype=torch.float64).reshape(-1, 4) for side in (found.pred, found.truth))
-    classes = {}
+    classes: dict[str, torch.Tensor] = {}
     if labels:
         classes = {"pred_labels": torch.tensor(found.pred_labels, dtype=torch.int64),
                    "truth_labels": torch.tensor(found.truth_labels, dtype=torch.int64)}  # fmt: skip
@@ -115,9 +111,6 @@ def graded(threshold: float, found: Case) -> float:
 
 
 medmo = partial(ours, "medmo", labels=False)
-
-
-# --- others' formulas, for comparison --------------------------------------------------------------------------------
 
 
 def _ious(found: Case) -> NDArray[np.float64]:
@@ -178,9 +171,6 @@ PLOTTED = {
 """Title of a panel -> row of `VARIANTS`."""
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
-
-
 def section() -> str:
     """Return the generated part of the page."""
     sizes = " / ".join(f"{side:.0f}" for side in SIZES)
@@ -219,7 +209,7 @@ def draw(path: Path) -> None:
     widths, spam = np.linspace(0, 5, 151), range(11)
     for number, (title, row) in enumerate(PLOTTED.items()):
         far, many = (axes[2 * (number // columns) + part, number % columns] for part in (0, 1))
-        # Wide pale lines below narrow dark ones: where all sizes are paid alike, all three still show.
+        # Wide pale lines below narrow dark ones: where all sizes are paid the same, all three still show.
         for side, width, colour in zip(SIZES, (6.0, 3.5, 1.4), ("#a6cee3", "#fb9a50", "#222222"), strict=True):
             values = [scores[row](shifted(side, float(at))) for at in widths]
             far.plot(widths, values, color=colour, linewidth=width, label=f"{side:.0f} px", solid_capstyle="round")
@@ -252,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.write:
         draw(PLOT)
-    mend = "python -m tools.box_reward_page --write"
-    return settle(PAGE, "tools.box_reward_page", section(), write=arguments.write, mend=mend)
+    fix = "python -m tools.box_reward_page --write"
+    return settle(PAGE, "tools.box_reward_page", section(), write=arguments.write, fix=fix)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m tools.compile_kernels --rooms giou   # one room
 
 Each op runs at its `compile.sizes` (backward included) with launches intercepted: nothing is executed, every kernel is
-compiled exactly as its launcher would launch it on such a device. The cubin tells registers, stack, shared memory and
+compiled exactly as its launcher would launch it on such a device. The cubin shows registers, stack, shared memory and
 matrix instructions. `make kernels-oldest` does the same under the oldest supported Triton.
 """
 
@@ -46,10 +46,10 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Cubin(NamedTuple):
-    """What a compiled kernel holds.
+    """The contents of a compiled kernel.
 
     Attributes:
-        registers: per thread.
+        registers: registers per thread.
         stack: bytes per thread.
         spills: instructions that read or write the stack.
         hgmma: warp-group matrix instructions.
@@ -116,7 +116,7 @@ def launches(spec: OpSpec, size: str, capability: int) -> list[tuple[JITFunction
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         started = time.perf_counter()
-        compiled = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled: Any = plain_run(self, *args, grid=grid, warmup=True, **kwargs)
         if hasattr(compiled, "result"):
             compiled = compiled.result()
         names = [parameter.name for parameter in self.params]
@@ -125,7 +125,7 @@ def launches(spec: OpSpec, size: str, capability: int) -> list[tuple[JITFunction
         # A compiled kernel's hash covers source, specialisation and options.
         found.setdefault(compiled.hash, (self, compiled, constants, time.perf_counter() - started))
 
-    driver = PretendedDriver()
+    driver: Any = PretendedDriver()
     driver.capability = capability
     triton.runtime.driver.set_active(driver)
     runtime.DEFAULT_CAPABILITY = capability
@@ -188,7 +188,7 @@ def read_cubin(cubin: bytes, disassemble: bool) -> Cubin:
         usage = told_by("cuobjdump", "-res-usage", path)
         found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
         if found is None:
-            raise RuntimeError(f"cuobjdump told no registers:\n{usage}")
+            raise RuntimeError(f"cuobjdump printed no registers, expected REG, STACK and LOCAL:\n{usage}")
         registers, stack, local = map(int, found.groups())
         # Names are all that is counted: no analysis of the control flow, which takes a quarter of the time.
         sass = told_by("nvdisasm", "-c", "-ndf", path) if stack or local or disassemble else ""

@@ -299,8 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(options.read, reports, options.limit)
         return 0
     print(f"{reports_per_second(reports):,.0f} reports/s of CPU time on one core")
-    mend = "python -m tools.measure_findings --write"
-    return settle(PAGE, "tools.measure_findings", table(reports), write=options.write, mend=mend)
+    fix = "python -m tools.measure_findings --write"
+    return settle(PAGE, "tools.measure_findings", table(reports), write=options.write, fix=fix)
 
 
 if __name__ == "__main__":

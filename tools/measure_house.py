@@ -1,11 +1,12 @@
 """Figures of the project's files, measured from the files themselves, of this checkout or of another.
 
-    python tools/measure_house.py                                   # a table
-    python tools/measure_house.py --root ../other --json old.json
-    python tools/measure_house.py --beside old.json                 # old and new; exit status 1 where one is worse
-    python tools/measure_house.py --list docstrings [PATH ...]      # file:line of every phrase that breaks the style
+    python3 -m tools.measure_house                                   # a table
+    python3 -m tools.measure_house --root ../other --json old.json
+    python3 -m tools.measure_house --beside old.json                 # old and new; exit status 1 where one is worse
+    python3 -m tools.measure_house --list docstrings [PATH ...]      # file:line of every phrase that breaks the style
 
-Nothing is imported or run: every figure is read from the syntax trees. The counting rules stand in `tools/house/`.
+From the root of the repository, with any Python from 3.11 on: only the standard library is needed. No file is imported
+or run: every figure is read from the syntax trees. The counting rules stand in `tools/house/`.
 """
 
 import argparse

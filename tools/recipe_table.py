@@ -75,7 +75,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a variant is expected to need and to do; nothing of it is measured."""
+    """Memory and speed expected of a variant; nothing of it is measured."""
 
     gigabytes: float
     tokens_per_s: float
@@ -148,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the lines into the page")
     arguments = parser.parse_args(argv)
-    mend = "python -m tools.recipe_table --write"
-    return settle(PAGE, "tools.recipe_table", section(), write=arguments.write, mend=mend)
+    fix = "python -m tools.recipe_table --write"
+    return settle(PAGE, "tools.recipe_table", section(), write=arguments.write, fix=fix)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ class TheirContinuing:
         model: transformers'.
         inputs: one row per prompt, none filled up.
         first: (B,) position of the token that comes next.
-        room: of a static cache, for so many more tokens, and the pass over them compiled as `generate` does it; 0: a
-            cache that grows.
+        room: number of further tokens that a static cache has room for, with the pass over them compiled as `generate`
+            does it; 0: a cache that grows.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Tensor], first: Tensor, *, room: int = 0) -> None:
@@ -140,12 +140,12 @@ def next_positions(batch: Batch) -> Tensor:
 
 @dataclass
 class Prompts:
-    """What all ways continue.
+    """The prompts that all ways continue.
 
     Attributes:
         documents: the prompts, all of one length.
-        device: where.
-        dtype: of weights and activations.
+        device: device on which the ways run.
+        dtype: dtype of weights and activations.
     """
 
     documents: Documents
@@ -213,10 +213,10 @@ def ways(
 
     Args:
         prompts: shared by the ways.
-        flavours: with the reason why each is absent; one that is compiled has a static cache.
+        flavours: flavours, each with the reason why it is absent; a compiled one has a static cache.
         calls: given what runs the prompts, and the prompts run, says what is timed.
         given: tokens that the prompts are continued by when their logits are compared.
-        room: of a static cache for more tokens than the prompts'.
+        room: number of tokens beyond the prompts' that a static cache has room for.
     """
     judge = cache(lambda: prompts().judge(given))  # held by the list of comparisons: logits, which are small
 

@@ -27,7 +27,7 @@ class Pack:
     """Documents of random hidden states.
 
     Attributes:
-        lengths: of the documents.
+        lengths: lengths of the documents.
         x: (T, E) states.
         positions: (T,) of each token in its document.
     """

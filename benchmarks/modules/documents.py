@@ -17,12 +17,12 @@ ENCODER = "qwen3_vl"
 
 @dataclass(frozen=True)
 class Documents:
-    """What a model is given.
+    """The documents that a model is given.
 
     Attributes:
         preset: the model.
-        texts: of each document, its tokens beside those of its image.
-        side: of each image, in patches.
+        texts: number of text tokens of each document.
+        side: side of each image, in patches.
         learned: how many tokens of a document, the last ones, are in the loss.
     """
 
@@ -109,10 +109,10 @@ def for_transformers(batch: Batch, config: ModelConfig, dtype: torch.dtype, *, p
 
     Args:
         batch: one image per document.
-        config: of the model.
-        dtype: of the pixels.
-        packed: as one row, positions in the text first, by which flash attention tells documents apart; otherwise as
-            rows, short ones filled up at the end. A filler is seen by no token before it, so that no mask is needed.
+        config: config of the model.
+        dtype: dtype of the pixels.
+        packed: one row, positions in the text first, by which flash attention separates documents; otherwise rows,
+            short ones filled up at the end. A filler is seen by no token before it, so that no mask is needed.
     """
     assert batch.labels is not None
     lengths, vision = batch.lengths(), config.vision

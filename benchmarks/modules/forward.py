@@ -20,12 +20,12 @@ from .judged import loss_check, widened
 
 
 class Forward:
-    """What all ways share.
+    """Documents and models that all ways share.
 
     Args:
         documents: whose loss is asked for.
-        device: where.
-        dtype: of weights and activations.
+        device: device on which the ways run.
+        dtype: dtype of weights and activations.
     """
 
     def __init__(self, documents: Documents, device: torch.device, dtype: torch.dtype) -> None:

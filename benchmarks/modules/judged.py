@@ -1,4 +1,4 @@
-"""What the ways of a comparison are held to: float64 at a small size, and ours at the size that is timed."""
+"""The truth that ways are compared with: float64 at a small size, and ours at the size that is timed."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,12 +37,12 @@ def loss_check(against: str, loss: float, truth: float, dtype: torch.dtype) -> C
 
 
 class Judge:
-    """Hold ways to the truth.
+    """The truth at a small size, and the bounds within which ways must agree with it.
 
     Args:
         truth: tensors by float64 at the small size.
         plain: the same by the reference in the dtype at hand.
-        dtype: at hand.
+        dtype: dtype of the ways.
     """
 
     def __init__(self, truth: Sequence[Tensor], plain: Sequence[Tensor], dtype: torch.dtype) -> None:

@@ -24,9 +24,9 @@ class Side:
     """A part with its inputs.
 
     Attributes:
-        run: do it.
+        run: function that runs the part.
         inputs: what gradients are wanted of beside the parameters, in the order in which all ways have them.
-        parameters: by their official names.
+        parameters: official names -> parameters.
         rows: where the packed rows stand in inputs and outputs that are flattened to rows; None: they are packed.
     """
 
@@ -85,10 +85,10 @@ def unpacked(packed: Tensor, rows: Tensor | None, shape: Sequence[int]) -> Tenso
 
 @dataclass(frozen=True)
 class ModelPart:
-    """How a part of a model is compared.
+    """A part of a model, ours and theirs, with inputs to compare and to time.
 
     Attributes:
-        model: makes ours, which holds it.
+        model: function that makes our model, which holds the part.
         ours: the part of our model with some inputs, which it turns into the model's dtype.
         theirs: the part of transformers' model with the same inputs.
         small: inputs for float64.
@@ -103,7 +103,7 @@ class ModelPart:
 
 
 class _Setup:
-    """What the ways of a comparison share."""
+    """Our model and the judge that the ways of a comparison share."""
 
     def __init__(self, part: ModelPart, dtype: torch.dtype, differentiated: bool) -> None:
         self.part, self.dtype, self.differentiated = part, dtype, differentiated
@@ -150,13 +150,13 @@ def compare(
     """Return the comparison of a part of our model with that of transformers'.
 
     Args:
-        part: how.
-        dtype: of weights and activations.
-        flavours: of transformers' model, with the reason why each is absent.
+        part: part to compare.
+        dtype: dtype of weights and activations.
+        flavours: flavours of transformers' model, each with the reason why it is absent.
         subject: the part's name.
         case: its size.
-        work: of every direction that is timed.
-        seconds: to spend on timing each way.
+        work: counted work of every direction that is timed.
+        seconds: time to spend on timing each way.
     """
     directions = tuple(work)
     shared = Shared(partial(_Setup, part, dtype, BOTH in directions))

@@ -36,9 +36,9 @@ class TrainStep:
 
     Attributes:
         documents: what is learned.
-        device: where.
-        dtype: of weights and activations.
-        kind: of the optimiser.
+        device: device on which the ways run.
+        dtype: dtype of weights and activations.
+        kind: kind of the optimiser.
         found: our loss and gradient norm, once ours has run.
     """
 

@@ -1,4 +1,4 @@
-"""What others offer for the same work, by op: called with the op's own arguments, prepared once outside the clock.
+"""Others' functions for the same work, by op: called with the op's own arguments, prepared once outside the clock.
 
 A peer is reported absent, with the reason, where its package or a GPU is missing.
 """

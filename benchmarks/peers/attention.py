@@ -66,9 +66,6 @@ def _sdpa(*, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, caus
     return sdpa_attention(query, key, value, cu_seqlens, causal, query.shape[-1] ** -0.5, prompt_of, rope)
 
 
-# --- FlexAttention ---------------------------------------------------------------------------------------------------
-
-
 def flex_mask(cu_seqlens: Tensor, causal: bool, prompt_of: Tensor | None, num_tokens: int) -> Callable[..., Tensor]:
     """Return FlexAttention's mask function of a packing."""
     token = torch.arange(num_tokens, device=cu_seqlens.device)

@@ -144,9 +144,6 @@ def _assign_by(solve: Any) -> Any:
     return assign
 
 
-# --- pycocotools -----------------------------------------------------------------------------------------------------
-
-
 def _by_coco(
     *, pred: Tensor, truth: Tensor, pred_offsets: Tensor, truth_offsets: Tensor, pred_labels: Tensor | None,
     truth_labels: Tensor | None, formula: str, **_: Any,
@@ -171,7 +168,7 @@ def _by_coco(
         if not (num_pred and num_truth):
             scores[b] = num_pred == num_truth
             continue
-        iou = mask.iou(p[own], t[other], np.zeros(num_truth))
+        iou = np.asarray(mask.iou(p[own], t[other], np.zeros(num_truth)))
         if p_kinds is not None and t_kinds is not None:
             iou = np.where(p_kinds[own, None] == t_kinds[None, other], iou, 0)
         rows, columns = linear_sum_assignment(iou, maximize=True)

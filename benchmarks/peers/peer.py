@@ -20,10 +20,10 @@ class Peer:
     """Another way of doing an op's work.
 
     Attributes:
-        function: takes what `prepare` returns; gives what the op gives.
+        function: function of what `prepare` returns, with the op's result.
         needs: packages by import name.
         cuda: it runs on a GPU only.
-        prepare: turns the op's arguments into the peer's: what a user of the peer would have at hand.
+        prepare: function from the op's arguments to the peer's: what a user of the peer would have at hand.
     """
 
     function: Callable[..., Any]

@@ -22,9 +22,9 @@ class Flavour:
     """A way to run transformers' model.
 
     Attributes:
-        name: as shown.
+        name: name as shown.
         attention: transformers' `attn_implementation`.
-        liger: with Liger's kernels.
+        liger: whether Liger's kernels are put in.
         compiled: every block compiled by itself, which is quick and survives the breaks between them.
         linear_patch_embed: its patch embedding as a matrix product instead of a 3-D convolution.
     """
@@ -64,8 +64,8 @@ def build(model: MedMO, flavour: Flavour, *, dtype: torch.dtype, train: bool) ->
     Args:
         model: a model with Qwen3-VL's encoder.
         flavour: one that can run here.
-        dtype: of its weights and activations.
-        train: in training mode, all blocks computed again in the backward pass; otherwise in evaluation mode.
+        dtype: dtype of its weights and activations.
+        train: training mode, all blocks computed again in the backward pass; otherwise evaluation mode.
 
     Raises:
         ValueError: the weights are not those that transformers' model has.

@@ -34,7 +34,7 @@ def outcome(model: nn.Module, step: Callable[[], Tensor], *, each: bool) -> Outc
 
     Args:
         model: its gradients are cleared before and after.
-        step: does it and returns the loss.
+        step: function that runs the model and returns the loss.
         each: return every gradient, not their norm alone.
     """
     model.zero_grad()
@@ -58,12 +58,12 @@ def largest_difference(found: Outcome, truth: Outcome) -> float:
 
 @torch.no_grad()
 def plain_pass(model: MedMO, prompts: Sequence[Document], answers: Sequence[Sequence[Sequence[int]]]) -> TokenLosses:
-    """Score answers by the forward pass of training, each beside a prompt of its own: the truth about sampling.
+    """Score answers by the forward pass of training, each beside its prompt in a separate row, for truth.
 
     Args:
-        model: in evaluation mode or training mode, which do the same.
-        prompts: without labels.
-        answers: of each prompt, their tokens.
+        model: model in evaluation or training mode, which do the same.
+        prompts: documents without labels.
+        answers: tokens of the answers of each prompt.
 
     Returns:
         Of every token of the answers, in their order, minus its log-probability, and whether it was the most likely.
@@ -79,6 +79,6 @@ def check_logps(scored: TokenLosses, logps: Sequence[float], dtype: torch.dtype)
 
 
 def check_greedy(scored: TokenLosses, dtype: torch.dtype) -> Check:
-    """Tell the share of greedy tokens that the plain pass does not find the most likely ones."""
+    """Return the share of greedy tokens that the plain pass does not find the most likely ones."""
     assert scored.correct is not None
     return Check("most likely tokens of a plain pass", 1.0 - float(scored.correct.double().mean()), GREEDY_BOUND[dtype])

@@ -1,8 +1,8 @@
-"""What a checkpoint costs, beside torch.save and torch.load of the same tensors: model and AdamW in fp32.
+"""The cost of a checkpoint, beside torch.save and torch.load of the same tensors: model and AdamW in fp32.
 
 - save: until every file is on the disk, on both sides.
 - stall: what a training step waits for a save in the background: the copy to the host, into buffers that stand since
-  the first save. Its writing follows as a way of its own, waited for, so that it does not run beside another way's
+  the first save. Its writing follows as a separate way, waited for, so that it does not run beside another way's
   turn. torch.save stalls for all it takes.
 - resume: from files that were just written, so mostly out of the page cache. Ours checks every file's SHA-256 sum,
   which torch.load has nothing like.
@@ -69,8 +69,8 @@ class State:
     """A model with its optimiser, and where its checkpoints are written: a folder that goes with this object.
 
     Args:
-        layers: of the model.
-        device: of the model.
+        layers: number of the model's layers.
+        device: device of the model.
     """
 
     def __init__(self, layers: int, device: torch.device) -> None:

@@ -33,11 +33,11 @@ def make_prompt(
     """Draw a prompt: four tokens of text, images, the rest of the text.
 
     Args:
-        config: of a model with Qwen3-VL's encoder.
-        sides: of each image, in patches; none: text alone.
+        config: config of a model with Qwen3-VL's encoder.
+        sides: side of each image, in patches; none: text alone.
         text: tokens beside those of the images and their two marks, at least 5.
-        name: of the sample.
-        seed: of all that is random.
+        name: name of the sample.
+        seed: seed of all that is random.
     """
     rng, vision = np.random.default_rng(seed), config.vision
     merge = vision.spatial_merge_size
@@ -75,7 +75,7 @@ def answered(prompt: Document, answers: Sequence[Sequence[int]]) -> list[Documen
 
 
 def unshared(item: Document) -> Document:
-    """Return the item with pixels of its own: nothing shows that another has the same."""
+    """Return the item with a copy of its pixels: nothing shows that another has the same."""
     return replace(item, patches={name: rows.copy() for name, rows in item.patches.items()})
 
 
@@ -83,9 +83,9 @@ def padded(items: Sequence[Document], config: ModelConfig, dtype: torch.dtype) -
     """Return documents as transformers takes them: rows padded at the right, normalised pixels of doubled frames.
 
     Args:
-        items: with labels or all without.
-        config: of the model.
-        dtype: of the pixels.
+        items: documents, all with labels or all without.
+        config: config of the model.
+        dtype: dtype of the pixels.
     """
     shape = (len(items), max(len(item.input_ids) for item in items))
     ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)

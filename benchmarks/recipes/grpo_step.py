@@ -9,8 +9,8 @@ a group's rows, log-probabilities of the completion tokens alone (`logits_to_kee
 the fastest attention installed, a matrix product for the patch embedding, completions of one length, so that it pads
 nothing, and inputs made beforehand. The reward is the same function on both sides.
 
-Both learn from the same completions: mean log-probability and gradient norm must be those of every completion in a row
-of its own, on a CPU in float64. What was sampled is held to a plain forward pass.
+Both learn from the same completions: mean log-probability and gradient norm must be those of every completion in a
+separate row, on a CPU in float64. What was sampled is held to a plain forward pass.
 """
 
 import json
@@ -48,17 +48,17 @@ Calls = dict[str, Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Size:
-    """What a step is made of.
+    """The size of a step.
 
     Attributes:
         preset: the model.
         prompts: one image each.
         generations: completions per prompt.
-        new_tokens: of each completion.
-        side: of an image, in patches.
+        new_tokens: number of tokens of each completion.
+        side: side of an image, in patches.
         text: tokens of a prompt beside those of its image.
-        dtype: of weights and activations.
-        kind: of the optimiser.
+        dtype: dtype of weights and activations.
+        kind: kind of the optimiser.
     """
 
     preset: str
@@ -103,7 +103,7 @@ SIZES = {
 
 
 def groups_of(size: Size, config: ModelConfig, *, shared: bool) -> list[PolicyBatch]:
-    """Pack the completions of each prompt, sharing it or each in a row of its own."""
+    """Pack the completions of each prompt, sharing it or each in a separate row."""
     weight = 1.0 / (size.rows * size.new_tokens)
     groups = []
     for prompt, completions in zip(size.make_prompts(config), size.make_completions(config), strict=True):
@@ -145,7 +145,7 @@ class GrpoStep:
     """The ways of the comparison.
 
     Args:
-        size: of the step.
+        size: size of the step.
         device: where it runs.
     """
 
@@ -155,7 +155,7 @@ class GrpoStep:
         self.truth: tuple[float, float] | None = None
 
     def exact(self, model: MedMO) -> MedMO:
-        """Return the model that tells the truth; one too large for float64 tells it itself."""
+        """Return the model that gives the truth: one in float64, or the model itself where that is too large."""
         return widened(model) if self.device.type == "cpu" else model
 
     def checks_of(self, model: MedMO, mean: float, norm: float) -> list[Check]:
@@ -216,12 +216,12 @@ class GrpoStep:
 
 
 class TheirSide:
-    """What transformers' model does.
+    """A step of transformers' model.
 
     Args:
         model: transformers'.
-        size: of the step.
-        config: of our model.
+        size: size of the step.
+        config: config of our model.
         device: where it runs.
     """
 

@@ -43,11 +43,11 @@ class LayoutShape:
 
     Attributes:
         preset: the model.
-        dtype: of weights and activations.
-        answers: to one prompt.
-        length: of each, in tokens.
-        side: of the image, in patches: 80 are 1,280 px and 1,600 visual tokens.
-        changes: of the preset.
+        dtype: dtype of weights and activations.
+        answers: number of answers to one prompt.
+        length: length of each answer, in tokens.
+        side: side of the image, in patches: 80 are 1,280 px and 1,600 visual tokens.
+        changes: fields of the preset that differ.
     """
 
     preset: str
@@ -96,12 +96,12 @@ def shape_of(device: torch.device, answers: int, length: int, *, short: bool) ->
 
 @dataclass(frozen=True)
 class Learning:
-    """What learning from answers is made of.
+    """The parts of learning from answers.
 
     Attributes:
-        lay_out: packs documents, sharing their prompt or not.
-        step: runs what is timed, on what `lay_out` made, forward and backward.
-        checked_step: runs what must agree in float64.
+        lay_out: function that packs documents, sharing their prompt or not.
+        step: function that is timed, on what `lay_out` made, forward and backward.
+        checked_step: function that must agree in float64.
     """
 
     lay_out: Callable[[Sequence[Document], bool], Any]
@@ -118,8 +118,8 @@ class Layouts:
     """The ways of one comparison.
 
     Args:
-        learning: from what, how.
-        shape: of the model and the answers.
+        learning: layout and step to compare.
+        shape: shape of the model and the answers.
         device: where it runs.
     """
 
@@ -170,11 +170,11 @@ def compare_layouts(
     """Compare one prompt with branches to separate rows.
 
     Args:
-        subject: of the comparison.
-        learning: from what, how.
-        shape: of the model and the answers.
+        subject: subject of the comparison.
+        learning: layout and step to compare.
+        shape: shape of the model and the answers.
         device: where it runs.
-        ways: which.
+        ways: names of the ways to compare.
         **place: further fields of the comparison.
     """
     made = Layouts(learning, shape, device)

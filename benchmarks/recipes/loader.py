@@ -185,7 +185,7 @@ class Jpegs(Dataset[Tensor]):
 
     Attributes:
         files: repeated in turn.
-        count: of items.
+        count: number of items.
         process: bytes -> patches.
     """
 
@@ -211,10 +211,10 @@ def to_patches(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 class TheirWay:
-    """Decode with Pillow, then an image processor of transformers for Qwen3-VL.
+    """Decoding with Pillow, then an image processor of transformers for Qwen3-VL.
 
     Args:
-        name: in `PROCESSORS`.
+        name: key of `PROCESSORS`.
         max_pixels: largest area after resizing.
     """
 

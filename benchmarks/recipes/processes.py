@@ -2,7 +2,7 @@
 
 Each process takes its share of the micro-batches, and gradients are summed once a step; DistributedDataParallel (DDP)
 sums them while its last backward pass runs, with the same model, documents and optimiser. Processes are started before,
-and a call is a step: all are told to take it, all have answered. On a CPU each has one thread, so that two of them are
+and a call is a step: all are asked to take it, all have answered. On a CPU each has one thread, so that two of them are
 twice the machine; on GPUs each has one.
 
 The first two steps, loss and gradient norm, must be those of one process in float64 (on GPUs, where the 4B model does
@@ -121,7 +121,7 @@ class Pool:
     """Processes that stay and take steps together; they end with this object, or with the process that made it.
 
     Args:
-        size: of them.
+        size: number of processes.
         config: whose steps they take.
     """
 
@@ -220,7 +220,7 @@ def new_steps(way: str, config: RunConfig, world: World, dtype: torch.dtype | No
 
     Args:
         way: ours or DDP.
-        config: of the run.
+        config: config of the run.
         world: the processes.
         dtype: the weights are turned into, once they are drawn; None: left as they are.
     """

@@ -114,10 +114,10 @@ def make_texts(prompts: int, samples: int, boxes: int, seed: int = 0) -> Texts:
     """Return completions as a half-trained model writes them.
 
     Args:
-        prompts: each with true boxes of its own.
+        prompts: number of prompts, each with different true boxes.
         samples: completions of a prompt.
         boxes: true ones of a prompt, and as many said.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     rng = np.random.default_rng(seed)
     texts = Texts()

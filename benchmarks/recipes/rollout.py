@@ -84,12 +84,12 @@ class Uneven:
     """Answers of uneven lengths to many prompts.
 
     Attributes:
-        shape: of the model; its answers are those of a prompt.
-        prompts: of text.
+        shape: shape of the model; its answers are those of one prompt.
+        prompts: number of text prompts.
         prompt_length: tokens of each.
-        longest: answer.
-        rows: at the same time.
-        stop_share: of so many tokens one ends an answer.
+        longest: tokens of the longest answer.
+        rows: number of rows decoded at the same time.
+        stop_share: number of tokens of which one ends an answer.
     """
 
     shape: LayoutShape

@@ -1,4 +1,4 @@
-"""How cost grows: with the tokens and images of a document, the size of a group, the boxes of a completion.
+"""The growth of cost: with the tokens and images of a document, the size of a group, the boxes of a completion.
 
 The training loss, forward and backward, beside transformers' model with its best attention; the update of GRPO beside
 rows that repeat the prompt; the box reward beside NumPy and SciPy.
@@ -39,9 +39,9 @@ class DocumentSize:
 
     Attributes:
         preset: the model.
-        dtype: of weights and activations.
+        dtype: dtype of weights and activations.
         images: how many.
-        side: of each, in patches.
+        side: side of each image, in patches.
         text: tokens beside them, half of them learned.
     """
 
@@ -71,7 +71,7 @@ class TrainLoss:
 
     Args:
         document: what is learned.
-        flavour: of transformers' model.
+        flavour: flavour of transformers' model.
         device: where it runs.
     """
 

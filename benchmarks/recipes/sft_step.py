@@ -45,7 +45,7 @@ class DocumentSize:
     """One document.
 
     Attributes:
-        sides: of its images, in patches.
+        sides: sides of its images, in patches.
         text: tokens of the prompt beside its images.
         answer: tokens that are learned.
     """
@@ -62,13 +62,13 @@ class DocumentSize:
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained on.
+    """A model and the documents it is trained on.
 
     Attributes:
         preset: the model.
-        documents: of a step.
-        dtype: of weights and activations.
-        kind: of the optimiser.
+        documents: documents of a step.
+        dtype: dtype of weights and activations.
+        kind: kind of the optimiser.
     """
 
     preset: str
@@ -165,7 +165,7 @@ class SftStep:
     """The ways of the comparison.
 
     Args:
-        size: of the step.
+        size: size of the step.
         device: where it runs.
     """
 

@@ -41,9 +41,9 @@ def back_end_ways(spec: OpSpec, ours: Way, device: torch.device) -> list[Way]:
     """Return our way once for each back end that an op's table may name, which alone serves it there.
 
     Args:
-        spec: of the op.
-        ours: the way that goes by the table.
-        device: where; only on CUDA is there a choice.
+        spec: spec of the op.
+        ours: the way that follows the table.
+        device: device of the ways; only on CUDA is there a choice.
     """
     return [_served_by(ours, spec.name, backend) for backend in spec.back_ends if device.type == "cuda"]
 

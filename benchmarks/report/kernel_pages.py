@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args(argv)
     text = section(json.loads(arguments.records.read_text(encoding="utf-8")))
-    return settle(PAGE, "benchmarks.report.kernel_pages", text, write=arguments.write, mend="make kernels")
+    return settle(PAGE, "benchmarks.report.kernel_pages", text, write=arguments.write, fix="make kernels")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is known of the kernels without a GPU: the least time each op can take, and what the compiler made of it."""
+"""Facts about the kernels that need no GPU: the least time each op can take, and what the compiler made of it."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def compiled(section: str) -> str:
     """Sum up the page's table of compiled kernels, op by op.
 
     Args:
-        section: written by `benchmarks/report/kernel_pages.py`, which a test holds to what the compiler makes.
+        section: text written by `benchmarks/report/kernel_pages.py`, which a test holds to what the compiler makes.
     """
     lines = section.split("### As compiled")[1].splitlines()
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]

@@ -16,15 +16,15 @@ def section_of(page: Path, tool: str) -> str:
     return page.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
 
 
-def settle(page: Path, tool: str, section: str, *, write: bool, mend: str) -> int:
+def settle(page: Path, tool: str, section: str, *, write: bool, fix: str) -> int:
     """Write a tool's part of a page, or say on stderr that it is out of date.
 
     Args:
-        page: has the tool's markers.
+        page: page with the tool's markers.
         tool: dotted name of the tool's module.
         section: what belongs there.
-        write: put it there; off: only compare.
-        mend: the command that does.
+        write: whether to put it there, not only compare.
+        fix: command that writes it.
 
     Returns:
         The exit status: 1 where something else stands there and is left.
@@ -32,7 +32,7 @@ def settle(page: Path, tool: str, section: str, *, write: bool, mend: str) -> in
     if section_of(page, tool) == section.strip():
         return 0
     if not write:
-        print(f"{page.name} is out of date: {mend}", file=sys.stderr)
+        print(f"{page.name} is out of date: {fix}", file=sys.stderr)
         return 1
     begin, end = markers(tool)
     before, rest = page.read_text(encoding="utf-8").split(begin)

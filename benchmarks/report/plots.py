@@ -1,6 +1,6 @@
 """Plots of a result: ratio to the best peer and share of the ceiling, per level; and how cost grows along an axis.
 
-White ground and dark ink, so that they read in a light and in a dark page alike.
+White ground and dark ink, so that they read in a light and in a dark page.
 """
 
 import io

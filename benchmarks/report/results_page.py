@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
         print(f"{PAGE.name} is out of date: {command}", file=sys.stderr)
         status = 1
-    return max(status, settle(README, TOOL, readme_block(run, shown), write=arguments.write, mend=command))
+    return max(status, settle(README, TOOL, readme_block(run, shown), write=arguments.write, fix=command))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def subjects(result: Result, contests: Sequence[Contest]) -> list[str]:
 
 
 def absent_everywhere(found: Sequence[Contest]) -> dict[str, str]:
-    """Return the ways that are absent from all of these for one reason, which then need not be told line by line."""
+    """Return the ways that are absent from all of these for one reason, which then need not stand in every line."""
     rows = [row for contest in found for row in contest.rows]
     told = {way: {row.reason if row.status == "absent" else "" for row in rows if row.way == way}
             for way in dict.fromkeys(row.way for row in rows)}  # fmt: skip

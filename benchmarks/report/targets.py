@@ -1,4 +1,4 @@
-"""What the project set itself (`targets.json`), beside what was measured."""
+"""The targets that the project set itself (`targets.json`), beside what was measured."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ class Target(Section):
     Attributes:
         level: part of the suite.
         subject: op, module or recipe; a pattern too.
-        case: of the comparisons it speaks of; it is met when all of them meet it.
-        direction: of those comparisons.
-        kind: of the device.
+        case: case of the comparisons meant; the target is met when all of them meet it.
+        direction: direction of those comparisons.
+        kind: kind of the device.
         must: the least that is asked for; of "us" the most.
         source: where it stands, or why this much.
         against: the other way; of several the fastest. Empty where it is about ours alone.
@@ -71,13 +71,13 @@ class Target(Section):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a result says about a target.
+    """The figure of a result for a target.
 
     Attributes:
-        target: which.
+        target: target that was looked up.
         figure: the least favourable of all that it speaks of; None: not measured.
-        contest: where.
-        other: against whom.
+        contest: comparison that the figure is from.
+        other: name of the way compared with.
         text: the figure as shown, or why ours has none.
         measured, meant: how many comparisons gave a figure, and how many it speaks of.
     """

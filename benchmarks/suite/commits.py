@@ -1,4 +1,4 @@
-"""Run the suite at two commits in turns, each with its own code, so that the machine's drift hits both alike."""
+"""Run the suite at two commits in turns, each with its own code, so that the machine's drift hits both equally."""
 
 import filecmp
 import os
@@ -49,7 +49,7 @@ def measure_in_turns(
         a: a commit.
         b: another.
         words: options of `python -m benchmarks`.
-        root: of the checkout; default this one.
+        root: folder of the checkout; default this one.
 
     Returns:
         The results of A and those of B.

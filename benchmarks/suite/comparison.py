@@ -21,13 +21,13 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Work:
-    """What a call must do, counted; 0: not counted.
+    """Counted work of a call; 0: not counted.
 
     Attributes:
         bytes: read and written at the least.
         flops: floating-point operations.
         items: how many units it processes.
-        unit: of items: "tokens", "images".
+        unit: unit of the items: "tokens", "images".
     """
 
     bytes: float = 0.0
@@ -54,9 +54,9 @@ class Way:
     """One way of doing it.
 
     Attributes:
-        name: as shown; `OURS` for ours.
-        build: makes it ready. `NotImplementedError` and running out of memory mean that a peer cannot do this case;
-            any other error, and any of ours, that it is wrong.
+        name: name as shown; `OURS` for ours.
+        build: function that makes it ready. `NotImplementedError` and running out of memory mean that a peer cannot do
+            this case; any other error, and any of ours, that it is wrong.
         role: ours, the plain reference, or a peer.
         absent: why it cannot run on this machine; empty where it can.
     """
@@ -75,15 +75,15 @@ class Comparison:
         level: part of the suite.
         subject: op, module or recipe.
         case: shape class and size, as shown.
-        dtype: of inputs or activations.
+        dtype: dtype of inputs or activations.
         directions: what each way can be asked for; a way may lack some.
         ways: ours among them.
         work: direction -> what a call must do.
-        seconds: to spend on timing each way, all directions together; apart: on all of them.
+        seconds: time to spend on each way, all directions together; where they are apart, on all ways.
         repeats: rounds at the most.
         apart: the ways do not fit beside one another: each is built, timed and dropped before the next, ours first and
             once more at the end: its two figures show what the machine did meanwhile.
-        axis: of a scaling curve; empty: no part of one.
+        axis: axis of a scaling curve; empty: no part of one.
         at: place on that axis.
     """
 

@@ -1,4 +1,4 @@
-"""Where figures are taken: device, versions, commit; and the best rates it reaches, measured."""
+"""The machine on which figures are taken: device, versions, commit; and the best rates it reaches, measured."""
 
 import datetime
 import os
@@ -97,8 +97,8 @@ def _commit() -> tuple[str, bool]:
 
     commit = git("rev-parse", "--short=9", "HEAD")
     if not commit:
-        told = os.environ.get(COMMIT_OF_COPY, "") or "unknown"
-        return told.removesuffix(DIRTY), told.endswith(DIRTY)
+        described = os.environ.get(COMMIT_OF_COPY, "") or "unknown"
+        return described.removesuffix(DIRTY), described.endswith(DIRTY)
     others = (":!benchmarks/results", ":!benchmarks/RESULTS.md")  # written by runs themselves
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *others)
     return commit, bool(changed)

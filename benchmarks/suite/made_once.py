@@ -1,4 +1,4 @@
-"""What the ways of a comparison share, for as long as one of them is there.
+"""Things that the ways of a comparison share, for as long as one of them is there.
 
 Comparisons are listed once and stay listed for the whole run: what they held themselves would stay as long.
 """
@@ -14,7 +14,7 @@ class Shared(Generic[T]):
     """A thing made when it is first asked for, and again once all who asked have let go of it.
 
     Args:
-        make: makes it.
+        make: function that makes the thing.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:

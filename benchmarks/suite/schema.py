@@ -1,4 +1,4 @@
-"""What a benchmark run leaves: one JSON file of this shape, checked whenever it is read or written.
+"""The result of a benchmark run: one JSON file of this shape, checked whenever it is read or written.
 
 A result holds where it was taken (`Machine`), the ceilings measured there, and rows. A row is one way of doing one
 thing in one direction. It is `timed`, and then carries the correctness check made in the same run and passed it; or
@@ -27,21 +27,21 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True)
 class Machine(Section):
-    """Where and with what figures were taken.
+    """The machine and software with which figures were taken.
 
     Attributes:
         device: name of the GPU, or of the processor.
         kind: "cuda" or "cpu".
-        capability: of a GPU, times ten (90: Hopper); 0 for a CPU.
-        driver: of a GPU; empty for a CPU.
+        capability: capability of a GPU, times ten (90: Hopper); 0 for a CPU.
+        driver: driver of a GPU; empty for a CPU.
         cuda: version that torch was built for; empty for a CPU.
-        memory_bytes: of the device.
-        cores: of the host, usable by this process.
-        threads: that torch uses.
+        memory_bytes: memory of the device.
+        cores: cores of the host that this process may use.
+        threads: number of threads that torch uses.
         versions: package -> version, empty where it is absent.
-        commit: of this project, short.
+        commit: short commit of this project.
         changed: files differed from the commit.
-        date: of the run's start, UTC, ISO 8601.
+        date: start of the run, UTC, ISO 8601.
     """
 
     device: str
@@ -60,12 +60,12 @@ class Machine(Section):
 
 @dataclass(frozen=True)
 class Check(Section):
-    """How a way's result was compared in the same run, before it was timed.
+    """The comparison of a way's result in the same run, before it was timed.
 
     Attributes:
-        against: with what ("float64 reference", "our loss").
+        against: name of the truth ("float64 reference", "our loss").
         error: largest, in the unit of `bound`.
-        bound: the error may be so large.
+        bound: largest error that passes.
     """
 
     against: str
@@ -86,22 +86,22 @@ class Row(Section):
         level: part of the suite.
         subject: op, module or recipe.
         case: shape class and size, as shown ("8B, 1280 px, 8 images").
-        dtype: of inputs or activations.
+        dtype: dtype of inputs or activations.
         direction: "forward", "backward", "forward and backward", or a phase ("rollout", "save").
-        way: whose, as shown; "ours" for ours.
+        way: name of the way as shown; "ours" for ours.
         role: ours, the plain reference, or a peer.
-        status: see the module.
-        reason: why it is absent or wrong.
+        status: timed, absent or wrong, as the module's docstring explains.
+        reason: reason why it is absent or wrong.
         checked: the check of a timed row.
         samples_us: every duration in microseconds, in the order taken.
         median_us: middle of them; p20_us, p80_us: a fifth of them were faster, slower.
         peak_bytes: most memory torch allocated on the device during the call beyond what stood before; 0: not counted,
             as on the CPU for all but kernels.
-        bytes: that must move, counted; 0: not counted.
-        flops: that must be done, counted; 0: not counted.
+        bytes: counted bytes that must move; 0: not counted.
+        flops: counted operations that must be done; 0: not counted.
         items: how many `unit`s are processed ("tokens", "images"); 0: not counted.
-        unit: of items.
-        axis: of a scaling curve ("tokens", "images", "group size", "boxes", "processes"); empty: no part of one.
+        unit: unit of the items.
+        axis: axis of a scaling curve ("tokens", "images", "group size", "boxes", "processes"); empty: no part of one.
         at: place on that axis.
     """
 
@@ -150,10 +150,10 @@ class Result(Section):
     """A whole run.
 
     Attributes:
-        machine: where.
+        machine: machine of the run.
         short: the run of CI: small sizes and few repeats; its figures are not published.
         ceilings: "copy_bytes_per_s", "matmul_float32_flops_per_s", ...: best rates measured here at the start.
-        rows: in the order measured.
+        rows: rows in the order measured.
         left_out: comparisons for which no time was left.
         schema: version of this shape.
     """

@@ -1,4 +1,4 @@
-"""Time several ways of doing one thing, interleaved, so that a slow minute of the machine hits all of them alike."""
+"""Time several ways of doing one thing, interleaved, so that a slow minute of the machine hits all of them equally."""
 
 import gc
 import statistics
@@ -45,11 +45,11 @@ def time_ways(
     """Time functions of no arguments side by side: one run of each, then one more of each, and so on.
 
     Args:
-        ways: by name; each was called at least once before (compiled, warmed up).
+        ways: names -> functions, each of which was called at least once before (compiled, warmed up).
         device: where they run.
         repeats: rounds at the most.
         budget_s: no new round is begun after so many seconds; three rounds are always made.
-        counts_cpu_memory: count the peak on the CPU too, in a call of its own that takes 0.1 ms longer per operation.
+        counts_cpu_memory: count the peak on the CPU too, in one more call that takes 0.1 ms longer per operation.
 
     Returns:
         One timing per way.

@@ -5,14 +5,15 @@ import io
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from .tables import Table, Writer, mask_structures
+from .tables import Table, Writer, connected_parts, mask_structures
 from .volumes import (
     Archive,
     Volume,
+    affine_of,
     halve,
     halve_labels,
     open_nifti,
@@ -25,7 +26,7 @@ from .volumes import (
 
 BODY_HU = -300
 REFERENCE = "tests/reference_files/"
-# Not boxes worth asking for: many thin parts, or hard to tell one from the next.
+# Not boxes worth asking for: many thin parts, or hard to distinguish one from the next.
 LEFT_OUT = re.compile(r"rib_|costal_cartilages|iliac_|intervertebral_discs")
 MERGED = (
     (re.compile(r"vertebrae(_\w+)?"), "vertebra"),
@@ -111,7 +112,7 @@ def add_organs(
 def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
     """Add the abdominal CT (train), the contrast-enhanced DICOM series (held out) and the abdominal MR (train)."""
     codes = snomed_codes(archive)
-    abdomen = {"region": "abdomen", "package": "totalsegmentator", "plane": "axial"}
+    abdomen: dict[str, Any] = {"region": "abdomen", "package": "totalsegmentator", "plane": "axial"}
 
     image = read_nifti(archive.read(REFERENCE + "example_ct.nii.gz"))
     labels = read_nifti(archive.read(REFERENCE + "example_seg_fast_force_split.nii.gz"))
@@ -139,8 +140,8 @@ def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
 
 def body_area(hounsfield: np.ndarray, margin: int = 16) -> tuple[slice, slice]:
     """Return the x and y range, of even sizes, that the body takes up in any slice: without the air and the table."""
-    parts, _ = ndimage.label(hounsfield > BODY_HU)
-    body = (parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))).any(2)
+    parts = connected_parts(hounsfield > BODY_HU)
+    body = np.asarray((parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))).any(2))
     ranges = []
     for axis in (0, 1):
         taken = np.nonzero(body.any(1 - axis))[0]
@@ -173,9 +174,10 @@ def add_aorta(writer: Writer, archive: Archive, codes: dict[str, str]) -> None:
 def crop_onto(whole: bytes, part: bytes) -> np.ndarray:
     """Return the label map of a cropped volume on the grid of the whole one, in LPS order."""
     big, small = open_nifti(whole), open_nifti(part)
-    offset = np.rint(np.linalg.solve(big.affine, small.affine @ [0, 0, 0, 1]))[:3].astype(int)
-    assert np.allclose(big.affine[:3, :3], small.affine[:3, :3])
+    big_affine, small_affine = affine_of(big), affine_of(small)
+    offset = np.rint(np.linalg.solve(big_affine, small_affine @ [0, 0, 0, 1]))[:3].astype(int)
+    assert np.allclose(big_affine[:3, :3], small_affine[:3, :3])
     grid = np.zeros(big.shape, np.uint8)
     x, y, z = (slice(o, o + n) for o, n in zip(offset, small.shape, strict=True))
     grid[x, y, z] = np.asarray(small.dataobj) > 0
-    return to_lps(grid, big.affine)[0]
+    return to_lps(grid, big_affine)[0]

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.distance import pdist
 
-from .tables import MIN_AREA_PX, Structure, Table, Writer
+from .tables import CORNERS_TOUCH, MIN_AREA_PX, Structure, Table, Writer, connected_parts
 from .volumes import Archive, halve, halve_labels, percentile_window, read_nrrd, window
 
-# case -> split, modality, region, contrast, patient's side (None: cannot be told), lesion-free slices to add
+# case -> split, modality, region, contrast, patient's side (None: unknown), lesion-free slices to add
 LESIONS: dict[str, tuple[str, str, str, str | None, str | None, int]] = {
     "brain1": ("train", "MR", "brain", "given", "left", 4),
     "brain2": ("test", "MR", "brain", "given", "left", 3),
@@ -29,9 +29,9 @@ FLUORESCENCE, FUNDUS = "fluorescence microscopy", "fundus photograph"
 
 def lesion_structures(mask: np.ndarray, spacing: tuple[float, float], site: str, side: str | None) -> list[Structure]:
     """Return one structure per connected lesion of a slice (H, W), with its largest in-plane diameter."""
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    parts = connected_parts(mask, CORNERS_TOUCH)
     found = []
-    for value in range(1, count + 1):
+    for value in range(1, int(parts.max()) + 1):
         rows, columns = np.nonzero(parts == value)
         if len(rows) < MIN_AREA_PX:
             continue
@@ -55,7 +55,7 @@ def lesion_structures(mask: np.ndarray, spacing: tuple[float, float], site: str,
 
 def free_slices(has_lesion: np.ndarray, number: int) -> list[int]:
     """Return slices well away from the lesion, spread evenly over the middle four fifths of the volume."""
-    near = ndimage.binary_dilation(has_lesion, iterations=FREE_GAP)
+    near = np.asarray(ndimage.binary_dilation(has_lesion, iterations=FREE_GAP))
     depth = len(has_lesion)
     candidates = [z for z in range(depth // 10, depth - depth // 10) if not near[z]]
     picks = np.linspace(0, len(candidates) - 1, number + 2)[1:-1]
@@ -70,7 +70,7 @@ def add_lesions(writer: Writer, archive: Archive) -> None:
         assert image.array.shape == lesion.shape, case
         is_ct = modality == "CT"
         pixels = window(image.array, -600, 1500) if is_ct else percentile_window(image.array)
-        has_lesion = lesion.any((0, 1))
+        has_lesion = np.asarray(lesion.any((0, 1)))
         x, y, z_mm = image.spacing_mm
         millilitres = round(float(lesion.sum()) * x * y * z_mm / 1000, 2)
         factor = 2 if is_ct else 1
@@ -88,7 +88,7 @@ def add_lesions(writer: Writer, archive: Archive) -> None:
                 continue  # a rim of the lesion below the smallest box: neither a lesion nor lesion-free
             for structure in structures:
                 structure.volume_ml = millilitres
-            parts = ndimage.label(mask, np.ones((3, 3)))[0]
+            parts = connected_parts(mask, CORNERS_TOUCH)
             table = replace(base, id=f"lesion-{case}-{z:03d}", slice_index=z, structures=structures)
             writer.add(table, np.ascontiguousarray(plane), parts)
 
@@ -97,10 +97,10 @@ def add_overlay(writer: Writer, archive: Archive) -> None:
     """Add the abdominal MR whose overlay plane holds an outline drawn round a liver lesion."""
     dataset = pydicom.dcmread(io.BytesIO(archive.read("pydicom/data/test_files/examples_overlay.dcm")))
     outline = dataset.overlay_array(0x6000) > 0
-    parts, _ = ndimage.label(outline, np.ones((3, 3)))
+    parts = connected_parts(outline, CORNERS_TOUCH)
     # The other component is a text: only the outline encloses anything.
-    enclosed = [int((ndimage.binary_fill_holes(parts == v) & (parts != v)).sum()) for v in range(1, parts.max() + 1)]
-    mask = ndimage.binary_fill_holes(parts == 1 + int(np.argmax(enclosed)))
+    filled = {v: np.asarray(ndimage.binary_fill_holes(parts == v)) for v in range(1, int(parts.max()) + 1)}
+    mask = filled[max(filled, key=lambda v: int((filled[v] & (parts != v)).sum()))]
     row_mm, column_mm = (float(v) for v in dataset.PixelSpacing)
     spacing = (round(column_mm, 4), round(row_mm, 4))
     structures = lesion_structures(mask, spacing, "liver", "right")

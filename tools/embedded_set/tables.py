@@ -5,13 +5,15 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 MIN_AREA_PX = 16
+CORNERS_TOUCH = np.ones((3, 3))
+"""Neighbours of a pixel for `connected_parts`: those that share an edge or a corner."""
 SIDES = {"liver": "right", "gallbladder": "right", "spleen": "left", "stomach": "left"}
 SDIST = "pip download --no-deps --no-binary :all: "
 WHEEL = "pip download --no-deps --only-binary :all: --python-version 3.11 --platform manylinux_2_28_x86_64 "
@@ -97,6 +99,16 @@ def side_of(name: str) -> str | None:
     return first if first in ("left", "right") else SIDES.get(name)
 
 
+def connected_parts(mask: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
+    """Return the connected parts of a mask, numbered from 1.
+
+    Args:
+        mask: area to divide, of any number of axes.
+        neighbours: elements that count as neighbours of the middle one; None: those that share a face.
+    """
+    return cast(tuple[np.ndarray, int], ndimage.label(mask, neighbours))[0]
+
+
 def mask_structures(
     labels: np.ndarray, names: dict[int, str], spacing: tuple[float, float]
 ) -> tuple[list[Structure], list[str]]:
@@ -109,7 +121,7 @@ def mask_structures(
                 traces.append(name)
             continue
         rows, columns = np.nonzero(mask)
-        parts, _ = ndimage.label(mask, np.ones((3, 3)))
+        parts = connected_parts(mask, CORNERS_TOUCH)
         sizes = np.bincount(parts.ravel())[1:]
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         structure = Structure(name, box, "silver", side_of(name), mask_value=value)
@@ -120,7 +132,7 @@ def mask_structures(
 
 
 class Writer:
-    """Collect images, masks and tables, and write them."""
+    """Writer of images, masks and tables."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -136,7 +148,7 @@ class Writer:
         record: dict[str, Any] = {"id": table.id, "path": f"images/{table.id}.png", "mask": None}
         Image.fromarray(pixels).save(self.out / record["path"], optimize=True)
         if mask is not None:
-            used = [s.mask_value for s in table.structures]
+            used = [s.mask_value for s in table.structures if s.mask_value is not None]
             kept = np.where(np.isin(mask, used), mask, 0).astype(np.uint8)
             record["mask"] = f"masks/{table.id}.png"
             Image.fromarray(kept).save(self.out / record["mask"], optimize=True)

@@ -81,6 +81,12 @@ def open_nifti(data: bytes) -> nib.Nifti1Image:
     return nib.Nifti1Image.from_bytes(gzip.decompress(data))
 
 
+def affine_of(image: nib.Nifti1Image) -> np.ndarray:
+    """Return the affine from voxels to RAS in mm."""
+    assert image.affine is not None, "the NIfTI file has no affine"
+    return image.affine
+
+
 def label_names(image: nib.Nifti1Image) -> dict[int, str]:
     """Return label value -> name from the Caret XML header extension; empty when there is none."""
     for extension in image.header.extensions:
@@ -93,7 +99,7 @@ def label_names(image: nib.Nifti1Image) -> dict[int, str]:
 def read_nifti(data: bytes) -> Volume:
     """Read a NIfTI volume or label map."""
     image = open_nifti(data)
-    array, spacing = to_lps(np.asarray(image.dataobj), image.affine)
+    array, spacing = to_lps(np.asarray(image.dataobj), affine_of(image))
     return Volume(array, spacing, label_names(image))
 
 
@@ -126,7 +132,7 @@ def read_dicom_series(files: list[bytes], labels: bytes) -> tuple[Volume, Volume
     slices = sorted((pydicom.dcmread(io.BytesIO(f)) for f in files), key=lambda d: float(d.ImagePositionPatient[2]))
     image = open_nifti(labels)
     label_array = np.asarray(image.dataobj).astype(np.int32)
-    inverse = np.linalg.inv(image.affine)
+    inverse = np.linalg.inv(affine_of(image))
     planes, label_planes = [], []
     for dataset in slices:
         assert [float(v) for v in dataset.ImageOrientationPatient] == [1, 0, 0, 0, 1, 0], "expected an axial LPS series"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import ProcessGroup
 
 from benchmarks.recipes import checkpoint as b
 from benchmarks.suite.comparison import measure
@@ -40,7 +41,7 @@ def test_both_bring_everything_back_and_leave_nothing(folder: Path) -> None:
 
 
 def test_ours_is_wrong_where_something_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget_one(path: Path, tensors: dict[str, torch.Tensor], group: object) -> None:
+    def forget_one(path: Path, tensors: dict[str, torch.Tensor], group: ProcessGroup | None) -> None:
         name = next(name for name in tensors if name.startswith("exp_avg:"))
         honest(path, {n: tensor for n, tensor in tensors.items() if n != name}, group)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -172,7 +172,7 @@ def test_an_interval_covers_the_ratio_and_few_runs_prove_nothing(steady: Steady)
 
 def test_the_ceiling_of_another_dtype_is_not_used(plant: "Planter", steady: Steady) -> None:
     ceilings = plant.result().ceilings
-    counted = {"bytes": 1e3, "flops": 1e7}
+    counted: dict[str, Any] = {"bytes": 1e3, "flops": 1e7}
     assert ceiling_share(plant.row("ours", steady(200.0), **counted), ceilings) == pytest.approx(0.5, rel=0.02)
     assert ceiling_share(plant.row("ours", steady(200.0), dtype="float64", **counted), ceilings) is None
     assert ceiling_share(plant.row("ours", steady(200.0)), ceilings) is None

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -107,7 +107,7 @@ def test_verdicts_and_losses_follow_the_figures() -> None:
 def test_the_suite_is_quoted_from_its_newest_cpu_result(
     plant: "Planter", steady: Callable[[float], tuple[float, ...]], tmp_path: Path
 ) -> None:
-    place = {"subject": "box_match", "case": "512 of 16 x 16"}
+    place: dict[str, Any] = {"subject": "box_match", "case": "512 of 16 x 16"}
     ours, peer = plant.row("ours", steady(100.0), **place), plant.row("SciPy through the host", steady(500.0), **place)
     schema.write(plant.result(ours, peer), tmp_path / "cpu-a/now.json")
     shown = tool.newest_on_cpu(tmp_path)

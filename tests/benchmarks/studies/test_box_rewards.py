@@ -46,7 +46,7 @@ def test_every_arm_is_trained_measured_and_told(
         raise AssertionError("a finished arm was trained again")
 
     monkeypatch.setattr(compare.reinforce, "run", untouched)
-    arguments = (compare.Plan(**json.loads(plan.read_text())), "box", 1, tmp_path / "start", tmp_path / "runs")
+    arguments = (compare.StudyPlan(**json.loads(plan.read_text())), "box", 1, tmp_path / "start", tmp_path / "runs")
     assert compare.run_one(*arguments) == json.loads((tmp_path / "runs/box-1/measured.json").read_text())
 
 

@@ -53,9 +53,6 @@ def rows_of(comparison: Comparison, way: str) -> list[Row]:
     return [row for row in measure(comparison, CPU) if row.way == way]
 
 
-# --- what is listed --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
 def test_every_room_is_listed_with_all_its_peers(device: torch.device) -> None:
     found = bench.comparisons(device, short=False)
@@ -80,9 +77,6 @@ def test_the_first_case_of_every_op_comes_before_the_second_of_any() -> None:
     assert [c.subject for c in bench.comparisons(CPU, short=True)] == list(
         dict.fromkeys(c.subject for c in bench.comparisons(CPU, short=False))
     )
-
-
-# --- what passes as right --------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_kernel_has_no_figure() -> None:
@@ -145,9 +139,6 @@ def test_not_a_number_is_the_worst_error() -> None:
     assert row.status == "wrong" and "nan" in row.reason
 
 
-# --- what is timed ---------------------------------------------------------------------------------------------------
-
-
 def test_backward_runs_no_forward_and_forward_makes_no_graph() -> None:
     calls: list[bool] = []
 
@@ -202,9 +193,6 @@ def test_memory_on_the_cpu_is_counted() -> None:
     assert time_ways(calls, CPU, repeats=1, budget_s=0)["doubled"].peak_bytes == 0
 
 
-# --- peers that run on a GPU only ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", list(SPECS["attention"].sizes))
 def test_flex_attention_is_given_the_right_mask(size: str) -> None:
     arguments = verify.arguments_of(SPECS["attention"], SPECS["attention"].sizes[size], torch.float32)
@@ -222,9 +210,6 @@ def test_flex_attention_computes_the_same_uncompiled(monkeypatch: pytest.MonkeyP
     spec = replace(SPECS["attention"], differentiable=())  # on the CPU it has no backward
     arguments = verify.arguments_of(spec, spec.sizes["prompts, rotary"], torch.float32)
     verify.check(spec, arguments, PEERS["attention"]["FlexAttention"])
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
 
 
 def test_one_room_runs_through_the_collector(tmp_path: Path) -> None:

@@ -79,8 +79,6 @@ def test_a_copy_without_git_is_told_its_commit(
     assert machine._commit() == expected
 
 
-# --- profiles --------------------------------------------------------------------------------------------------------
-
 MACHINE = Machine("Test 200", "cuda", 90, "1", "13", 1, 1, 1, {}, "abc1234", False, "2026-01-02T03:04:05+00:00")
 TIMED = Row("kernels", "giou", "big", "bfloat16", "forward", "ours", "ours", "timed", checked=Check("truth", 0, 1),
             samples_us=(10.0,), median_us=10.0, p20_us=10.0, p80_us=10.0, bytes=4e6)  # fmt: skip
