@@ -379,7 +379,7 @@ class MedMO(nn.Module):
             temperature: divisor of the logits.
         """
         rows, targets = labelled_rows(batch)
-        documents = torch.bucketize(learned_positions(batch), batch.cu_seqlens[1:].long(), right=True)
+        documents = batch.document_of(learned_positions(batch))
         per_token = (targets, advantages, token_weights, old_logps, ref_logps, sampled_logps, documents)
         hidden = self.hidden_states(batch, rows)
         return linear_grpo_loss(hidden, self.head_weight, *per_token, objective=objective, temperature=temperature)

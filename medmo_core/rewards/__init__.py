@@ -14,22 +14,19 @@ from .factuality import factuality_reward
 from .format import format_reward
 from .label import label_reward
 from .medmo_box import medmo_box_reward
-from .plain import plain_row, reads_plain
+from .plain import plain_row
 from .presence import presence_reward
 
 Reward = Callable[..., list[float | None]]
 
 REWARDS: dict[str, Reward] = {
-    name: reads_plain(reward)
-    for name, reward in {
-        "answer": answer_reward,
-        "box": box_reward,
-        "factuality": factuality_reward,
-        "format": format_reward,
-        "label": label_reward,
-        "medmo_box": medmo_box_reward,
-        "presence": presence_reward,
-    }.items()
+    "answer": answer_reward,
+    "box": box_reward,
+    "factuality": factuality_reward,
+    "format": format_reward,
+    "label": label_reward,
+    "medmo_box": medmo_box_reward,
+    "presence": presence_reward,
 }
 
 __all__ = [

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from ..metrics.text import completion_text
 from ..metrics.vqa import VQA_TYPES, vqa_correct
 from .example import Example
+from .plain import reads_plain
 
 if TYPE_CHECKING:
     from ..data.records.sample import Answer
 
 
+@reads_plain
 def answer_reward(
     completions: Sequence[Any], *, answer: Sequence["Answer | None"], **columns: Any
 ) -> list[float | None]:

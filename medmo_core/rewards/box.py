@@ -11,6 +11,7 @@ from ..boxes import AnyBoxes, Boxes
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
 from .box_answers import box_answers
 from .example import Example
+from .plain import reads_plain
 
 FORMULAS = ("graded", "overlap", "iou", "f1")
 FIRST_THRESHOLD, LAST_THRESHOLD = 0.3, 0.5
@@ -18,6 +19,7 @@ RISE = 0.5
 """Share of the run over which the IoU that a hit needs rises from the first threshold to the last."""
 
 
+@reads_plain
 def box_reward(
     completions: Sequence[Any],
     *,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..metrics.facts import fact_score, reference_score
 from ..metrics.text import completion_text, final_answer
 from .example import Example
+from .plain import reads_plain
 
 if TYPE_CHECKING:
     from ..data.records.sample import Answer, Fact
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 TASKS = ("caption", "report")
 
 
+@reads_plain
 def factuality_reward(
     completions: Sequence[Any],
     *,

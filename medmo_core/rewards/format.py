@@ -10,6 +10,7 @@ from ..boxes import AnyBoxes, Boxes, by_image
 from ..metrics.text import completion_text, final_answer
 from ..profile import QWEN3_VL, CheckpointProfile
 from .example import Example
+from .plain import reads_plain
 
 if TYPE_CHECKING:
     from ..data.records.sample import Answer
@@ -23,6 +24,7 @@ _YES_NO = re.compile(r"\s*(?:yes|no)\b", re.IGNORECASE)
 _ENDED = re.compile(r"[.!?)\]\"]\s*$")
 
 
+@reads_plain
 def format_reward(
     completions: Sequence[Any],
     *,

@@ -12,6 +12,7 @@ from ..findings.synonyms import one_name
 from ..metrics.text import completion_text, final_answer, normalise
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
 from .example import Example
+from .plain import reads_plain
 
 if TYPE_CHECKING:
     from ..data.records.sample import Answer
@@ -21,6 +22,7 @@ _NEXT_LABEL = re.compile(r"[,;|\n]|\band\b")
 _LEAD_IN = re.compile(r"^\W*(?:labels?|findings?|answer)\s*:", re.IGNORECASE)
 
 
+@reads_plain
 def label_reward(
     completions: Sequence[Any],
     *,

@@ -9,8 +9,10 @@ from ..boxes import AnyBoxes, Boxes
 from ..profile import QWEN3_VL, CheckpointProfile
 from .box_answers import box_answers
 from .example import Example
+from .plain import reads_plain
 
 
+@reads_plain
 def presence_reward(
     completions: Sequence[Any],
     *,

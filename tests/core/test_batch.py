@@ -30,7 +30,7 @@ def debug_model() -> MedMO:
 
 def test_patch_spec_states_widths() -> None:
     spec = PatchSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
-    assert (spec.token_px, spec.still_width, spec.frame_pair_width) == (32, 768, 1536)
+    assert (spec.token_px, spec.still_width) == (32, 768)
 
 
 def test_positions_of_text_image_text_by_hand() -> None:
@@ -228,6 +228,13 @@ def test_the_first_token_of_a_branch_is_predicted_from_its_prompt() -> None:
     plain = tree_batch(prompt_of=None, position_ids=torch.tensor([0, 1, 0, 1, 2, 0, 1, 0]).expand(3, 8))
     assert labelled_rows(plain)[0].tolist() == [0]  # the first token of a document has nothing before it
     assert learned_positions(tree_batch()).tolist() == [1, 5, 7]
+
+
+def test_the_document_of_a_position_ends_at_its_boundary() -> None:
+    batch = tree_batch()
+    expected = [index for index, length in enumerate(batch.lengths()) for _ in range(length)]
+    assert batch.document_of(torch.arange(batch.num_tokens)).tolist() == expected
+    assert batch.document_of(torch.tensor(batch.num_tokens - 1)).item() == batch.num_documents - 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from medmo_core.losses import TokenLosses
 from medmo_core.models.targets import learned_positions
 
 from ..distributed.world import World
-from ..monitoring.flops import documents_of
 
 NO_TASK = len(TASKS)
 
@@ -54,7 +53,7 @@ class LossSums:
     def add(self, batch: Batch, losses: TokenLosses) -> None:
         """Add a batch (on the host) and its losses (where the model is)."""
         device = losses.cross_entropy.device
-        documents = documents_of(batch, learned_positions(batch))
+        documents = batch.document_of(learned_positions(batch))
         of_document = [TASKS.index(task) for task in batch.tasks] or [NO_TASK] * batch.num_documents
         tasks = torch.tensor(of_document)[documents].to(device, non_blocking=True)
         ones = torch.ones(len(tasks), dtype=torch.float64, device=device)

@@ -38,16 +38,11 @@ def peak_flops(device: torch.device) -> float | None:
 def teaching_documents(batch: Batch) -> Tensor:
     """Say which documents of a batch on the host have a token to learn or are the prompt of one that has: (n,) bool."""
     teaches = torch.zeros(batch.num_documents, dtype=torch.bool)
-    teaches[documents_of(batch, learned_positions(batch))] = True
+    teaches[batch.document_of(learned_positions(batch))] = True
     if batch.prompt_of is not None:
         prompts = batch.prompt_of[teaches]
         teaches[prompts[prompts >= 0]] = True
     return teaches
-
-
-def documents_of(batch: Batch, positions: Tensor) -> Tensor:
-    """Return the document that each position of a batch lies in."""
-    return torch.bucketize(positions, batch.cu_seqlens[1:].long(), right=True)
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ def _taught_images(batch: Batch, model: MedMO, teaches: Tensor) -> Tensor:
     config = model.config
     is_visual = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
     firsts = is_visual.nonzero().squeeze(1)[tokens.cumsum(0) - tokens]
-    return shown[teaches[documents_of(batch, firsts)]].unique()
+    return shown[teaches[batch.document_of(firsts)]].unique()
 
 
 class UsefulFlops:

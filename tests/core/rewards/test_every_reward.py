@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medmo_core.rewards import REWARDS
+from medmo_core import rewards
+from medmo_core.rewards import REWARDS, plain_row
 
 EXAMPLES = {name: importlib.import_module(f"medmo_core.rewards.{name}").EXAMPLES for name in REWARDS}
 CASES = [pytest.param(name, e, id=f"{name}: {e.about}") for name, examples in EXAMPLES.items() for e in examples]
@@ -41,6 +42,17 @@ def test_a_completion_is_scored_by_itself(name: str) -> None:
     random.Random(0).shuffle(order)
     together = score(name, [examples[i] for i in order])
     assert together == [pytest.approx(alone[i]) if alone[i] is not None else None for i in order]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_table_and_the_module_hold_the_same_function(name: str) -> None:
+    """A config may name a reward by its key or as `medmo_core.rewards:NAME_reward`; both read plain columns."""
+    function = getattr(rewards, f"{name}_reward")
+    assert REWARDS[name] is function
+    assert f"{name}_reward" in rewards.__all__
+    example = next(e for e in EXAMPLES[name] if e.score == 1.0)
+    columns = {key: [value] for key, value in plain_row(example.columns).items()}
+    assert function([example.completion], **columns) == [pytest.approx(1.0)]
 
 
 @pytest.mark.parametrize("name", REWARDS)

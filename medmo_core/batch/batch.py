@@ -5,7 +5,7 @@ Shapes: T tokens of all documents, n documents, N patches, I images (or videos),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,51 +14,17 @@ from torch import Tensor
 
 from medmo_kernels.attention import check_prompts
 
+from .padded import PaddedImages, place_images, split_frames, split_patches
+
 IGNORE_INDEX = -100
-
-
-@dataclass(frozen=True)
-class PatchSpec:
-    """What an encoder eats: the size, the order and the normalisation of its patches.
-
-    Units: `patch_size` in pixels; `image_mean` and `image_std` of pixel values scaled to [0, 1], per RGB channel.
-
-    Attributes:
-        patch_size: side of one square patch.
-        merge_size: side, in patches, of the square that becomes one visual token; patches arrive in merge order.
-        temporal_patch_size: frames that a video row holds; stills always hold one.
-        image_mean: subtracted from the scaled pixel.
-        image_std: the scaled and centred pixel is divided by it.
-    """
-
-    patch_size: int
-    merge_size: int
-    temporal_patch_size: int = 1
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-    @property
-    def token_px(self) -> int:
-        """Pixels that one visual token covers along each side."""
-        return self.patch_size * self.merge_size
-
-    @property
-    def still_width(self) -> int:
-        """Values in the row of one still patch: 3 * p * p."""
-        return 3 * self.patch_size**2
-
-    @property
-    def frame_pair_width(self) -> int:
-        """Values in the row of one video patch: 3 * temporal_patch_size * p * p."""
-        return self.still_width * self.temporal_patch_size
 
 
 @dataclass
 class Batch:
-    """Hold packed documents and the images that appear in them.
+    """Packed documents and the images that appear in them.
 
-    Several continuations of one beginning can be laid out as a prompt and its branches (`prompt_of`), each a document
-    of its own: the prompt is computed once, and a branch sees the whole of it and its own tokens. Boundaries,
+    Several continuations of one beginning can be laid out as a prompt and its branches (`prompt_of`), each a separate
+    document: the prompt is computed once, and a branch sees the whole of it and its own tokens. Boundaries,
     positions and prompts that contradict one another are refused where the tensors are on the host.
 
     Attributes:
@@ -68,10 +34,10 @@ class Batch:
         position_ids: (3, T) int64 temporal, height and width positions of M-RoPE, starting at 0 in every document; in
             a branch they go on after the largest of its prompt.
         cu_seqlens: (n + 1,) int32 document boundaries: 0, ..., T.
-        patches: per encoder name (N, width), in merge order and in order of appearance. uint8 rows are raw pixels,
+        patches: encoder name -> (N, width) rows, in merge order and in order of appearance. uint8 rows are raw pixels,
             floating rows are already normalised. Width is 3 * p * p [C, p, p] for stills and
             3 * temporal_patch_size * p * p [C, T, p, p] for frame pairs; a batch that mixes both repeats its stills.
-        image_grid_thw: per encoder name (I, 3) int64 grids in patches, in order of appearance in `input_ids`.
+        image_grid_thw: encoder name -> (I, 3) int64 grids in patches, in order of appearance in `input_ids`.
         image_index: (J,) int64, which image of `image_grid_thw` each image of the text is; None: each in turn. So an
             image that many documents are about is encoded once.
         sample_ids: one name per document, for error messages and for sampling seeds; may be empty.
@@ -136,7 +102,7 @@ class Batch:
         falls[starts[1:] - 1] = False
         if bool(falls.any()):
             token = int(falls.nonzero()[0]) + 1
-            document = int(torch.bucketize(token, bounds, right=True)) - 1
+            document = int(self.document_of(torch.tensor(token)))
             raise ValueError(
                 f"{self.document_name(document)}: positions fall from {int(time[token - 1])} to {int(time[token])} at "
                 f"token {token}: packed documents need a boundary in cu_seqlens each"
@@ -166,6 +132,10 @@ class Batch:
     def lengths(self) -> list[int]:
         """Return the number of tokens of each document."""
         return self.cu_seqlens.diff().tolist()
+
+    def document_of(self, positions: Tensor) -> Tensor:
+        """Return the index of the document that each token lies in, for token positions of any shape."""
+        return torch.bucketize(positions, self.cu_seqlens[1:].long(), right=True)
 
     def document_name(self, index: int) -> str:
         """Return the sample id of one document, or its index where no ids were given."""
@@ -220,7 +190,7 @@ class Batch:
         merge_size: int = 2,
         sample_ids: Sequence[str] = (),
     ) -> Batch:
-        """Pack what transformers' Qwen3-VL processor emits.
+        """Pack what transformers' Qwen3-VL processor emits, one document per row.
 
         Shapes: B rows of S tokens with padding on either side; images and videos in row-major order of appearance.
 
@@ -230,16 +200,13 @@ class Batch:
             pixel_values: (N, 3 * 2 * p * p) normalised patches of all images, or None.
             image_grid_thw: (I, 3) grids of the images.
             pixel_values_videos: (N, 3 * 2 * p * p) normalised frame pairs of all videos, or None.
-            video_grid_thw: (V, 3) grids of the videos; each frame pair is a vision block of its own in `input_ids`.
+            video_grid_thw: (V, 3) grids of the videos, whose frame pairs are separate vision blocks in `input_ids`.
             labels: (B, S) with -100 ignored, or None.
-            encoder: the name under which the patches are filed.
+            encoder: name that the patches are filed under.
             image_token_id: id of the image placeholder.
             video_token_id: id of the video placeholder.
             merge_size: patches along one side of a visual token.
             sample_ids: one name per row, for messages.
-
-        Returns:
-            A batch with one document per row. Video grids are split into one grid per frame pair.
 
         Raises:
             ValueError: placeholders and grids disagree.
@@ -247,147 +214,15 @@ class Batch:
         keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         rows = [row[mask] for row, mask in zip(input_ids, keep, strict=True)]
         names = [sample_ids[i] if i < len(sample_ids) else f"row {i}" for i in range(len(rows))]
-        waiting = {
-            image_token_id: _split_patches(pixel_values, image_grid_thw),
-            video_token_id: _split_patches(pixel_values_videos, _split_frames(video_grid_thw)),
-        }
-        given = {token: len(blocks) for token, blocks in waiting.items()}
-        patches: list[Tensor] = []
-        grids: list[Tensor] = []
-        positions: list[Tensor] = []
-        for name, row in zip(names, rows, strict=True):
-            first = len(grids)
-            for token in _vision_runs(row, waiting):
-                if not waiting[token]:
-                    raise ValueError(
-                        f"{name}: more blocks of placeholder {token} than the {given[token]} image(s) given"
-                    )
-                rows_of_patches, grid = waiting[token].pop(0)
-                patches.append(rows_of_patches)
-                grids.append(grid)
-            position_ids = mrope_position_ids(
-                row,
-                torch.stack(grids[first:]) if len(grids) > first else None,
-                merge_size=merge_size,
-                image_token_id=image_token_id,
-                video_token_id=video_token_id,
-                sample_id=name,
-            )
-            positions.append(position_ids)
-        if sum(given.values()) > len(grids):
-            raise ValueError(
-                f"{sum(given.values())} image(s) and frame pair(s) given, {len(grids)} block(s) of placeholders in the "
-                f"text, which ends with {names[-1]}"
-            )
-        lengths = torch.tensor([0, *(len(row) for row in rows)])
+        images = PaddedImages(image_token_id, split_patches(pixel_values, image_grid_thw))
+        videos = PaddedImages(video_token_id, split_patches(pixel_values_videos, split_frames(video_grid_thw)))
+        shown = place_images(list(zip(names, rows, strict=True)), images, videos, merge_size)
         return cls(
             input_ids=torch.cat(rows),
             labels=None if labels is None else labels[keep],
-            position_ids=torch.cat(positions, dim=1),
-            cu_seqlens=lengths.cumsum(0, dtype=torch.int32).to(input_ids.device),
-            patches={encoder: torch.cat(patches)} if patches else {},
-            image_grid_thw={encoder: torch.stack(grids)} if grids else {},
+            position_ids=shown.position_ids,
+            cu_seqlens=torch.tensor([0, *map(len, rows)]).cumsum(0, dtype=torch.int32).to(input_ids.device),
+            patches={encoder: torch.cat(shown.patches)} if shown.patches else {},
+            image_grid_thw={encoder: torch.stack(shown.grids)} if shown.grids else {},
             sample_ids=tuple(sample_ids),
         )
-
-
-def mrope_position_ids(
-    input_ids: Tensor,
-    image_grid_thw: Tensor | None,
-    *,
-    merge_size: int,
-    image_token_id: int,
-    video_token_id: int,
-    sample_id: str = "document",
-) -> Tensor:
-    """Number one document's tokens along time, height and width as Qwen3-VL does.
-
-    Text advances all three axes by one a token. A vision block starts where the text stopped, spans its token grid,
-    and the text goes on after the larger of its two sides. A video is one block per frame pair (the timestamps between
-    them are text), so its time axis never runs inside a block.
-
-    Shapes: T tokens of one document, I images or videos in order of appearance.
-
-    Args:
-        input_ids: (T,) tokens of one document.
-        image_grid_thw: (I, 3) grids in patches; videos as one row with t > 1 or as t rows with t = 1. None: no images.
-        merge_size: patches along one side of a visual token.
-        image_token_id: id of the image placeholder.
-        video_token_id: id of the video placeholder.
-        sample_id: name used in messages.
-
-    Returns:
-        (3, T) int64.
-
-    Raises:
-        ValueError: the placeholders do not fit the grids.
-
-    Reference: Qwen3-VL, `get_rope_index`.
-    """
-    ids = input_ids.tolist()
-    runs = _vision_runs(input_ids, (image_token_id, video_token_id))
-    blocks = [] if image_grid_thw is None else _vision_blocks(image_grid_thw, runs, video_token_id)
-    if len(blocks) != len(runs):
-        raise ValueError(
-            f"{sample_id}: {len(blocks)} image(s) or frame pair(s) given, {len(runs)} block(s) of placeholders in the "
-            "text: the two numbers must agree"
-        )
-    out = torch.empty(3, len(ids), dtype=torch.int64)
-    start, position = 0, 0  # the text not yet numbered begins at token `start`, with this position
-    for token, (frames, height, width) in zip(runs, blocks, strict=True):
-        begin = ids.index(token, start)
-        size = (frames, height // merge_size, width // merge_size)
-        stop = begin + size[0] * size[1] * size[2]
-        out[:, start:begin] = torch.arange(position, position + begin - start)
-        position += begin - start
-        found = _run_length(ids, begin)
-        if found != stop - begin:
-            raise ValueError(
-                f"{sample_id}: an image of {frames} x {height} x {width} patches makes {stop - begin} visual tokens, "
-                f"the text holds {found} placeholders at token {begin}"
-            )
-        axes = torch.meshgrid(*(torch.arange(length) for length in size), indexing="ij")
-        out[:, begin:stop] = torch.stack(axes).reshape(3, -1) + position
-        position += max(size[1], size[2])
-        start = stop
-    out[:, start:] = torch.arange(position, position + len(ids) - start)
-    return out.to(input_ids.device)
-
-
-def _vision_blocks(grids: Tensor, runs: list[int], video_token_id: int) -> list[tuple[int, int, int]]:
-    """Return the grid of every run of placeholders; a video's grid serves one run per frame pair."""
-    blocks: list[tuple[int, int, int]] = []
-    for frames, height, width in grids.tolist():
-        is_video = len(blocks) < len(runs) and runs[len(blocks)] == video_token_id
-        blocks += [(1, height, width)] * frames if is_video else [(frames, height, width)]
-    return blocks
-
-
-def _vision_runs(input_ids: Tensor, placeholders: Iterable[int]) -> list[int]:
-    """Return the placeholder of every run of equal placeholders."""
-    tokens = torch.unique_consecutive(input_ids)
-    wanted = set(placeholders)
-    return [token for token in tokens.tolist() if token in wanted]
-
-
-def _run_length(ids: list[int], begin: int) -> int:
-    return next((i for i in range(begin, len(ids)) if ids[i] != ids[begin]), len(ids)) - begin
-
-
-def _split_frames(grid_thw: Tensor | None) -> Tensor | None:
-    """Turn (V, 3) video grids into one (1, h, w) grid per frame pair."""
-    if grid_thw is None:
-        return None
-    split = grid_thw.repeat_interleave(grid_thw[:, 0], dim=0).clone()
-    split[:, 0] = 1
-    return split
-
-
-def _split_patches(patches: Tensor | None, grid_thw: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Cut the rows of patches at the grids."""
-    if patches is None or grid_thw is None:
-        return []
-    sizes = grid_thw.prod(dim=1).tolist()
-    if sum(sizes) != patches.shape[0]:
-        raise ValueError(f"the grids hold {sum(sizes)} patches, {patches.shape[0]} rows of patches were given")
-    return list(zip(patches.split(sizes), grid_thw, strict=True))
