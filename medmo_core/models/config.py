@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import InputError
+from ..nearest import nearest_name
 
 ENCODER_KEY = "medmo_encoder"
 """Our own key in config.json, present only when the encoder is not Qwen3-VL's tower."""
@@ -213,8 +213,8 @@ def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 def _unknown(name: str, known: set[str], ambiguous: bool = False) -> None:
     if ambiguous:
         raise InputError(f"{name!r} is a field of both parts: write text={{{name!r}: ...}} or vision={{{name!r}: ...}}")
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known fields: {', '.join(sorted(known))}"
+    near = nearest_name(name, known)
+    hint = f"; did you mean {near!r}?" if near else f"; known fields: {', '.join(sorted(known))}"
     raise InputError(f"unknown model field {name!r}{hint}")
 
 

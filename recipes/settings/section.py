@@ -1,13 +1,13 @@
 """The base of config dataclasses: values are checked when a section is made, and errors say what was expected."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from medmo_core.errors import UserError
+from medmo_core.nearest import nearest_name
 
 
 class ConfigError(UserError, ValueError):
@@ -45,11 +45,9 @@ def require(condition: bool, where: str, value: object, expected: str) -> None:
 def unknown_key(key: str, known: Iterable[str], what: str = "setting") -> ConfigError:
     """Make the error for a name that does not exist, with the nearest one that does."""
     names = list(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    if not near:  # "docs_per_step" for "train.docs_per_step": compare the last part alone
-        tails = {name.rsplit(".", 1)[-1]: name for name in names}
-        near = [tails[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.5)]
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(names))}"
+    tails = {name.rsplit(".", 1)[-1]: name for name in names}  # "docs_per_step" for "train.docs_per_step"
+    near = nearest_name(key, names) or tails.get(nearest_name(key.rsplit(".", 1)[-1], tails) or "")
+    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(sorted(names))}"
     return ConfigError(f"unknown {what} {key!r}: {hint}")
 
 

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ...errors import UserError
+from ...nearest import nearest_name
 
 T = TypeVar("T")
 LARGEST = 10**15  # whole numbers beyond this do not survive as floats
@@ -77,8 +77,8 @@ class FieldReader:
             self.fault("", f"is {shown(values)}", "a JSON object", f"write {{...}} with {', '.join(known)}")
         for key in self.values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                fix = f"did you mean {near[0]!r}?" if near else "remove it, or put it into provenance"
+                near = nearest_name(key, known)
+                fix = f"did you mean {near!r}?" if near else "remove it, or put it into provenance"
                 self.fault(key, "unknown key", f"one of {', '.join(known)}", fix)
 
     def where(self, name: str) -> str:
@@ -100,8 +100,8 @@ class FieldReader:
     def option(self, name: str, options: Sequence[str], *, required: bool = False) -> str | None:
         """Return a text field that is one of `options`."""
         value = self.values.get(name)
-        near = difflib.get_close_matches(str(value), options, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else ""
+        near = nearest_name(str(value), options)
+        fix = f"did you mean {near!r}?" if near else ""
         return self._checked(name, lambda v: v in options, f"one of {', '.join(options)}", required, fix)
 
     def integer(self, name: str, *, least: int = 0) -> int | None:

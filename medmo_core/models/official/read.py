@@ -7,7 +7,6 @@ completely or not at all. Pickle files are never opened.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...nearest import nearest_name
 from .folder import Checkpoint, listed, open_checkpoint, opened
 from .names import CONFIG_FILE
 
@@ -135,9 +135,9 @@ def _check_names(tensors: dict[str, Tensor], wanted: dict[str, str], checkpoint:
         if not names:
             continue
         lines.append(f"  {len(names)} {title}: {listed(names)}")
-        near = difflib.get_close_matches(names[0], others[:5000], n=1, cutoff=0.6)
+        near = nearest_name(names[0], others[:5000])
         if near:
-            lines.append(f"    nearest to {names[0]} is {near[0]} in the {'file' if title == 'missing' else 'model'}")
+            lines.append(f"    nearest to {names[0]} is {near} in the {'file' if title == 'missing' else 'model'}")
     lines.append(f"  does {CONFIG_FILE} describe these weights?")
     raise InputError("\n".join(lines))
 
