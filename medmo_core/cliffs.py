@@ -6,6 +6,8 @@ import torch
 
 from medmo_kernels import runtime
 
+from .optional import how_to_install
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -72,7 +74,8 @@ def triton_finding(version: str | None, has_cuda: bool) -> Finding | None:
     oldest = ".".join(map(str, runtime.OLDEST_TRITON))
     level = "PROBLEM" if has_cuda else "note"
     if version is None:
-        return Finding(level, 'Triton is absent: on a GPU every op would run its reference: pip install "medmo[cuda]"')
+        hint = how_to_install("cuda")
+        return Finding(level, f"Triton is absent: on a GPU every op would run its reference: {hint}")
     if tuple(int(part) for part in version.split(".")[:2]) < runtime.OLDEST_TRITON:
         return Finding(level, f"Triton {version} is older than {oldest}: on a GPU every op would run its reference")
     return None

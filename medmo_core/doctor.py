@@ -27,6 +27,7 @@ from medmo_kernels.spec import OpSpec
 
 from . import cliffs
 from .modules import backend
+from .optional import how_to_install
 
 WIDTH = 120
 OPTIONAL = {
@@ -238,7 +239,7 @@ def report(diagnosis: Mapping[str, Any], verified: Iterable[Mapping[str, Any]] |
         yield from _row((finding["level"], 9), (finding["text"], 0))
     yield from ("", "optional packages")
     for distribution, (extra, purpose) in OPTIONAL.items():
-        state = diagnosis["versions"][distribution] or f'absent: pip install "medmo[{extra}]"'
+        state = diagnosis["versions"][distribution] or f"absent: {how_to_install(extra)}"
         yield from _row((distribution, 18), (purpose, 32), (state, 0))
     if verified is not None:
         yield from _verdict_lines(verified)

@@ -1,33 +1,56 @@
-"""Libraries that a run needs only for some settings: imported then, quietly, or with a word on the extra."""
+"""Optional libraries: imported where they are used, quietly, with an error that names the extra to install."""
 
 import importlib
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 NOISY = ("torchao", "torch.utils._pytree")
 """Loggers that warn, at the import of torchao, of kernels for other machines and of what torch will deprecate."""
 
 
-def import_optional(module: str, extra: str, setting: str) -> Any:
+def import_optional(module: str, extra: str, needed_by: str) -> Any:
     """Import a module of an optional library.
 
     Args:
         module: dotted name.
-        extra: of our package, that installs the library.
-        setting: what asks for it, for the message.
+        extra: name of the extra of our package that installs the library.
+        needed_by: setting or task that asks for the library, for the message: "lora.rank", "scan.dcm: reading DICOM".
 
     Raises:
-        ImportError: it is not installed.
+        ModuleNotFoundError: it is not installed; names the library and the extra.
     """
-    loggers = [logging.getLogger(name) for name in NOISY]
+    try:
+        if module in sys.modules:
+            return importlib.import_module(module)
+        with _quiet(NOISY):
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise ModuleNotFoundError(missing(module, extra, needed_by)) from error
+
+
+def missing(module: str, extra: str, needed_by: str) -> str:
+    """Return the message for an optional library that is not installed; see `import_optional`."""
+    library = module.split(".", 1)[0].replace("_", "-")
+    return f"{needed_by} needs {library}: {how_to_install(extra)}"
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs the libraries of an extra."""
+    return f'pip install "medmo[{extra}]"'
+
+
+@contextmanager
+def _quiet(names: tuple[str, ...]) -> Iterator[None]:
+    """Let loggers report errors only."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        library = module.split(".", 1)[0]
-        raise ImportError(f'{setting} needs {library}: pip install "medmo[{extra}]"') from error
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..optional import import_optional
+
 
 def liger_token_losses(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, accuracy: bool = False
@@ -37,11 +39,7 @@ def liger_token_losses(
     Raises:
         ModuleNotFoundError: liger-kernel is not installed; names the extra.
     """
-    try:
-        from liger_kernel.ops import fused_linear_cross_entropy as kernels
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Liger\'s losses need liger-kernel: pip install "medmo[cuda]"') from error
-
+    kernels = import_optional("liger_kernel.ops", "cuda", "Liger's cross-entropy").fused_linear_cross_entropy
     if weight.requires_grad and not hidden.requires_grad and torch.is_grad_enabled():
         hidden = hidden.detach().requires_grad_()  # Liger computes no gradient at all for states that need none
     return _FusedHead.apply(kernels, hidden, weight, targets, z_loss, accuracy)
@@ -133,16 +131,14 @@ def _fused_function() -> tuple[Any, dict[str, Any]]:
 
     `loss_type`, which it only hands on, is the loss.
     """
-    try:
-        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Liger\'s losses need liger-kernel: pip install "medmo[cuda]"') from error
+    module = import_optional("liger_kernel.chunked_loss.grpo_loss", "cuda", "Liger's policy loss")
+    function = module.LigerFusedLinearGRPOFunction
 
-    class FusedObjective(LigerFusedLinearGRPOFunction):
+    class FusedObjective(function):
         @staticmethod
-        def ppo_loss_fn(per_token_logps: Tensor, **given: Any) -> tuple[Tensor, list[Tensor]]:  # pyright: ignore
+        def ppo_loss_fn(per_token_logps: Tensor, **given: Any) -> tuple[Tensor, list[Tensor]]:
             total, *parts = given["loss_type"](per_token_logps.squeeze(1))
             return total, parts
 
-    _, *parameters = inspect.signature(LigerFusedLinearGRPOFunction.forward).parameters.values()  # the first is ctx
+    _, *parameters = inspect.signature(function.forward).parameters.values()  # the first is ctx
     return FusedObjective, {parameter.name: parameter.default for parameter in parameters}

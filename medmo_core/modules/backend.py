@@ -14,6 +14,8 @@ from torch import Tensor
 
 from medmo_kernels import runtime
 
+from ..optional import how_to_install
+
 DISTRIBUTION = "liger-kernel"
 OLDEST = (0, 8)
 
@@ -26,7 +28,7 @@ def liger_refusal(device: torch.device) -> str:
         return "no CUDA device"
     version = liger_version()
     if version is None:
-        return 'absent: pip install "medmo[cuda]"'
+        return f"absent: {how_to_install('cuda')}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"{DISTRIBUTION} {version} is older than {'.'.join(map(str, OLDEST))}"
     return runtime.triton_refusal(device, torch.bfloat16)

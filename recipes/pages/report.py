@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from medmo_core.optional import import_optional
+
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
 
 
@@ -67,10 +69,7 @@ class Report:
         Raises:
             ImportError: jinja2 or matplotlib is missing; the message names the extra.
         """
-        try:
-            import jinja2
-        except ImportError as error:
-            raise ImportError('the report needs jinja2: pip install "medmo[demo]"') from error
+        jinja2 = import_optional("jinja2", "demo", "the report")
         template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
         html = template.render(
             title=self.title,
@@ -87,11 +86,8 @@ class Report:
 
 def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """Plot each stage's loss, or its reward where it has one, side by side; returns PNG bytes."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "medmo[demo]"') from error
-    figure = Figure(figsize=(4.2 * max(1, len(curves)), 3.2), layout="constrained")
+    matplotlib = import_optional("matplotlib.figure", "demo", "a plot")
+    figure = matplotlib.Figure(figsize=(4.2 * max(1, len(curves)), 3.2), layout="constrained")
     for index, (stage, lines) in enumerate(curves.items()):
         axes = figure.add_subplot(1, len(curves), index + 1)
         key = "reward" if any("reward" in line for line in lines) else "loss"

@@ -21,6 +21,7 @@ from medmo_core.data.records.sample import Sample, message_parts
 from medmo_core.data.records.store import Root
 from medmo_core.data.sample_text import SampleText
 from medmo_core.durable import write_text
+from medmo_core.optional import import_optional
 from medmo_core.profile import CheckpointProfile
 
 from ..reinforcement.reward_calls.reward_set import RewardSet
@@ -44,10 +45,7 @@ def page_template(name: str) -> Any:
     Raises:
         ImportError: jinja2 is missing; names the extra.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError('the rollout browser needs jinja2: pip install "medmo[demo]"') from error
+    jinja2 = import_optional("jinja2", "demo", "the rollout browser")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string((TEMPLATES / name).read_text(encoding="utf-8"))
 

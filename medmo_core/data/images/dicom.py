@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...optional import import_optional
 from .geometry import Geometry
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
 from .loaded import ImageError, LoadedImage, silent_libraries
@@ -83,11 +84,8 @@ def read_dicom(path: Path, *, frame: int | None = None, window: object = None, m
 
 
 def _open(path: Path) -> Any:
-    try:
-        import pydicom
-        from pydicom import uid
-    except ImportError as error:
-        raise ImportError(f'{path}: reading DICOM needs pydicom: pip install "medmo[medical]"') from error
+    pydicom = import_optional("pydicom", "medical", f"{path}: reading DICOM")
+    uid = import_optional("pydicom.uid", "medical", f"{path}: reading DICOM")
     try:
         dataset = pydicom.dcmread(path, specific_tags=TAGS, force=path.suffix.lower() in SUFFIXES)
         has_pixels = any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ...optional import import_optional
 from ..records.store import ImageStore, Root
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import is_dicom, read_dicom
@@ -298,10 +299,7 @@ def _read_odd_tiff(
     path: Path, source: Path | BinaryIO, frame: int | None, window: object, max_pixels: int
 ) -> LoadedImage:
     """Read the TIFF kinds Pillow does not know, such as 16-bit colour."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ImportError(f'{path}: this kind of TIFF needs tifffile: pip install "medmo[medical]"') from error
+    tifffile = import_optional("tifffile", "medical", f"{path}: this kind of TIFF")
     try:
         with tifffile.TiffFile(source) as file:
             num_frames = len(file.pages)

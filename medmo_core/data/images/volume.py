@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...optional import import_optional
 from .geometry import Geometry
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
 from .loaded import ImageError, LoadedImage
@@ -92,10 +93,7 @@ def read_slice(
 
 
 def _open(path: Path) -> Any:
-    try:
-        import nibabel
-    except ImportError as error:
-        raise ImportError(f'{path}: reading volumes needs nibabel: pip install "medmo[medical]"') from error
+    nibabel = import_optional("nibabel", "medical", f"{path}: reading volumes")
     try:
         return nibabel.load(path)
     except Exception as error:  # nibabel raises many kinds; a header's text must not reach the message

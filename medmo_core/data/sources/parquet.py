@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from ...optional import import_optional
 from ..images.load import ImageError
 from ..records.faults import Fault, RecordError
 from ..records.read import read_sample
@@ -139,11 +140,7 @@ class ParquetFiles:
         return any(path.split(".")[0] in IMAGE_COLUMNS for path in self._leaves(number, stored=False))
 
     def _table(self, number: int) -> Any:
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            path = self.paths[number]
-            raise ImportError(f'{path}: reading Parquet needs pyarrow: pip install "medmo[parquet]"') from error
+        parquet = import_optional("pyarrow.parquet", "parquet", f"{self.paths[number]}: reading Parquet")
         try:
             return self._open.get(number, lambda: parquet.ParquetFile(self.paths[number], memory_map=True))
         except (OSError, ValueError) as error:

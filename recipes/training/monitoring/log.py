@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from medmo_core.optional import how_to_install
+
 from ..distributed.world import World
 
 REPEAT_S = 10.0  # where output is no terminal (a file, CI) the progress line is repeated this often
@@ -61,7 +63,7 @@ class RunLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.say('no TensorBoard files: pip install "medmo[demo]"')
+            self.say(f"no TensorBoard files: {how_to_install('demo')}")
             return None
         return SummaryWriter(str(self.out_dir / "tensorboard"))
 

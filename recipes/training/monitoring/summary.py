@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmo_core.optional import missing
+
 from .log import RunLog, count, duration, read_metrics
 from .meter import Meter
 
 SHOWN_SKIPPED = 20
 SMOOTHED_OVER = 50  # the thick line of a curve is a running median over two such parts of the run
-NO_PLOT = 'summary.png needs matplotlib: pip install "medmo[demo]"'
+NO_PLOT = missing("matplotlib", "demo", "summary.png")
 INK, QUIET, ACCENT, SECOND = "#1b1b1b", "#8a949e", "#1f5fa8", "#c8591b"
 COLOURS = (ACCENT, SECOND, "#3a8f5c", "#7a4fa3", "#9c7a1d", "#4a5a68")
 LOG_FROM = 30  # a norm that spans so many times its least value is drawn on a logarithmic axis
