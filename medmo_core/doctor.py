@@ -27,6 +27,7 @@ from medmo_kernels.spec import OpSpec
 
 from . import cliffs
 from .modules import backend
+from .notice import SHORT_NOTICE
 from .optional import how_to_install
 
 WIDTH = 120
@@ -243,7 +244,7 @@ def report(diagnosis: Mapping[str, Any], verified: Iterable[Mapping[str, Any]] |
         yield from _row((distribution, 18), (purpose, 32), (state, 0))
     if verified is not None:
         yield from _verdict_lines(verified)
-    yield from ("", "research use only")
+    yield from ("", SHORT_NOTICE)
 
 
 def _machine_lines(facts: Mapping[str, Any], versions: Mapping[str, str | None]) -> Iterator[str]:

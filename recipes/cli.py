@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medmo_core.notice import RESEARCH_ONLY
+
 
 @dataclass(frozen=True)
 class Command:
@@ -68,7 +70,7 @@ EPILOG = """examples:
 `medmo COMMAND --help` explains one command. Training at scale starts with torchrun:
   torchrun --nproc-per-node 8 -m medmo_recipes.align --config medmo_8b_align
 
-Research use only: not a medical device, not for diagnosis.
+{notice}
 """
 
 
@@ -78,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medmo",
         description="Train, measure and run multimodal medical models that point at what they say.",
-        epilog=EPILOG.format(examples=examples),
+        epilog=EPILOG.format(examples=examples, notice=RESEARCH_ONLY),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..boxes import ParsedBoxes
 
-TASKS = ("grounding",)
+APPLIES_TO = ("grounding",)
 
 
 class BoxAnswers(NamedTuple):
@@ -67,7 +67,7 @@ def box_answers(
     for index, (text, kind, true_boxes, size, spoken) in enumerate(
         zip(completions, task, boxes, image_size, _each(profile, len(completions)), strict=True)
     ):
-        if kind in TASKS and true_boxes is not None and size is not None:
+        if kind in APPLIES_TO and true_boxes is not None and size is not None:
             scores[index] = 0.0
             asked.append((index, completion_text(text), true_boxes, spoken))
     rows: list[int] = []

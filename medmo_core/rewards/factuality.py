@@ -12,7 +12,7 @@ from .plain import reads_plain
 if TYPE_CHECKING:
     from ..data.records.sample import Answer, Fact
 
-TASKS = ("caption", "report")
+APPLIES_TO = ("caption", "report")
 
 
 @reads_plain
@@ -44,7 +44,7 @@ def factuality_reward(
     scores: list[float | None] = []
     for completion, kind, known, truth in zip(completions, task, facts, references, strict=True):
         text = final_answer(completion_text(completion))
-        if kind not in TASKS:
+        if kind not in APPLIES_TO:
             counts = None
         elif known:
             counts = fact_score(text, known)

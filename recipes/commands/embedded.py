@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet
+from medmo_core.notice import SHORT_NOTICE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,5 +16,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(arguments.out)
-    print(f"wrote {arguments.out} (research use only)")
+    print(f"wrote {arguments.out} ({SHORT_NOTICE})")
     return 0

@@ -20,6 +20,7 @@ from medmo_core.errors import InputError
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import DTYPES, load
 from medmo_core.models.official.folder import open_checkpoint
+from medmo_core.notice import SHORT_NOTICE
 
 from ..settings.run_config import RunConfig
 from ..training.checkpoints.checkpoints import STATE, list_checkpoints, step_of
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     source = find_source(arguments.run, arguments.step)
     written = export(source, arguments.out, dtype=arguments.dtype)
-    print(f"exported {source} to {written} and read it back: every tensor is identical (research use only)")
+    print(f"exported {source} to {written} and read it back: every tensor is identical ({SHORT_NOTICE})")
     return 0
 
 

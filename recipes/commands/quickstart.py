@@ -22,6 +22,7 @@ import torch
 
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
+from medmo_core.notice import SHORT_NOTICE
 
 from ..configs import CONFIGS
 from ..evaluation.suites import evaluate_embedded
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     outcome = run(arguments.out, size=arguments.size, seed=arguments.seed)
     print(pages.format_verdicts(outcome))
-    print(f"\nopen {arguments.out / 'report.html'}   (research use only)")
+    print(f"\nopen {arguments.out / 'report.html'}   ({SHORT_NOTICE})")
     return 0
 
 
@@ -145,7 +146,7 @@ def measure(outcome: Outcome, name: str, kit: Kit, size: str) -> None:
 def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
     """Write metrics.json with what is known so far."""
     values: dict[str, Any] = {
-        "notice": "research use only; intervals speak of these scans only",
+        "notice": f"{SHORT_NOTICE}; intervals speak of these scans only",
         "seed": seed,
         "num_parameters": outcome.num_parameters,
         "torch": torch.__version__,

@@ -9,10 +9,11 @@ from typing import Any
 
 from medmo_core.errors import InputError
 from medmo_core.metrics import paired_bootstrap
+from medmo_core.notice import RESEARCH_ONLY
 
 from .scores import Prediction, Score
 
-NOTICE = "Research use only: not a medical device, not for diagnosis. Intervals speak of these scans only."
+NOTICE = f"{RESEARCH_ONLY} Intervals speak of these scans only."
 
 
 @dataclass

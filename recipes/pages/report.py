@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import import_optional
 
 TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
@@ -72,6 +73,7 @@ class Report:
         jinja2 = import_optional("jinja2", "demo", "the report")
         template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
         html = template.render(
+            notice=RESEARCH_ONLY,
             title=self.title,
             subtitle=self.subtitle,
             verdicts=self.verdicts,

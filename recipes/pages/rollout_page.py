@@ -21,6 +21,7 @@ from medmo_core.data.records.sample import Sample, message_parts
 from medmo_core.data.records.store import Root
 from medmo_core.data.sample_text import SampleText
 from medmo_core.durable import write_text
+from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import import_optional
 from medmo_core.profile import CheckpointProfile
 
@@ -47,6 +48,7 @@ def page_template(name: str) -> Any:
     """
     jinja2 = import_optional("jinja2", "demo", "the rollout browser")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.globals["notice"] = RESEARCH_ONLY
     return environment.from_string((TEMPLATES / name).read_text(encoding="utf-8"))
 
 

@@ -8,7 +8,19 @@ from typing import Any
 
 from ...boxes.boxes import box_fault
 from .faults import Fault, FieldReader, RecordError, shown
-from .sample import ANSWER_TYPES, PLANES, STATUSES, TASKS, Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
+from .sample import (
+    ANSWER_TYPES,
+    PLANES,
+    SPLITS,
+    STATUSES,
+    TASKS,
+    Answer,
+    BoxAnnotation,
+    Fact,
+    ImageRef,
+    Message,
+    Sample,
+)
 from .shorthand import SHORT_FIELDS, expand
 
 
@@ -48,7 +60,7 @@ def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample 
         boxes=reader.each("boxes", lambda v, path: _read_box(v, faults, path)),
         answer=_read_answer(values["answer"], faults, "answer") if reader.has("answer") else None,
         facts=reader.each("facts", lambda v, path: _read_fact(v, faults, path)),
-        split=reader.option("split", ("train", "val", "test")),
+        split=reader.option("split", SPLITS),
         group=reader.text("group"),
         licence=reader.text("licence"),
         provenance=values.get("provenance"),

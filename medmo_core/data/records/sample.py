@@ -24,6 +24,7 @@ from ...errors import InputError
 from .store import ImageStore
 
 TASKS = ("caption", "vqa", "report", "retrieval", "grounding", "dialogue", "text")
+SPLITS = ("train", "val", "test")
 ANSWER_TYPES = ("yesno", "choice", "open", "boxes", "report")
 STATUSES = ("present", "absent", "uncertain")
 PLANES = ("axial", "coronal", "sagittal")

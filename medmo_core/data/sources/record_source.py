@@ -26,10 +26,9 @@ from ..images.load import ImageError, safe_path
 from ..images.sizes import shown_size
 from ..records.faults import Fault, RecordError
 from ..records.read import box_faults
-from ..records.sample import ImageRef, Sample
+from ..records.sample import SPLITS, ImageRef, Sample
 
 CROP_TRIALS = 8
-SPLITS = ("train", "val", "test")
 INDEX_VERSION = 1
 Span = tuple[int, int]
 """Where bytes stand in a file: the first, and how many."""

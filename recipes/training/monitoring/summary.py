@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmo_core.notice import SHORT_NOTICE
 from medmo_core.optional import missing
 
 from .log import RunLog, count, duration, read_metrics
@@ -78,7 +79,7 @@ def describe(
     page = [f"# {config['name']} ({config['stage']})", "", plot, "", "| | |", "|---|---|"]
     page += [f"| {name} | {value} |" for name, value in rows]
     page += ["", *_interruptions(events), *_skipped(skipped)]
-    return "\n".join([*page, "", "The whole configuration is in `config.json`.", "", "research use only", ""])
+    return "\n".join([*page, "", "The whole configuration is in `config.json`.", "", SHORT_NOTICE, ""])
 
 
 def _totals(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -170,7 +171,7 @@ def draw(lines: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
         axes.grid(axis="y", color="#e3e7eb", linewidth=0.7)
         axes.tick_params(which="both", labelsize=8, colors=INK)
         axes.spines[["left", "bottom"]].set_color(QUIET)
-    figure.text(0.995, 0.985, "research use only", ha="right", va="top", fontsize=8, color=QUIET)
+    figure.text(0.995, 0.985, SHORT_NOTICE, ha="right", va="top", fontsize=8, color=QUIET)
     figure.savefig(path, dpi=130)
 
 
