@@ -16,6 +16,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..findings.synonyms import one_name
 from .text import completion_text, final_answer, normalise
 
@@ -70,7 +71,7 @@ def _yes_or_no(value: object) -> str:
         return "yes" if value else "no"
     word = normalise(str(value))
     if word not in _OPPOSITE:
-        raise ValueError(f"a yesno answer has the value {value!r}, expected yes or no")
+        raise InputError(f"a yesno answer has the value {value!r}, expected yes or no")
     return word
 
 
@@ -95,7 +96,7 @@ def _true_choice(answer: "Answer") -> int | str:
         return texts.index(normalise(value))
     index = _letter_index(value.strip(), choices) if len(value.strip()) == 1 and choices else None
     if choices and index is None:
-        raise ValueError(f"a choice answer has the value {value!r}, which is neither one of {choices} nor its letter")
+        raise InputError(f"a choice answer has the value {value!r}, which is neither one of {choices} nor its letter")
     return normalise(value) if index is None else index
 
 

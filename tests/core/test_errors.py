@@ -4,7 +4,9 @@ import pytest
 
 from medmo_core.data.images.loaded import ImageError
 from medmo_core.data.records.faults import Fault, RecordError
+from medmo_core.data.records.sample import Answer
 from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError
+from medmo_core.metrics.vqa import vqa_correct
 from medmo_core.profile import CheckpointProfile
 
 
@@ -22,3 +24,13 @@ def test_what_core_refuses_is_reported_as_a_users() -> None:
         raise RecordError([Fault("boxes[0]", "a box is empty")])
     with pytest.raises(UserError, match="frame is 'pixels'"):
         CheckpointProfile(frame="pixels")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer("yesno", "perhaps"), Answer("choice", "kidney", choices=("liver", "spleen"))],
+    ids=["yesno", "choice"],
+)
+def test_a_true_answer_that_cannot_be_scored_is_a_fault_of_the_data(answer: Answer) -> None:
+    with pytest.raises(InputError, match="answer has the value"):
+        vqa_correct("Yes.", answer)
