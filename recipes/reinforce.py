@@ -135,7 +135,7 @@ def take_step(stage: PolicyTraining, step: int) -> None:
         update = learn_from(run, rollouts, stage.reference, step)
     grpo, world, sampled = run.config.grpo, run.world, [*rollouts.groups, *rollouts.discarded]
     values = step_figures(rollouts.groups, rollouts.discarded, update, grpo, world)
-    values |= figures(sampled, world, stage.rewards) | answer_figures(sampled, world, run.kit.profile)
+    values |= figures(sampled, world, stage.rewards) | answer_figures(sampled, world)
     values["skipped"] = world.sum(torch.tensor([run.skipped.total])).item()
     seconds = time.perf_counter() - started
     stage.meter.add(Tally(1, int(values["tokens"]), int(values.pop("completions")), 0.0, seconds), phases.own["wait_s"])

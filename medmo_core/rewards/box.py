@@ -9,7 +9,7 @@ from medmo_kernels import box_reward as score_boxes
 
 from ..boxes import AnyBoxes, Boxes
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
-from .box_answers import box_answers
+from .box_answers import ParsedAnswers, box_answers
 from .example import Example
 from .plain import reads_plain
 
@@ -27,6 +27,7 @@ def box_reward(
     boxes: Sequence[AnyBoxes | None],
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    parsed_boxes: ParsedAnswers | None = None,
     trainer_state: Any = None,
     formula: str = "graded",
     **columns: Any,
@@ -49,6 +50,7 @@ def box_reward(
         boxes: the true boxes.
         image_size: (width, height) px.
         profile: frame and grammar of the completion.
+        parsed_boxes: boxes of the completions, where they have been read already (`parse_answers`); None: read here.
         trainer_state: has `global_step` and `max_steps`, as TRL passes; None: the threshold is the last one.
         formula: `graded`, or `overlap`, `iou` or `f1` (at the threshold) alone; see `medmo_kernels.box_reward`.
         columns: not used.
@@ -65,7 +67,7 @@ def box_reward(
     """
     if formula not in FORMULAS:
         raise ValueError(f"box_reward: unknown formula {formula!r}, expected one of {', '.join(FORMULAS)}")
-    answers = box_answers(completions, task, boxes, image_size, profile)
+    answers = box_answers(completions, task, boxes, image_size, profile, parsed_boxes)
     parts = ("overlap", "f1") if formula == "graded" else (formula,)
     threshold = threshold_at(trainer_state)
     p = answers.problems

@@ -1,30 +1,29 @@
-"""Completions read as boxes, laid out as one ragged batch for the box rewards."""
+"""Completions read as boxes: once for all rewards, and laid out as one ragged batch for the box rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ..boxes import GRAMMARS, AnyBoxes
+from ..boxes import GRAMMARS, AnyBoxes, Boxes, ParsedBoxes
 from ..metrics.matching import BoxProblems, box_problems
 from ..metrics.text import completion_text
 from ..profile import CheckpointProfile
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..boxes import ParsedBoxes
-
 APPLIES_TO = ("grounding",)
+NO_SIZE = (1000, 1000)  # a grounding sample without image: its boxes are read as thousandths
+
+ParsedAnswers = Sequence[ParsedBoxes[AnyBoxes] | None]
+"""Boxes of each completion, as `parse_answers` reads them; None where nothing was to be read."""
 
 
 class BoxAnswers(NamedTuple):
-    """The completions of a batch that box rewards score.
+    """Completions of a batch that box rewards score.
 
     Attributes:
-        scores: one per completion: None where the reward does not apply, else 0 until it is scored.
+        scores: score of each completion: None where the reward does not apply, else 0 until it is scored.
         rows: indices of the completions that have a problem to score.
-        problems: their predicted and true boxes.
+        problems: predicted and true boxes of those completions.
     """
 
     scores: list[float | None]
@@ -39,41 +38,84 @@ class BoxAnswers(NamedTuple):
         return scores
 
 
+def parse_answers(
+    completions: Sequence[Any],
+    task: Sequence[str],
+    where: Sequence[AnyBoxes | None],
+    profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    known: ParsedAnswers | None = None,
+) -> list[ParsedBoxes[AnyBoxes] | None]:
+    """Read the boxes of every completion that answers a grounding question.
+
+    Args:
+        completions: texts, or chats that end with one.
+        task: task of each sample; completions of other tasks than grounding are not read.
+        where: true boxes of each sample, or none in their place (they know the sizes of the images); a completion
+            without them is not read.
+        profile: frame and grammar of the completions.
+        known: boxes that were read before; only what is missing there is read. None: nothing was.
+
+    Returns:
+        Boxes of each completion as `CheckpointProfile.parse_boxes` reads them, None where it is not read.
+    """
+    parsed: list[ParsedBoxes[AnyBoxes] | None] = [None] * len(completions) if known is None else list(known)
+    asked = [
+        (index, text, placed, spoken)
+        for index, (text, kind, placed, spoken, found) in enumerate(
+            zip(completions, task, where, each_profile(profile, len(completions)), parsed, strict=True)
+        )
+        if found is None and kind in APPLIES_TO and placed is not None
+    ]
+    for spoken, run in groupby(asked, key=itemgetter(3)):  # neighbours mostly share their profile
+        rows, texts, places, _ = zip(*run, strict=True)
+        found = spoken.parse_many([completion_text(text) for text in texts], places)
+        for row, boxes in zip(rows, found, strict=True):
+            parsed[row] = boxes
+    return parsed
+
+
+def answer_places(boxes: Sequence[AnyBoxes | None], image_size: Sequence[tuple[int, int] | None]) -> list[AnyBoxes]:
+    """Return what completions are read with: the true boxes, or none of an image of the given size."""
+    return [Boxes.empty(size or NO_SIZE) if b is None else b for b, size in zip(boxes, image_size, strict=True)]
+
+
 def box_answers(
     completions: Sequence[Any],
     task: Sequence[str],
     boxes: Sequence[AnyBoxes | None],
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    parsed_boxes: ParsedAnswers | None = None,
     *,
     compare_labels: bool = True,
 ) -> BoxAnswers:
-    """Read the boxes of each completion.
+    """Lay out the boxes of completions and the true ones.
 
     A completion without readable boxes and without a statement that there are none keeps the score 0, and so does any
     fault where nothing is true. Boxes that cannot be used are left out, partly outside ones are clipped.
 
     Args:
         completions: texts, or chats that end with one.
-        task: of each sample; others than grounding do not apply.
-        boxes: the true boxes; None: does not apply.
-        image_size: (width, height) px; None: does not apply.
-        profile: frame and grammar of the completion.
+        task: task of each sample; the rewards apply to grounding only.
+        boxes: the true boxes; the rewards do not apply to a sample without them.
+        image_size: (width, height) px; the rewards do not apply to a sample without it.
+        profile: frame and grammar of the completions.
+        parsed_boxes: boxes of the completions as `parse_answers` reads them; None: they are read here.
         compare_labels: labels must agree for boxes to match, where the grammar and the true boxes have any; a box
-            without label is the questioned one where all true boxes bear one label. Off: no label is compared.
+            without label is the questioned one where all true boxes have one label. Off: no label is compared.
     """
+    places = [b if size is not None else None for b, size in zip(boxes, image_size, strict=True)]
+    parsed_boxes = parse_answers(completions, task, places, profile, parsed_boxes)
     scores: list[float | None] = [None] * len(completions)
-    asked: list[tuple[int, str, AnyBoxes, CheckpointProfile]] = []
-    for index, (text, kind, true_boxes, size, spoken) in enumerate(
-        zip(completions, task, boxes, image_size, _each(profile, len(completions)), strict=True)
-    ):
-        if kind in APPLIES_TO and true_boxes is not None and size is not None:
-            scores[index] = 0.0
-            asked.append((index, completion_text(text), true_boxes, spoken))
     rows: list[int] = []
     found: list[AnyBoxes] = []
     truth: list[AnyBoxes] = []
-    for (index, _, true_boxes, spoken), parsed in zip(asked, _parsed(asked), strict=True):
+    for index, (kind, true_boxes, parsed, spoken) in enumerate(
+        zip(task, places, parsed_boxes, each_profile(profile, len(completions)), strict=True)
+    ):
+        if kind not in APPLIES_TO or true_boxes is None or parsed is None:
+            continue
+        scores[index] = 0.0
         if parsed.grammar is None or (len(true_boxes) == 0 and not parsed.ok):
             continue
         rows.append(index)
@@ -83,12 +125,6 @@ def box_answers(
     return BoxAnswers(scores, rows, box_problems(found, truth))
 
 
-def _parsed(asked: "list[tuple[int, str, AnyBoxes, CheckpointProfile]]") -> "Iterator[ParsedBoxes[AnyBoxes]]":
-    """Read all texts of one profile together: neighbours mostly share theirs."""
-    for spoken, run in groupby(asked, key=itemgetter(3)):
-        _, texts, where, _ = zip(*run, strict=True)
-        yield from spoken.parse_many(texts, where)
-
-
-def _each(profile: Sequence[CheckpointProfile] | CheckpointProfile, count: int) -> "Iterator[CheckpointProfile]":
+def each_profile(profile: Sequence[CheckpointProfile] | CheckpointProfile, count: int) -> Iterator[CheckpointProfile]:
+    """Return the profile of each of `count` completions."""
     return iter([profile] * count if isinstance(profile, CheckpointProfile) else profile)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ..boxes import AnyBoxes, Boxes, by_image
+from ..boxes import AnyBoxes, ParsedBoxes, by_image
 from ..metrics.text import completion_text, final_answer
 from ..profile import QWEN3_VL, CheckpointProfile
+from .box_answers import ParsedAnswers, answer_places, parse_answers
 from .example import Example
 from .plain import reads_plain
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ..data.records.sample import Answer
 
 MAX_REPEATS = 3
-NO_SIZE = (1000, 1000)  # a grounding sample without image: its boxes are read as thousandths
 NGRAM = 4
 MAX_ANSWER_WORDS = 24
 _STRAY_TOKEN = re.compile(r"<\|[^|<>]*\|>|\ufffd")
@@ -33,6 +33,7 @@ def format_reward(
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
     boxes: Sequence[AnyBoxes | None] | None = None,
+    parsed_boxes: ParsedAnswers | None = None,
     finished: Sequence[bool] | None = None,
     **columns: Any,
 ) -> list[float | None]:
@@ -50,6 +51,7 @@ def format_reward(
         image_size: (width, height) px.
         profile: frame and grammar of the completion.
         boxes: the true boxes, of which only the sizes of several images are read; None: there is one image at most.
+        parsed_boxes: boxes of the completions, where they have been read already (`parse_answers`); None: read here.
         finished: whether the model stopped by itself; None: taken from the text.
         columns: not used.
 
@@ -57,23 +59,20 @@ def format_reward(
         Scores in [0, 1], never None. Empty, malformed, unfinished, repeating (four words in a row more than three
         times) and garbled texts (stray special tokens, broken characters) score 0.
     """
-    profiles = [profile] * len(completions) if isinstance(profile, CheckpointProfile) else profile
     stopped = [True] * len(completions) if finished is None else finished
     known = [None] * len(completions) if boxes is None else boxes
-    places = [Boxes.empty(size or NO_SIZE) if b is None else b for b, size in zip(known, image_size, strict=True)]
+    parsed_boxes = parse_answers(completions, task, answer_places(known, image_size), profile, parsed_boxes)
     return [
-        _form(completion_text(text), kind, truth, where, spoken) if done else 0.0
-        for text, kind, truth, where, spoken, done in zip(
-            completions, task, answer, places, profiles, stopped, strict=True
-        )
+        _form(completion_text(text), kind, truth, parsed) if done else 0.0
+        for text, kind, truth, parsed, done in zip(completions, task, answer, parsed_boxes, stopped, strict=True)
     ]
 
 
-def _form(text: str, kind: str, truth: "Answer | None", where: AnyBoxes, profile: CheckpointProfile) -> float:
+def _form(text: str, kind: str, truth: "Answer | None", parsed: ParsedBoxes[AnyBoxes] | None) -> float:
     if not text.strip():
         return 0.0
-    if kind == "grounding":
-        return _box_form(text, where, profile)
+    if parsed is not None:
+        return _box_form(text, parsed)
     if _STRAY_TOKEN.search(text) or repeats(text):
         return 0.0
     said = final_answer(text)
@@ -86,8 +85,7 @@ def _form(text: str, kind: str, truth: "Answer | None", where: AnyBoxes, profile
     return 1.0 if _ENDED.search(said) else 0.5
 
 
-def _box_form(text: str, where: AnyBoxes, profile: CheckpointProfile) -> float:
-    parsed = profile.parse_boxes(text, where)
+def _box_form(text: str, parsed: ParsedBoxes[AnyBoxes]) -> float:
     if parsed.grammar is None or "\ufffd" in text:
         return 0.0
     rows = [

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..boxes import AnyBoxes, Boxes
+from ..boxes import AnyBoxes, Boxes, ParsedBoxes
 from ..findings.synonyms import one_name
 from ..metrics.text import completion_text, final_answer, normalise
 from ..profile import MEDMO, QWEN3_VL, CheckpointProfile
+from .box_answers import ParsedAnswers, parse_answers
 from .example import Example
 from .plain import reads_plain
 
@@ -30,6 +31,7 @@ def label_reward(
     answer: Sequence["Answer | None"],
     boxes: Sequence[AnyBoxes | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    parsed_boxes: ParsedAnswers | None = None,
     rule: str = "f1",
     **columns: Any,
 ) -> list[float | None]:
@@ -47,6 +49,7 @@ def label_reward(
         answer: the true answers.
         boxes: the true boxes.
         profile: grammar of the completion.
+        parsed_boxes: boxes of the completions, where they have been read already (`parse_answers`); None: read here.
         rule: `f1` = 2 common / (said + true) (the default), or `exact`: 1 for equal sets, else 0.
         columns: not used.
 
@@ -59,13 +62,13 @@ def label_reward(
     """
     if rule not in RULES:
         raise ValueError(f"label_reward: unknown rule {rule!r}, expected one of {', '.join(RULES)}")
-    profiles = [profile] * len(completions) if isinstance(profile, CheckpointProfile) else profile
+    parsed_boxes = parse_answers(completions, task, boxes, profile, parsed_boxes)
     scores: list[float | None] = []
-    for text, kind, truth, placed, spoken in zip(completions, task, answer, boxes, profiles, strict=True):
+    for text, kind, truth, placed, parsed in zip(completions, task, answer, boxes, parsed_boxes, strict=True):
         said = completion_text(text)
-        if kind == "grounding" and placed is not None:
+        if placed is not None and parsed is not None:
             true = _labels(placed.labels)
-            found = _box_labels(said, placed, spoken)
+            found = _box_labels(said, parsed)
             applies = bool(true) or len(placed) == 0
         else:
             applies = kind == "vqa" and truth is not None and truth.type == "open"
@@ -93,9 +96,8 @@ def _listed(text: str) -> set[str]:
     return _labels(_NEXT_LABEL.split(_LEAD_IN.sub("", text)))
 
 
-def _box_labels(text: str, placed: AnyBoxes, profile: CheckpointProfile) -> set[str] | None:
+def _box_labels(text: str, parsed: ParsedBoxes[AnyBoxes]) -> set[str] | None:
     """Return the labels of a completion's boxes, or of its words; None where it names nothing and denies nothing."""
-    parsed = profile.parse_boxes(text, placed)
     if parsed.grammar is not None and (parsed.ok or len(parsed.boxes)):
         return _labels(parsed.boxes.labels)
     return _listed(final_answer(text)) or None

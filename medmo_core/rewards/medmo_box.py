@@ -10,7 +10,7 @@ from medmo_kernels import box_reward as score_boxes
 
 from ..boxes import AnyBoxes, Boxes
 from ..profile import QWEN3_VL, CheckpointProfile
-from .box_answers import box_answers
+from .box_answers import ParsedAnswers, box_answers
 from .example import Example
 from .plain import reads_plain
 
@@ -23,6 +23,7 @@ def medmo_box_reward(
     boxes: Sequence[AnyBoxes | None],
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    parsed_boxes: ParsedAnswers | None = None,
     lambda_fn: float = 0.0,
     lambda_fp: float = 0.0,
     penalty_per_truth: bool = True,
@@ -46,8 +47,8 @@ def medmo_box_reward(
     What the paper leaves open is an option, and each default is the reading that adds nothing to the text:
 
     Args:
-        completions, task, boxes, image_size, profile, columns: as for `box`. Coordinates are pixels of the image as it
-            stands in the sample.
+        completions, task, boxes, image_size, profile, parsed_boxes, columns: as for `box`. Coordinates are pixels
+            of the image as it stands in the sample.
         lambda_fn: price of a missed box; unpublished, and "optional" in the text: 0.
         lambda_fp: price of a spurious box; unpublished: 0.
         penalty_per_truth: divide the penalty by max(1, G), as one transcription has it; off, as the other: only the sum
@@ -65,7 +66,7 @@ def medmo_box_reward(
 
     Reference: MedMO, arXiv 2602.06965, section on reinforcement learning; read through transcriptions.
     """
-    answers = box_answers(completions, task, boxes, image_size, profile, compare_labels=compare_labels)
+    answers = box_answers(completions, task, boxes, image_size, profile, parsed_boxes, compare_labels=compare_labels)
     p = answers.problems
     score = score_boxes(
         p.pred, p.truth, p.pred_offsets, p.truth_offsets,

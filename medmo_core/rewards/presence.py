@@ -7,7 +7,7 @@ import torch
 
 from ..boxes import AnyBoxes, Boxes
 from ..profile import QWEN3_VL, CheckpointProfile
-from .box_answers import box_answers
+from .box_answers import ParsedAnswers, box_answers
 from .example import Example
 from .plain import reads_plain
 
@@ -20,6 +20,7 @@ def presence_reward(
     boxes: Sequence[AnyBoxes | None],
     image_size: Sequence[tuple[int, int] | None],
     profile: Sequence[CheckpointProfile] | CheckpointProfile,
+    parsed_boxes: ParsedAnswers | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """Score 1 where a completion points at something and something is there, or says that nothing is and nothing is.
@@ -29,13 +30,13 @@ def presence_reward(
     than one.
 
     Args:
-        completions, task, boxes, image_size, profile, columns: as for `box`.
+        completions, task, boxes, image_size, profile, parsed_boxes, columns: as for `box`.
 
     Returns:
         1, 0, or None where the task is not grounding or there is no image. A completion without readable boxes and
         without a statement that there are none scores 0; so does one with any fault where nothing is true.
     """
-    answers = box_answers(completions, task, boxes, image_size, profile)
+    answers = box_answers(completions, task, boxes, image_size, profile, parsed_boxes)
     says = answers.problems.pred_offsets.diff() > 0
     holds = answers.problems.truth_offsets.diff() > 0
     return answers.filled((says == holds).double().tolist())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from medmo_core.boxes import AnyBoxes, Boxes, by_image
+from medmo_core.boxes import AnyBoxes, Boxes, ParsedBoxes, by_image, resize_like
 from medmo_core.data.images.load import load_image
 from medmo_core.data.images.overlay import TRUE_COLOUR
 from medmo_core.data.records.sample import Sample, message_parts
@@ -23,7 +23,6 @@ from medmo_core.data.sample_text import SampleText
 from medmo_core.durable import write_text
 from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import import_optional
-from medmo_core.profile import CheckpointProfile
 
 from ..reinforcement.reward_calls.reward_set import RewardSet
 from ..reinforcement.reward_log import short_names
@@ -115,7 +114,7 @@ def _prompt(group: "Group", rewards: RewardSet, sample_text: SampleText, root: R
         "truth": _cut(_truth(sample_text, sample)),
         "mean": float(group.rewards.mean()),
         "flat": group.is_flat,
-        "pictures": _pictures(sample, _layers(sample, group.texts, sample_text.profile), root),
+        "pictures": _pictures(sample, _layers(sample, group.parsed_boxes), root),
         "completions": [
             {
                 "text": _cut(text),
@@ -131,15 +130,15 @@ def _prompt(group: "Group", rewards: RewardSet, sample_text: SampleText, root: R
     }
 
 
-def _layers(sample: Sample, texts: Sequence[str], profile: CheckpointProfile) -> list[_Layer]:
+def _layers(sample: Sample, parsed_boxes: Sequence[ParsedBoxes[AnyBoxes] | None]) -> list[_Layer]:
     truth = sample.truth_boxes()
     given = sample.boxes_at([i for i in range(len(sample.boxes)) if i not in sample.sought])
     if truth is None or given is None:
         return []
     layers = [_Layer("given", "given in the question", GIVEN, given), _Layer("true", "true", TRUE, truth)]
-    if sample.task == "grounding":
-        for number, text in enumerate(texts, 1):
-            boxes = profile.read_boxes(text, truth).boxes
+    for number, parsed in enumerate(parsed_boxes, 1):
+        if parsed is not None:
+            boxes = resize_like(parsed.boxes, truth)
             layers.append(_Layer(f"s-{number}", f"completion {number}", _colour(number), boxes, number))
     return layers
 

@@ -3,23 +3,14 @@
 Shapes: L completion tokens.
 """
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-from ..training.distributed.world import World
-
-if TYPE_CHECKING:
-    from medmo_core.profile import CheckpointProfile
-if TYPE_CHECKING:
-    from .groups import Group
-
-import math
-
 import torch
 
 from ..settings.run_config import Grpo
+from ..training.distributed.world import World
 from .groups import OVERLONG, Group, sampled_tokens
 from .update import SUMS, Update
 
@@ -92,13 +83,12 @@ def step_figures(
     return values
 
 
-def answer_figures(groups: Sequence["Group"], world: World, profile: "CheckpointProfile") -> dict[str, float]:
+def answer_figures(groups: Sequence[Group], world: World) -> dict[str, float]:
     """Return what the answers to grounding prompts look like; empty where there are none. Every process calls this.
 
     Args:
         groups: of this process; may be empty.
         world: the processes.
-        profile: how the model writes boxes.
 
     Returns:
         `boxes` and `true_boxes`: mean number of usable boxes in an answer, and of true ones. `unreadable_ratio`: share
@@ -106,13 +96,10 @@ def answer_figures(groups: Sequence["Group"], world: World, profile: "Checkpoint
     """
     own = np.zeros(4)
     for group in groups:
-        sample = group.prompt.sample
-        truth = sample.truth_boxes()
-        if sample.task != "grounding" or truth is None:
-            continue
-        for text in group.texts:
-            parsed = profile.read_boxes(text, truth)
-            own += (1, len(parsed.boxes), len(truth), parsed.grammar is None)
+        truth = group.prompt.sample.truth_boxes()
+        for parsed in group.parsed_boxes:
+            if truth is not None and parsed is not None:
+                own += (1, len(parsed.boxes), len(truth), parsed.grammar is None)
     answers, boxes, true_boxes, unreadable = np.sum(world.gather(own), axis=0).tolist()
     if not answers:
         return {}

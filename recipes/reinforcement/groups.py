@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medmo_core.boxes import AnyBoxes, ParsedBoxes
 from medmo_core.data.document import Document
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
@@ -25,7 +26,7 @@ from ..training.loading.documents import DocumentMaker
 from ..training.loading.skipped import SkippedSample
 from .advantages import combine, group_advantages, overlong_penalties
 from .engine import Request, RolloutEngine
-from .reward_calls.reward_set import RewardSet
+from .reward_calls.reward_set import RewardSet, parse_completions
 
 OVERLONG = "overlong"
 """Name of the length penalty among a group's components."""
@@ -55,6 +56,7 @@ class Group:
         prompt: the encoded prompt.
         generations: G continuations.
         texts: their decoded texts.
+        parsed_boxes: boxes that the texts name, as the checkpoint writes them; None where the task is not grounding.
         components: reward name -> G values; None where it does not apply. With grpo.overlong_tokens also "overlong".
         rewards: (G,) float64, the weighted mean over the components that apply, and the length penalty added.
         advantages: (G,) float64.
@@ -64,6 +66,7 @@ class Group:
     prompt: Document
     generations: Sequence[Generation]
     texts: Sequence[str]
+    parsed_boxes: Sequence[ParsedBoxes[AnyBoxes] | None]
     components: Mapping[str, Sequence[float | None]]
     rewards: Tensor
     advantages: Tensor
@@ -144,12 +147,15 @@ def reward_answers(
     rows = [(answer, generation) for answer in answers for generation in answer.generations]
     texts = [tokenizer.decode(generation.tokens) for _, generation in rows]
     questions = {answer.name: sample_text.question_text(answer.prompt.sample) for answer in answers}
+    samples = [answer.prompt.sample for answer, _ in rows]
+    parsed_boxes = parse_completions(samples, texts, sample_text.profile)
     scores = rewards.score(
-        [answer.prompt.sample for answer, _ in rows],
+        samples,
         texts,
         [generation for _, generation in rows],
         prompts=[questions[answer.name] for answer, _ in rows],
         profile=sample_text.profile,
+        parsed_boxes=parsed_boxes,
         step=step,
         max_steps=max_steps,
     )
@@ -166,7 +172,18 @@ def reward_answers(
             components[OVERLONG] = list(costs)
             earned, compared = (r + torch.tensor(costs, dtype=torch.float64) for r in (earned, compared))
         advantages = group_advantages(compared[None], grpo.advantage)[0]
-        groups.append(Group(answer.name, answer.prompt, answer.generations, texts[own], components, earned, advantages))
+        groups.append(
+            Group(
+                name=answer.name,
+                prompt=answer.prompt,
+                generations=answer.generations,
+                texts=texts[own],
+                parsed_boxes=parsed_boxes[own],
+                components=components,
+                rewards=earned,
+                advantages=advantages,
+            )
+        )
     return groups
 
 

@@ -27,6 +27,9 @@ ARGUMENTS = (
 )  # fmt: skip
 """Keywords of every call of a reward."""
 
+PARSED_BOXES = "parsed_boxes"
+"""Keyword of the boxes that completions name, for rewards with a parameter of this name."""
+
 
 def find_reward(name: str) -> Callable[..., Any]:
     """Return a reward by its name in a config.
@@ -53,6 +56,14 @@ def find_reward(name: str) -> Callable[..., Any]:
         raise ConfigError(f"rewards.weights.{name}: {attribute} of {place} is no function but {function!r}")
     _check_keywords(function, name)
     return function
+
+
+def asks_for(function: Callable[..., Any], keyword: str) -> bool:
+    """Whether a function has a parameter of this name; `**columns` alone asks for nothing."""
+    try:
+        return keyword in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some callables of C tell nothing
+        return False
 
 
 def place_of(error: BaseException) -> str:
@@ -98,7 +109,8 @@ def _check_keywords(function: Callable[..., Any], name: str) -> None:
     except (TypeError, ValueError):  # some callables of C tell nothing
         return
     try:
-        signature.bind(**dict.fromkeys(ARGUMENTS))
+        asked = [PARSED_BOXES] if PARSED_BOXES in signature.parameters else []
+        signature.bind(**dict.fromkeys([*ARGUMENTS, *asked]))
     except TypeError as error:
         raise ConfigError(
             f"rewards.weights.{name}: it cannot be called as rewards are: {error}. Every keyword is given: "

@@ -3,7 +3,8 @@
 Every reward is called with keywords: `prompts`, `completions` and `completion_ids`, one value per completion;
 `trainer_state` with `global_step` and `max_steps`; `log_extra(column, values)` and `log_metric(name, value)`; and the
 columns, lists with one value per completion. It returns one number per completion, None where it does not apply. It
-may be a coroutine function: those of a run are awaited together.
+may be a coroutine function: those of a run are awaited together. A reward that names the keyword `parsed_boxes` also
+gets the boxes of the completions, which are read once for all.
 
 Functions given by module or file get prompts and completions as chats (`[{"role": ..., "content": text}]`), the form
 that TRL uses wherever there are images. Rewards of our own table read chats and texts alike and get the texts.
@@ -18,13 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from medmo_core.boxes import AnyBoxes, ParsedBoxes
 from medmo_core.data.records.sample import Sample
 from medmo_core.generation.decoding import Generation
 from medmo_core.profile import CheckpointProfile
 from medmo_core.rewards import REWARDS
+from medmo_core.rewards.box_answers import ParsedAnswers, answer_places, parse_answers
 
 from ...settings.run_config import Rewards, require
-from .find_reward import SAMPLE_COLUMNS, find_reward
+from .find_reward import PARSED_BOXES, SAMPLE_COLUMNS, asks_for, find_reward
 from .reward_call import RewardCall, RewardError
 from .time_limit import GRACE_S, TimeUp, time_limit
 
@@ -59,6 +62,25 @@ def reward_columns(sample: Sample, profile: CheckpointProfile) -> dict[str, Any]
         len(sample.images), profile, sample.id,
     )  # fmt: skip
     return dict(zip(SAMPLE_COLUMNS, values, strict=True))
+
+
+def parse_completions(
+    samples: Sequence[Sample], texts: Sequence[str], profile: CheckpointProfile
+) -> list[ParsedBoxes[AnyBoxes] | None]:
+    """Read the boxes of completions, for rewards, figures and pages.
+
+    Args:
+        samples: (N,) sample of each completion.
+        texts: (N,) completions.
+        profile: how the model writes boxes.
+
+    Returns:
+        (N,) boxes as `profile.parse_boxes` reads them; None where the task is not grounding.
+    """
+    distinct = list({id(sample): sample for sample in samples}.values())
+    places = answer_places([s.truth_boxes() for s in distinct], [s.image_size() for s in distinct])
+    where = {id(sample): place for sample, place in zip(distinct, places, strict=True)}
+    return parse_answers(texts, [s.task for s in samples], [where[id(s)] for s in samples], profile)
 
 
 class RewardSet:
@@ -104,6 +126,7 @@ class RewardSet:
         *,
         prompts: Sequence[str],
         profile: CheckpointProfile,
+        parsed_boxes: ParsedAnswers | None = None,
         step: int,
         max_steps: int,
     ) -> dict[str, list[float | None]]:
@@ -115,6 +138,7 @@ class RewardSet:
             generations: (N,) tokens, and whether the model stopped by itself.
             prompts: (N,) texts.
             profile: how the model writes boxes.
+            parsed_boxes: (N,) boxes of the completions (`parse_completions`); None: they are read here.
             step: finished steps; `seconds`, `metrics` and `extra` are of one step and begin anew with the next.
             max_steps: of the run.
 
@@ -126,6 +150,8 @@ class RewardSet:
         """
         if step != self._step:
             self._begin(step)
+        if parsed_boxes is None:
+            parsed_boxes = parse_completions(samples, texts, profile)
         distinct = {id(sample): sample for sample in samples}
         rows = {key: reward_columns(sample, profile) for key, sample in distinct.items()}
         lists: dict[str, list[Any]] = {key: [rows[id(s)][key] for s in samples] for key in SAMPLE_COLUMNS}
@@ -146,6 +172,8 @@ class RewardSet:
         calls = []
         for name, function in self.functions.items():
             given = lists | (texts_only if name in REWARDS else chats)
+            if asks_for(function, PARSED_BOXES):
+                given = given | {PARSED_BOXES: list(parsed_boxes)}
             own = {key: list(values) for key, values in given.items()}  # whatever a reward does to its lists
             calls.append(RewardCall(name, function, own, fixed, samples))
         results = self._run(calls) | self._await([call for call in calls if call.is_async])

@@ -78,7 +78,8 @@ def groups_of(toy: Any) -> list[Group]:
     sampled = InPlaceEngine(toy.model(), STOPS).sample(asked, ROLLOUT, seed=2)
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5], dtype=torch.float64)
     groups = [
-        Group(r.name, r.prompt, g, [""] * 4, {}, advantages, advantages) for r, g in zip(asked, sampled, strict=True)
+        Group(r.name, r.prompt, g, [""] * 4, [None] * 4, {}, advantages, advantages)
+        for r, g in zip(asked, sampled, strict=True)
     ]
     ends = [generation.finished for group in groups for generation in group.generations]
     assert any(ends) and not all(ends)

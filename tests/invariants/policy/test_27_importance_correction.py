@@ -90,7 +90,7 @@ def group(toy: Any, logps: list[list[float]]) -> Group:
     generations = [Generation([3 + i for i in range(len(row))], row, finished=False) for row in logps]
     advantages = torch.tensor([1.0, -0.5, 0.7][: len(logps)], dtype=torch.float64)
     prompt = toy.prompt("one", [(4, 4)])
-    return Group("one#0", prompt, generations, [""] * len(logps), {}, advantages, advantages)
+    return Group("one#0", prompt, generations, [""] * len(logps), [None] * len(logps), {}, advantages, advantages)
 
 
 def assert_unknown_tokens_count_for_nothing(toy: Any, loss: Any, kind: Any) -> None:

@@ -25,7 +25,7 @@ from medmo_recipes.pages.rollout_index import MAX_POINTS, chart
 from medmo_recipes.pages.rollout_page import MAX_SIDE, MAX_TEXT, write_page
 from medmo_recipes.reinforcement.figures import answer_figures
 from medmo_recipes.reinforcement.groups import Group
-from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
+from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet, parse_completions
 from medmo_recipes.reinforcement.reward_log import figures, log_histograms, short_names
 from medmo_recipes.settings.run_config import Rewards
 from medmo_recipes.training.distributed.world import World
@@ -52,14 +52,16 @@ def make_group(
     processor: Processor, rewards: RewardSet, sample: Sample, texts: Sequence[str], name: str | None = None
 ) -> Group:
     generations = [Generation([3] * (4 + i), [-0.5] * (4 + i), finished=i != 1) for i in range(len(texts))]
+    count = len(texts)
+    parsed_boxes = parse_completions([sample] * count, texts, processor.text.profile)
     components = rewards.score(
-        [sample] * len(texts), texts, generations, prompts=[""] * len(texts), profile=processor.text.profile, step=4,
-        max_steps=9,
+        [sample] * count, texts, generations, prompts=[""] * count, profile=processor.text.profile,
+        parsed_boxes=parsed_boxes, step=4, max_steps=9,
     )  # fmt: skip
     values = torch.tensor([v or 0.0 for v in components[rewards.names[0]]], dtype=torch.float64)
     prompt: Any = SimpleNamespace(sample=sample)
     return Group(
-        name or f"{sample.id}#7", prompt, generations, texts, components, values, values - values.mean()
+        name or f"{sample.id}#7", prompt, generations, texts, parsed_boxes, components, values, values - values.mean()
     )  # fmt: skip
 
 
@@ -248,9 +250,7 @@ def test_the_index_shows_pages_curves_alarms_and_histograms(
     with RunLog(tmp_path, world, steps=40, title="toy", quiet=True) as log:
         for step in (1, 2, 3):
             values = {"reward": 0.1 * step, "completion_tokens": 20.0, "entropy": float("nan") if step == 2 else 1.0}
-            log.metrics(
-                step, values | figures(groups, world, rewards) | answer_figures(groups, world, processor.text.profile)
-            )
+            log.metrics(step, values | figures(groups, world, rewards) | answer_figures(groups, world))
             log_histograms(log, step, groups, world, rewards)
         log.event("alarm", step=3, message="alarm (length) after step 3: longer.")
         write_page(tmp_path / "rollouts", 1, groups, rewards, processor.text)
@@ -289,9 +289,9 @@ def test_figures_are_those_of_all_values(processor: Processor, rewards: RewardSe
     assert (found["reward/box/min"], found["reward/box/max"]) == (0.0, 1.0)
     assert found["reward/box/applies_ratio"] == 0.5 and found["reward/format/applies_ratio"] == 1.0
     assert found["logged/words"] == 2.0 and found["reward/box/s"] > 0
-    answers = answer_figures(groups, ALONE, processor.text.profile)
+    answers = answer_figures(groups, ALONE)
     assert answers == {"boxes": 1.0, "true_boxes": 1.0, "unreadable_ratio": pytest.approx(1 / 3)}
-    assert answer_figures(groups[1:], ALONE, processor.text.profile) == {}
+    assert answer_figures(groups[1:], ALONE) == {}
 
 
 def test_figures_are_global(
@@ -310,14 +310,14 @@ def test_figures_are_global(
 
             with connect("cpu", timeout_s=30) as world:
                 own = [groups[i] for i in range(2) if split[i] == world.rank]
-                values = figures(own, world, rewards) | answer_figures(own, world, processor.text.profile)
+                values = figures(own, world, rewards) | answer_figures(own, world)
                 with RunLog(out, world, steps=1, title="toy", quiet=True) as log:
                     log_histograms(log, 1, own, world, rewards)
                 return values
 
         return work
 
-    own = figures(groups, ALONE, rewards) | answer_figures(groups, ALONE, processor.text.profile)
+    own = figures(groups, ALONE, rewards) | answer_figures(groups, ALONE)
     for split in ((0, 1), (1, 1)):
         out = tmp_path / f"{split}"
         for values in run_processes(tell(split, out)):

@@ -88,6 +88,24 @@ def test_a_function_sees_what_trl_gives_and_more() -> None:
     assert all(type(seen[key]) is list for key in reward_columns(SAMPLES[0], QWEN3_VL))
 
 
+def test_a_function_that_names_parsed_boxes_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that cannot do without them; they are what the profile reads in each completion."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "def count(*, parsed_boxes, **columns):\n    return [b and len(b.boxes) for b in parsed_boxes]"
+    )
+    seen: dict[str, Any] = {}
+
+    def own(parsed_boxes: list[Any], **columns: Any) -> list[float | None]:
+        seen["given"] = parsed_boxes
+        return [None] * len(parsed_boxes)
+
+    found = score(RewardSet({"own.py:count": find_reward("own.py:count"), "mine.py:own": own}))
+    assert found["own.py:count"] == [1.0, None, None]
+    truth = SAMPLES[0].truth_boxes()
+    assert truth is not None and seen["given"] == [QWEN3_VL.parse_boxes(TEXTS[0], truth), None, None]
+
+
 def test_a_function_may_spoil_its_lists() -> None:
     def own(completions: list[Any], task: list[str], **columns: Any) -> list[float]:
         count = len(completions)
