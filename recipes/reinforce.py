@@ -41,7 +41,7 @@ from .reinforcement.groups import Group, draw_prompts, reward_answers, sample_an
 from .reinforcement.image_features import encode_images, keeps_features
 from .reinforcement.reference_policy import Reference, make_reference
 from .reinforcement.reward_calls.reward_set import RewardSet
-from .reinforcement.reward_log import figures, log_histograms
+from .reinforcement.reward_figures import log_histograms, reward_figures
 from .reinforcement.update import Update
 from .settings.run_config import RunConfig
 from .training.distributed.shards import sum_gradients
@@ -135,11 +135,11 @@ def take_step(stage: PolicyTraining, step: int) -> None:
         update = learn_from(run, rollouts, stage.reference, step)
     grpo, world, sampled = run.config.grpo, run.world, [*rollouts.groups, *rollouts.discarded]
     values = step_figures(rollouts.groups, rollouts.discarded, update, grpo, world)
-    values |= figures(sampled, world, stage.rewards) | answer_figures(sampled, world)
+    values |= reward_figures(sampled, world, stage.rewards) | answer_figures(sampled, world)
     values["skipped"] = world.sum(torch.tensor([run.skipped.total])).item()
     seconds = time.perf_counter() - started
     stage.meter.add(Tally(1, int(values["tokens"]), int(values.pop("completions")), 0.0, seconds), phases.own["wait_s"])
-    stage.alarms.tell(run.log, number, values)
+    stage.alarms.log(run.log, number, values)
     if number == train.steps or number % train.log_every == 0:
         run.log.metrics(number, values | stage.meter.line() | phases.slowest())
         log_histograms(run.log, number, sampled, world, stage.rewards)

@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -24,12 +24,10 @@ from medmo_core.durable import write_text
 from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import import_optional
 
+from ..reinforcement.groups import Group
 from ..reinforcement.reward_calls.reward_set import RewardSet
-from ..reinforcement.reward_log import short_names
+from ..reinforcement.reward_figures import short_names
 from .rollout_index import write_index
-
-if TYPE_CHECKING:
-    from ..reinforcement.groups import Group
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_SIDE = 512  # px; larger images are shrunk for the page
@@ -54,7 +52,7 @@ def page_template(name: str) -> Any:
 def write_page(
     folder: Path,
     step: int,
-    groups: Sequence["Group"],
+    groups: Sequence[Group],
     rewards: RewardSet,
     sample_text: SampleText,
     *,
@@ -68,9 +66,9 @@ def write_page(
         step: 1-based.
         groups: sampled and rewarded.
         rewards: scored them.
-        sample_text: words of the prompts; its profile reads boxes.
+        sample_text: writer of the prompts' words.
         root: data root of samples that do not carry one.
-        max_prompts: on the page: the first of them.
+        max_prompts: most prompts on the page; the first of the groups are shown.
 
     Returns:
         The page's path.
@@ -105,7 +103,7 @@ class _Layer:
     number: int = 0
 
 
-def _prompt(group: "Group", rewards: RewardSet, sample_text: SampleText, root: Root) -> dict[str, Any]:
+def _prompt(group: Group, rewards: RewardSet, sample_text: SampleText, root: Root) -> dict[str, Any]:
     sample = group.prompt.sample
     return {
         "name": group.name,

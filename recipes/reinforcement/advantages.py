@@ -1,4 +1,4 @@
-"""From what each reward says of a group's completions to how much each completion is to be made likelier.
+"""Advantages: how much likelier each completion of a group is to be made, given what its rewards are.
 
 Shapes: P prompts, G generations per prompt (the group).
 
@@ -66,7 +66,7 @@ def group_advantages(rewards_PG: Tensor, kind: Advantage) -> Tensor:
     Args:
         rewards_PG: (P, G) rewards.
         kind: "group_std": less the group's mean, over its standard deviation, so that easy and hard prompts weigh
-            alike; "centred": without the division; "leave_one_out": less the mean of the others, which is "centred"
+            the same; "centred": without the division; "leave_one_out": less the mean of the others, which is "centred"
             times G / (G - 1) and has no bias.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Signs that a reward is being gamed, or that nothing is learned any more: told once when they appear.
+"""Signs that a reward is being gamed, or that nothing is learned any more: logged once when they appear.
 
 The mean of the last 10 steps is held against that of the first 20, the baseline:
 
@@ -9,7 +9,7 @@ The mean of the last 10 steps is held against that of the first 20, the baseline
 - flat groups: rewards all equal in 60 % of the groups or more, and in 20 points more than at first; or in 95 %;
 - unreadable: 10 points more unreadable answers to grounding prompts than at first.
 
-An alarm can be told again after 10 steps without its sign. A step without a figure (no grounding prompt in it, say)
+An alarm can be logged again after 10 steps without its sign. A step without a figure (no grounding prompt in it, say)
 counts for the other alarms only.
 """
 
@@ -23,24 +23,24 @@ from ..settings.run_config import Watching
 from ..training.monitoring.log import RunLog
 
 BASELINE, RECENT = 20, 10  # steps
-CALM = 10  # steps without its sign after which an alarm can be told again
+CALM = 10  # steps without its sign after which an alarm can be logged again
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What an alarm looks at.
+    """Condition of an alarm, with what it says.
 
     Attributes:
-        value: figures of a step -> the number whose means are compared; NaN: the step has none.
-        shows: recent and first mean -> whether the sign is there.
-        what: is seen, with places for both means.
-        then: what it may mean, and what to do.
+        value: function from the figures of a step to the number whose means are compared; NaN: the step has none.
+        shows: function from recent and first mean to whether the sign is there.
+        message: format string with {recent} and {first}, the two means.
+        advice: possible meaning of the sign, and what to do.
     """
 
     value: Callable[[Mapping[str, float]], float]
     shows: Callable[[float, float], bool]
-    what: str
-    then: str
+    message: str
+    advice: str
 
 
 def _figure(name: str) -> Callable[[Mapping[str, float]], float]:
@@ -90,10 +90,10 @@ SIGNS: dict[str, Sign] = {
 
 
 class Alarms:
-    """Look at every step of a run for signs of trouble.
+    """Signs of trouble in the steps of a run.
 
     Args:
-        watching: `alarms` off: nothing is ever told.
+        watching: settings; with `alarms` off nothing is ever logged.
     """
 
     def __init__(self, watching: Watching) -> None:
@@ -103,15 +103,15 @@ class Alarms:
         self._calm: dict[str, int] = dict.fromkeys(SIGNS, CALM)
 
     def look(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """Take in a finished step and return what is to be told now.
+        """Take in a finished step and return the messages to log now.
 
         Args:
-            step: 1-based, for the messages.
+            step: 1-based number of the step, for the messages.
             values: figures of the step, the same on all processes.
         """
         if not self.on:
             return []
-        told = []
+        messages = []
         for name, sign in SIGNS.items():
             value = sign.value(values)
             if not math.isfinite(value):
@@ -127,17 +127,17 @@ class Alarms:
                 self._calm[name] += 1
                 continue
             if self._calm[name] >= CALM:
-                seen = sign.what.format(recent=recent, first=first)
-                told.append(f"alarm ({name}) after step {step}: {seen}. {sign.then}.")
+                seen = sign.message.format(recent=recent, first=first)
+                messages.append(f"alarm ({name}) after step {step}: {seen}. {sign.advice}.")
             self._calm[name] = 0
-        return told
+        return messages
 
-    def tell(self, log: RunLog, step: int, values: Mapping[str, float]) -> None:
-        """Look at a step, print what is to be told, and record it as events.
+    def log(self, log: RunLog, step: int, values: Mapping[str, float]) -> None:
+        """Look at a step, print the messages of its alarms, and record them as events.
 
         Args:
-            log: of the run.
-            step: 1-based.
+            log: log of the run.
+            step: 1-based number of the step.
             values: figures of the step, the same on all processes.
         """
         for message in self.look(step, values):

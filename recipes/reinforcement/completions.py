@@ -27,9 +27,9 @@ class Completion:
 
     Attributes:
         document: the document.
-        advantage: of every one of its tokens.
-        token_weight: of every one of its tokens in the step's loss; the denominators are in it.
-        sampled_logps: what the sampler thought of each token.
+        advantage: advantage of each of its tokens.
+        token_weight: weight of each of its tokens in the step's loss, denominators included.
+        sampled_logps: log-probability of each token as the sampler gave it.
     """
 
     document: Document
@@ -77,7 +77,7 @@ def join(prompt: Document, tokens: Sequence[int]) -> Document:
 def to_completions(groups: Sequence[Group], rollout: Rollout, grpo: Grpo, world: World) -> list[Completion]:
     """Turn groups into documents whose token weights carry the global denominators; every process calls this.
 
-    Tokens whose log-probability the sampler could not tell, and with grpo.mask_truncated completions that were cut, are
+    Tokens whose log-probability the sampler did not know, and with grpo.mask_truncated completions that were cut, are
     left out of the denominators too.
     """
     kept: list[tuple[Group, int, int]] = []
@@ -112,7 +112,7 @@ def silent(group: Group) -> Completion:
 def pack_completions(completions: Sequence[Completion], *, share_prefixes: bool = True) -> PolicyBatch:
     """Pack documents to learn from, with one number per completion token; neighbours share their prompt.
 
-    A token whose log-probability the sampler could not tell has no weight.
+    A token whose log-probability the sampler did not know has no weight.
     """
     lengths = torch.tensor([len(c.sampled_logps) for c in completions])
     sampled_logps = torch.tensor([logp for c in completions for logp in c.sampled_logps], dtype=torch.float64)
@@ -154,7 +154,7 @@ def divide(
     if equal:
         most = max(world.gather(len(chunks)))
         if not all(world.gather(bool(fillers))):
-            raise InputError("parallel.shard=true: a process has no usable prompt in this step; mend the data")
+            raise InputError("parallel.shard=true: a process has no usable prompt in this step; fix the data")
         chunks += [list(fillers[:1]) for _ in range(most - len(chunks))]
     return [pack_completions(chunk, share_prefixes=share_prefixes) for chunk in chunks]
 

@@ -1,6 +1,6 @@
-"""Where completions come from: the protocol that reinforce samples through, and the model itself behind it.
+"""Sampling of completions: the protocol that reinforce samples through, and the model itself behind it.
 
-Another engine, such as an inference server of its own, can stand in the place of `InPlaceEngine`: it must return the
+Another engine, such as a separate inference server, can stand in the place of `InPlaceEngine`: it must return the
 log-probabilities by the convention of `medmo_core.generation.sampling` (the full distribution at the sampling
 temperature, before top-k, top-p and the ban on placeholders), never sample a placeholder, and show that it answers with
 the weights that the trainer has now.
@@ -24,11 +24,11 @@ from ..training.distributed.sharding import whole_weights
 
 @dataclass(frozen=True)
 class Request:
-    """Ask for completions of one prompt.
+    """Request for completions of one prompt.
 
     Attributes:
         name: unique in the run; with the seed it names the random numbers.
-        prompt: without labels.
+        prompt: prompt without labels.
     """
 
     name: str
@@ -56,7 +56,7 @@ class InPlaceEngine:
     each process decodes as long as it needs.
 
     Args:
-        model: on its device; sharded or not.
+        model: model on its device, sharded or not.
         stop_token_ids: tokens that end a completion; None: the end token of the model's config.
     """
 

@@ -21,8 +21,8 @@ def step_figures(
     """Return the numbers of a step over all processes; every process calls this.
 
     Args:
-        groups: this process learned from.
-        discarded: sampled, and replaced because nothing could be learned from them.
+        groups: groups that this process learned from.
+        discarded: groups that were sampled, and replaced because nothing could be learned from them.
         update: the last pass over the batch.
         grpo: what is logged.
         world: the processes.
@@ -87,7 +87,7 @@ def answer_figures(groups: Sequence[Group], world: World) -> dict[str, float]:
     """Return what the answers to grounding prompts look like; empty where there are none. Every process calls this.
 
     Args:
-        groups: of this process; may be empty.
+        groups: groups of this process; may be empty.
         world: the processes.
 
     Returns:

@@ -137,7 +137,7 @@ def reward_answers(
         rollout: longest completion.
         grpo: how to compare.
         step: finished steps.
-        max_steps: of the run.
+        max_steps: number of steps of the run.
 
     Raises:
         RewardError: a reward failed; names it and the sample.

@@ -1,4 +1,4 @@
-"""What a frozen vision tower makes of a step's images, computed once and used by every pass over them."""
+"""Features of a step's images from a frozen vision tower, computed once and used by every pass over them."""
 
 from collections.abc import Mapping
 from dataclasses import replace

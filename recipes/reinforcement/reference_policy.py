@@ -24,8 +24,8 @@ def make_reference(model: MedMO, config: RunConfig, world: World) -> Reference |
     With adapters it is the model without them; else a copy, laid over the processes as the model will be.
 
     Args:
-        model: before `prepare` and the first step; what trains has been chosen.
-        config: of the run.
+        model: model before `prepare` and the first step, once what trains has been chosen.
+        config: config of the run.
         world: the processes.
     """
     if config.grpo.beta == 0:

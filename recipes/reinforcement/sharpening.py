@@ -1,4 +1,4 @@
-"""How much of a reward is had by sampling colder: the check that tells learning from sharpening.
+"""Reward gained by sampling colder: the check that separates learning from sharpening.
 
 Reinforcement can raise the sampled reward by making the model surer of what it would have said anyway. Lowering the
 temperature of the untouched model does the same for free; a gain that this also gives is sharpening.
@@ -32,9 +32,9 @@ def sampled_box_reward(
         kit: model and processor.
         num_prompts: held-out questions.
         num_generations: samples of each.
-        temperatures: to sample at.
+        temperatures: temperatures to sample at.
         max_new_tokens: longest sample.
-        seed: of the samples; the prompts do not depend on it.
+        seed: seed of the samples; the prompts do not depend on it.
     """
     samples = eval_samples("grounding", "test", crops="fixed", n=num_prompts, seed=0)
     prompts = {number: kit.processor.encode(sample, for_generation=True) for number, sample in enumerate(samples)}

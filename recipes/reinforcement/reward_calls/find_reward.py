@@ -1,4 +1,4 @@
-"""From the name of a reward in a config to the function: one of ours, of a module, or of a file.
+"""Look-up of a reward by its name in a config: one of ours, of a module, or of a file.
 
 A module or file is imported, and so runs as it stands: what the command line names is trusted like the command line.
 """
@@ -62,7 +62,7 @@ def asks_for(function: Callable[..., Any], keyword: str) -> bool:
     """Whether a function has a parameter of this name; `**columns` alone asks for nothing."""
     try:
         return keyword in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some callables of C tell nothing
+    except (TypeError, ValueError):  # some callables of C have no signature
         return False
 
 
@@ -106,7 +106,7 @@ def _check_keywords(function: Callable[..., Any], name: str) -> None:
     """Refuse at once what the first call would refuse after the first rollout."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some callables of C tell nothing
+    except (TypeError, ValueError):  # some callables of C have no signature
         return
     try:
         asked = [PARSED_BOXES] if PARSED_BOXES in signature.parameters else []

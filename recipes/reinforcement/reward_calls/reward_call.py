@@ -33,8 +33,8 @@ class RewardCall:
     """A reward with everything it is called with.
 
     Attributes:
-        name: of the reward.
-        function: takes the keywords of `lists` and `fixed`.
+        name: name of the reward.
+        function: function that takes the keywords of `lists` and `fixed`.
         lists: keyword -> (N,) values.
         fixed: keyword -> value for all; functions among them are left out when failures are looked for.
         samples: (N,) of the completions, for messages.

@@ -7,7 +7,7 @@ may be a coroutine function: those of a run are awaited together. A reward that 
 gets the boxes of the completions, which are read once for all.
 
 Functions given by module or file get prompts and completions as chats (`[{"role": ..., "content": text}]`), the form
-that TRL uses wherever there are images. Rewards of our own table read chats and texts alike and get the texts.
+that TRL uses wherever there are images. Rewards of our own table read chats and texts and get the texts.
 
 Shapes: N completions.
 """
@@ -34,7 +34,7 @@ from .time_limit import GRACE_S, TimeUp, time_limit
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where the run stands, by TRL's names.
+    """Progress of the run, by TRL's names.
 
     Attributes:
         global_step: finished steps.
@@ -91,7 +91,7 @@ class RewardSet:
         timeout_s: longest time of one call.
 
     Attributes:
-        names: of the rewards, in order.
+        names: names of the rewards, in order.
         seconds: name -> time spent in the current step; coroutines count the time they are awaited together.
         metrics: name -> values that rewards gave to `log_metric` in the current step.
     """
@@ -140,7 +140,7 @@ class RewardSet:
             profile: how the model writes boxes.
             parsed_boxes: (N,) boxes of the completions (`parse_completions`); None: they are read here.
             step: finished steps; `seconds`, `metrics` and `extra` are of one step and begin anew with the next.
-            max_steps: of the run.
+            max_steps: number of steps of the run.
 
         Returns:
             Reward name -> (N,) values; None where it does not apply.

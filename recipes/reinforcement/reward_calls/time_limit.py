@@ -31,7 +31,7 @@ class TimeUp(TimeoutError):
 
 
 class _Interrupt(BaseException):
-    """No `Exception`, so that the interrupted call does not take it for an error of its own."""
+    """No `Exception`, so that the interrupted call does not take it for one of its errors."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
 
     Args:
         seconds: allowed.
-        what: is called, for the message: "reward 'box'".
+        what: name of the call for the message, such as "reward 'box'".
 
     Raises:
         TimeUp: it took longer; names the line that it was at.

@@ -26,7 +26,7 @@ from medmo_recipes.pages.rollout_page import MAX_SIDE, MAX_TEXT, write_page
 from medmo_recipes.reinforcement.figures import answer_figures
 from medmo_recipes.reinforcement.groups import Group
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet, parse_completions
-from medmo_recipes.reinforcement.reward_log import figures, log_histograms, short_names
+from medmo_recipes.reinforcement.reward_figures import log_histograms, reward_figures, short_names
 from medmo_recipes.settings.run_config import Rewards
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.model.kit import load_kit
@@ -250,7 +250,7 @@ def test_the_index_shows_pages_curves_alarms_and_histograms(
     with RunLog(tmp_path, world, steps=40, title="toy", quiet=True) as log:
         for step in (1, 2, 3):
             values = {"reward": 0.1 * step, "completion_tokens": 20.0, "entropy": float("nan") if step == 2 else 1.0}
-            log.metrics(step, values | figures(groups, world, rewards) | answer_figures(groups, world))
+            log.metrics(step, values | reward_figures(groups, world, rewards) | answer_figures(groups, world))
             log_histograms(log, step, groups, world, rewards)
         log.event("alarm", step=3, message="alarm (length) after step 3: longer.")
         write_page(tmp_path / "rollouts", 1, groups, rewards, processor.text)
@@ -282,7 +282,7 @@ def test_figures_are_those_of_all_values(processor: Processor, rewards: RewardSe
         make_group(processor, rewards, by_id["q1"], ["yes", "no", "yes"]),
     ]
     rewards.metrics["words"] += [1.0, 3.0]
-    found = figures(groups, ALONE, rewards)
+    found = reward_figures(groups, ALONE, rewards)
     values = [v for v in groups[0].components["box"] if v is not None]
     assert len(values) == 3 and found["reward/box"] == pytest.approx(sum(values) / 3)
     assert found["reward/box/std"] == pytest.approx(float(np.std(values)))
@@ -310,14 +310,14 @@ def test_figures_are_global(
 
             with connect("cpu", timeout_s=30) as world:
                 own = [groups[i] for i in range(2) if split[i] == world.rank]
-                values = figures(own, world, rewards) | answer_figures(own, world)
+                values = reward_figures(own, world, rewards) | answer_figures(own, world)
                 with RunLog(out, world, steps=1, title="toy", quiet=True) as log:
                     log_histograms(log, 1, own, world, rewards)
                 return values
 
         return work
 
-    own = figures(groups, ALONE, rewards) | answer_figures(groups, ALONE)
+    own = reward_figures(groups, ALONE, rewards) | answer_figures(groups, ALONE)
     for split in ((0, 1), (1, 1)):
         out = tmp_path / f"{split}"
         for values in run_processes(tell(split, out)):

@@ -1,4 +1,4 @@
-"""Alarms: what must be told is told once, what is well is not, and a resumed run tells the same."""
+"""Alarms: trouble is logged once, a healthy run logs none, and a resumed run logs the same."""
 
 import json
 import math
@@ -28,7 +28,7 @@ HEALTHY = {
 STEPS = 80
 
 
-def told(change: Callable[[int], Mapping[str, float]], alarms: Alarms | None = None, steps: int = STEPS) -> list[str]:
+def logged(change: Callable[[int], Mapping[str, float]], alarms: Alarms | None = None, steps: int = STEPS) -> list[str]:
     """Return "name@step" of every alarm of a run whose figures differ from healthy ones as `change` says."""
     alarms = alarms or Alarms(Watching())
     found = []
@@ -62,8 +62,8 @@ def after(step: int, start: float, end: float, at: int = 30) -> float:
         ("unreadable", lambda step: {"unreadable_ratio": after(step, 0.05, 0.4)}),
     ],
 )
-def test_trouble_is_told_once(name: str, change: Callable[[int], Mapping[str, float]]) -> None:
-    assert names(told(change)) == [name]
+def test_trouble_is_logged_once(name: str, change: Callable[[int], Mapping[str, float]]) -> None:
+    assert names(logged(change)) == [name]
 
 
 def noisy(step: int) -> dict[str, float]:
@@ -96,21 +96,21 @@ def noisy(step: int) -> dict[str, float]:
     ],
     ids=range(9),
 )
-def test_what_is_well_is_not_told(change: Callable[[int], Mapping[str, float]]) -> None:
-    assert told(change) == []
+def test_what_is_well_is_not_logged(change: Callable[[int], Mapping[str, float]]) -> None:
+    assert logged(change) == []
 
 
 def test_thirty_steps_come_before_any_judgement() -> None:
-    found = told(lambda step: {"completion_tokens": 30.0 if step <= BASELINE else 300.0})
+    found = logged(lambda step: {"completion_tokens": 30.0 if step <= BASELINE else 300.0})
     assert found == [f"length@{BASELINE + RECENT}"]
 
 
-def test_a_second_episode_is_told_again_but_not_a_flicker() -> None:
+def test_a_second_episode_is_logged_again_but_not_a_flicker() -> None:
     def change(step: int) -> dict[str, float]:
         return {"completion_tokens": 90.0 if 30 < step <= 50 or 90 < step <= 110 else 30.0}
 
-    assert names(told(change, steps=130)) == ["length", "length"]
-    flicker = told(lambda step: {"completion_tokens": 62.0 if step % 3 else 59.0} if step > 30 else {}, steps=130)
+    assert names(logged(change, steps=130)) == ["length", "length"]
+    flicker = logged(lambda step: {"completion_tokens": 62.0 if step % 3 else 59.0} if step > 30 else {}, steps=130)
     assert names(flicker) == ["length"]
 
 
@@ -119,26 +119,26 @@ def test_figures_that_are_missing_leave_the_other_alarms_be() -> None:
         values = {"completion_tokens": after(step, 30, 90)}
         return values | ({"boxes": math.nan} if step % 2 else {})
 
-    assert names(told(change)) == ["length"]
+    assert names(logged(change)) == ["length"]
     alarms = Alarms(Watching())
     assert alarms.look(1, {"loss": 0.3}) == []
 
 
 def test_off_is_off() -> None:
-    assert told(lambda step: {"completion_tokens": after(step, 30, 300)}, Alarms(Watching(alarms=False))) == []
+    assert logged(lambda step: {"completion_tokens": after(step, 30, 300)}, Alarms(Watching(alarms=False))) == []
 
 
 def test_a_resumed_run_tells_the_same() -> None:
     def change(step: int) -> dict[str, float]:
         return noisy(step) | {"completion_tokens": after(step, 30, 90), "boxes": after(step, 1.1, 4.0, at=45)}
 
-    expected = told(change)
+    expected = logged(change)
     assert len(expected) == 2
     for cut in (5, 33, 47, 60):
         first = Alarms(Watching())
-        found = told(change, first, steps=cut)
+        found = logged(change, first, steps=cut)
         state = json.loads(json.dumps(first.state()))
-        told(lambda step: {"completion_tokens": 1.0}, first, steps=3)  # what goes on there is not in the state
+        logged(lambda step: {"completion_tokens": 1.0}, first, steps=3)  # what goes on there is not in the state
         second = Alarms(Watching())
         second.restore(state)
         assert second.state() == state
@@ -151,9 +151,9 @@ def test_a_resumed_run_tells_the_same() -> None:
 def test_every_sign_says_what_to_do_with_settings_that_exist() -> None:
     settings = set(setting_types())
     for sign in SIGNS.values():
-        named = re.findall(r"\b(?:grpo|rollout|optim|model|rewards)\.[a-z_]+\b", sign.then)
+        named = re.findall(r"\b(?:grpo|rollout|optim|model|rewards)\.[a-z_]+\b", sign.advice)
         assert set(named) <= settings
-        assert sign.what.format(recent=0.5, first=0.25)
+        assert sign.message.format(recent=0.5, first=0.25)
 
 
 def test_an_alarm_is_printed_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +161,7 @@ def test_an_alarm_is_printed_and_recorded(tmp_path: Path, capsys: pytest.Capture
     alarms = Alarms(Watching())
     with RunLog(tmp_path, world, steps=STEPS, title="toy") as log:
         for step in range(1, STEPS + 1):
-            alarms.tell(log, step, HEALTHY | {"entropy": after(step, 0.8, 0.01)})
+            alarms.log(log, step, HEALTHY | {"entropy": after(step, 0.8, 0.01)})
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (event,) = [e for e in events if e.get("event") == "alarm"]
     assert event["message"].startswith("alarm (entropy) after step ") and event["step"] > 30

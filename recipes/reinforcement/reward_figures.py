@@ -1,4 +1,4 @@
-"""What a step's rewards and answers look like in numbers, over all processes.
+"""Figures of a step's rewards over all processes.
 
 Figures of a reward, by its short name ("box"; "brief" for "my_rewards.py:brief"): `reward/box` is the mean over the
 completions that it applies to, `reward/box/std`, `/min` and `/max` their spread, `reward/box/applies_ratio` their share
@@ -7,16 +7,13 @@ rewards gave to `log_metric` as "words".
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..training.distributed.world import World
 from ..training.monitoring.log import RunLog
+from .groups import Group
 from .reward_calls.reward_set import RewardSet
-
-if TYPE_CHECKING:
-    from .groups import Group
 
 NUM_BINS = 20
 
@@ -28,7 +25,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return {name: s if taken.count(s) == 1 else name.replace("/", ".").replace(":", ".") for name, s in short.items()}
 
 
-def gathered(groups: Sequence["Group"], rewards: RewardSet, world: World) -> dict[str, list[float | None]]:
+def gathered(groups: Sequence[Group], rewards: RewardSet, world: World) -> dict[str, list[float | None]]:
     """Return component -> its values for all completions of all processes; every process calls this.
 
     Components beside the rewards, such as a length penalty, come last.
@@ -42,13 +39,13 @@ def gathered(groups: Sequence["Group"], rewards: RewardSet, world: World) -> dic
     return {name: [value for part in everyone for value in part.get(name, [])] for name in names}
 
 
-def figures(groups: Sequence["Group"], world: World, rewards: RewardSet) -> dict[str, float]:
+def reward_figures(groups: Sequence[Group], world: World, rewards: RewardSet) -> dict[str, float]:
     """Return the figures of every reward of a step; every process calls this.
 
     Args:
-        groups: of this process; may be empty.
+        groups: groups of this process; may be empty.
         world: the processes.
-        rewards: scored the groups.
+        rewards: rewards that scored the groups.
     """
     values: dict[str, float] = {}
     seconds, metrics = zip(*world.gather((dict(rewards.seconds), dict(rewards.metrics))), strict=True)
@@ -70,15 +67,15 @@ def figures(groups: Sequence["Group"], world: World, rewards: RewardSet) -> dict
     return values
 
 
-def log_histograms(log: RunLog, step: int, groups: Sequence["Group"], world: World, rewards: RewardSet) -> None:
+def log_histograms(log: RunLog, step: int, groups: Sequence[Group], world: World, rewards: RewardSet) -> None:
     """Record how often each reward took which value, as an event per reward; every process calls this.
 
     Args:
-        log: of the run.
+        log: log of the run.
         step: 1-based.
-        groups: of this process; may be empty.
+        groups: groups of this process; may be empty.
         world: the processes.
-        rewards: scored the groups.
+        rewards: rewards that scored the groups.
     """
     components = gathered(groups, rewards, world)
     for name, short in short_names(list(components)).items():
