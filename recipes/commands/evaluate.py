@@ -22,6 +22,7 @@ from pathlib import Path
 from medmo_core.datasets.names import current_name
 from medmo_core.inference.load import load
 
+from ..evaluation.ask import Asking
 from ..evaluation.results import NOTICE, format_table, write_evaluation
 from ..evaluation.suites import evaluate_data, evaluate_embedded
 
@@ -31,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     kit = load(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
     started = time.perf_counter()
-    options = {"batch_size": arguments.batch_size, "max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
+    asking = Asking(arguments.batch_size, arguments.max_new_tokens, arguments.seed)
     if arguments.data is None:
-        result = evaluate_embedded(kit.model, kit.processor, num_samples=arguments.num_samples, **options)
+        result = evaluate_embedded(kit.model, kit.processor, num_samples=arguments.num_samples, asking=asking)
         where = "embedded images"
     else:
         name = current_name(arguments.data)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             root=arguments.root,
             num_samples=arguments.num_samples,
             split=arguments.split,
-            **options,
+            asking=asking,
         )
         where = f"{name}, split {arguments.split}"
     print(format_table(result.metrics))

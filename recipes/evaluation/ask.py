@@ -4,7 +4,7 @@ Shapes: N pairs of an image and its caption.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -20,6 +20,24 @@ MAX_ANSWER_TOKENS = 1024
 Member = TypeVar("Member")
 
 
+@dataclass(frozen=True)
+class Asking:
+    """Settings of how a model is asked in an evaluation.
+
+    Attributes:
+        batch_size: answers decoded together, or documents per pass.
+        max_new_tokens: longest answer; None: half as long again as the longest true one.
+        seed: seed of everything that is drawn: crops, shuffling, bootstrap.
+    """
+
+    batch_size: int = 64
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+
+DEFAULT_ASKING = Asking()
+
+
 def answer(
     model: MedMO,
     processor: Processor,
@@ -32,8 +50,8 @@ def answer(
 
     Args:
         model: the model.
-        processor: encodes prompts, decodes answers.
-        samples: what is asked.
+        processor: processor that encodes prompts and decodes answers.
+        samples: samples with the questions.
         max_new_tokens: longest answer, see `answer_limit`.
         batch_size: answers decoded together.
 
@@ -70,7 +88,7 @@ def caption_scores(
 
     Args:
         model: the model.
-        processor: encodes.
+        processor: processor that encodes the documents.
         images: N samples; their images and questions are used.
         captions: candidate texts.
         batch_size: documents per pass.

@@ -49,7 +49,7 @@ class FittedBaselines:
     def boxes(self, sample: Sample) -> AnyBoxes | None:
         """Return the constant box of each label asked for, in pixels of the image; None where none is known.
 
-        Among several images it is told which one each label is to be found in.
+        Among several images it knows which one each label is to be found in.
         """
         truth = sample.truth_boxes()
         if truth is None:
@@ -84,7 +84,7 @@ def fit_baselines(samples: Iterable[Sample], *, by: str = "template") -> FittedB
     """Fit constant answers on training samples.
 
     Args:
-        samples: with their answers.
+        samples: samples with their answers.
         by: `template` or `question`: what shares one constant answer. The second is the stronger baseline.
     """
     votes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -173,7 +173,7 @@ def embedded_baselines(crops: str = "fixed", by: str = "template") -> FittedBase
 
     Args:
         crops: `fixed` (random crops) or `none` (whole images).
-        by: see `fit_baselines`.
+        by: `template` or `question`, as for `fit_baselines`.
     """
     samples: list[Sample] = []
     for task, number in FIT_SAMPLES.items():

@@ -41,11 +41,11 @@ def retrieval_metrics(
 
     Args:
         model: the model.
-        processor: of its checkpoint.
+        processor: processor of the model's checkpoint.
         samples: N pairs with distinct captions.
-        suffix: added to the names.
+        suffix: ending of the names.
         batch_size: documents per pass.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         `retrieval_recall1` and `retrieval_median_rank` (a caption per image), `retrieval_image_recall1` and

@@ -9,7 +9,7 @@ Shapes: N pairs of an image and its caption.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from medmo_core.boxes import AnyBoxes, ImageBoxes
 from medmo_core.data.records.sample import Sample
@@ -17,6 +17,8 @@ from medmo_core.data.records.store import store_of
 from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
+
+from .baselines import FittedBaselines
 
 METRICS: dict[str, tuple[str, ...]] = {
     "vqa": ("vqa_accuracy",),
@@ -26,24 +28,12 @@ METRICS: dict[str, tuple[str, ...]] = {
 """Task -> its metrics."""
 
 
-class Baselines(Protocol):
-    """Answers that need no look at the image, fitted on training data."""
-
-    def answer(self, sample: Sample) -> str | None:
-        """Return the commonest training answer to this kind of question; None where it never came up."""
-        ...
-
-    def boxes(self, sample: Sample) -> AnyBoxes | None:
-        """Return the constant box of each label asked for, in px of the sample's image; None where none is known."""
-        ...
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said to one sample, and what that is worth.
+    """Answer of a model to one sample, with its scores.
 
     Attributes:
-        sample_id: of the sample; pairs the predictions of two checkpoints.
+        sample_id: id of the sample, which pairs the predictions of two checkpoints.
         task: vqa, grounding or report.
         question: the last user text.
         text: what the model said.
@@ -122,15 +112,15 @@ def score_answers(
     samples: Sequence[Sample],
     texts: Sequence[str],
     sample_text: SampleText,
-    baselines: Baselines | None = None,
+    baselines: FittedBaselines | None = None,
 ) -> list[Prediction]:
     """Score what was said to samples of vqa, grounding or report.
 
     Args:
-        samples: with their truth.
+        samples: samples with their truth.
         texts: one per sample.
-        sample_text: prints the truth; its profile reads the boxes.
-        baselines: scored beside the model where they know the question.
+        sample_text: writer of the truth as text; its profile reads the boxes.
+        baselines: baselines, scored beside the model where they know the question.
 
     Raises:
         InputError: a sample of another task, or without the truth its task needs.
@@ -177,7 +167,7 @@ def score_texts(
     """Return metric -> value for each sample.
 
     Args:
-        samples: with their truth.
+        samples: samples with their truth.
         texts: what was said; unused for grounding.
         boxes: what was read out of it; None where it could not be read. Unused for other tasks.
 
@@ -212,7 +202,7 @@ def _comparable(sample: Sample, said: AnyBoxes | None) -> AnyBoxes:
     return truth if said is None or any(said.labels) else truth.with_labels([""] * len(truth))
 
 
-def _baseline_scores(samples: Sequence[Sample], baselines: Baselines | None) -> list[dict[str, float]]:
+def _baseline_scores(samples: Sequence[Sample], baselines: FittedBaselines | None) -> list[dict[str, float]]:
     """Score what the baselines answer; empty where they do not know the question."""
     results: list[dict[str, float]] = [{} for _ in samples]
     if baselines is None:
@@ -236,7 +226,7 @@ def mean_score(predictions: Sequence[Prediction], metric: str, *, seed: int = 0)
     Args:
         predictions: all of one task.
         metric: one of the task's.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     values = [p.scores[metric] for p in predictions]
     images = [p.image for p in predictions]

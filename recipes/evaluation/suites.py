@@ -10,13 +10,13 @@ from medmo_core.datasets.catalogue import find_data_set
 from medmo_core.datasets.embedded.tasks import eval_samples
 from medmo_core.errors import InputError
 from medmo_core.models.medmo import MedMO
-from medmo_recipes.evaluation.baselines import embedded_baselines, fit_baselines
 
-from .ask import answer, answer_limit
+from .ask import DEFAULT_ASKING, Asking, answer, answer_limit
+from .baselines import FittedBaselines, embedded_baselines, fit_baselines
 from .controls import shuffle_images
 from .results import Evaluation
 from .retrieval import distinct_captions, retrieval_metrics
-from .scores import METRICS, Baselines, mean_score, score_answers
+from .scores import METRICS, mean_score, score_answers
 
 NUM_BASELINE_SAMPLES = 400
 
@@ -26,25 +26,21 @@ def evaluate(
     processor: Processor,
     samples: Mapping[str, Sequence[Sample]],
     *,
-    baselines: Baselines | None = None,
+    baselines: FittedBaselines | None = None,
     shuffled: Sequence[str] = ("vqa", "grounding"),
     suffix: str = "",
-    batch_size: int = 64,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
+    asking: Asking = DEFAULT_ASKING,
 ) -> Evaluation:
     """Score a model on samples by task; training mode and weights are left as they are.
 
     Args:
         model: the model.
-        processor: of its checkpoint.
+        processor: processor of the model's checkpoint.
         samples: task (vqa, grounding, report, retrieval) -> samples with their truth; other tasks are refused.
-        baselines: fitted on training data; scored beside the model.
+        baselines: baselines fitted on training data, scored beside the model.
         shuffled: tasks whose questions are asked again with another sample's image.
-        suffix: added to the names of metrics and predictions.
-        batch_size: answers decoded together.
-        max_new_tokens: longest answer; None: half as long again as the longest true one.
-        seed: of shuffling and bootstrap.
+        suffix: ending of the names of metrics and predictions.
+        asking: batch size, longest answer and seed.
 
     Raises:
         InputError: a task that has no metric, or a sample without the truth its task needs.
@@ -53,7 +49,7 @@ def evaluate(
     for task, chosen in samples.items():
         if task == "retrieval":
             result.metrics |= retrieval_metrics(
-                model, processor, chosen, suffix=suffix, batch_size=batch_size, seed=seed
+                model, processor, chosen, suffix=suffix, batch_size=asking.batch_size, seed=asking.seed
             )
             continue
         if task not in METRICS:
@@ -62,15 +58,15 @@ def evaluate(
             raise InputError(f"task {task!r}: no samples to score")
         asked = {task + suffix: list(chosen)}
         if task in shuffled:
-            asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, seed)
-        limit = max_new_tokens or answer_limit(processor, chosen)
+            asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, asking.seed)
+        limit = asking.max_new_tokens or answer_limit(processor, chosen)
         for key, questions in asked.items():
-            texts = answer(model, processor, questions, batch_size=batch_size, max_new_tokens=limit)
+            texts = answer(model, processor, questions, batch_size=asking.batch_size, max_new_tokens=limit)
             # Truth, baseline and image of the sample itself, also where another image was shown.
             predictions = score_answers(chosen, texts, processor.text, baselines)
             result.predictions[key] = predictions
             for metric in METRICS[task]:
-                result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric, seed=seed)
+                result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric, seed=asking.seed)
     return result
 
 
@@ -82,28 +78,24 @@ def evaluate_embedded(
     num_reports: int = 30,
     num_captions: int = 20,
     split: str = "test",
-    batch_size: int = 64,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
+    asking: Asking = DEFAULT_ASKING,
 ) -> Evaluation:
     """Score a model on held-out embedded images: under fixed random crops with the control, and whole.
 
     Args:
         model: the model.
-        processor: of its checkpoint.
+        processor: processor of the model's checkpoint.
         num_samples: questions of vqa and of grounding each.
         num_reports: images to report on.
         num_captions: size of the retrieval pool at most; one caption per distinct set of facts.
-        split: of the embedded data.
-        batch_size: answers decoded together.
-        max_new_tokens: longest answer.
-        seed: names the crops and everything else that is drawn.
+        split: split of the embedded data.
+        asking: batch size, longest answer and seed, which also names the crops.
     """
     sizes = {"vqa": num_samples, "grounding": num_samples, "report": num_reports, "retrieval": 4 * num_captions}
     result = Evaluation()
     for crops, suffix in (("fixed", ""), ("none", "_full")):
         tasks = sizes if crops == "fixed" else {"vqa": num_samples, "grounding": num_samples}
-        samples = {task: eval_samples(task, split, crops=crops, n=n, seed=seed) for task, n in tasks.items()}
+        samples = {task: eval_samples(task, split, crops=crops, n=n, seed=asking.seed) for task, n in tasks.items()}
         if "retrieval" in samples:
             samples["retrieval"] = distinct_captions(processor.text, samples["retrieval"])[:num_captions]
         part = evaluate(
@@ -113,9 +105,7 @@ def evaluate_embedded(
             baselines=embedded_baselines(crops=crops),
             shuffled=("vqa", "grounding") if crops == "fixed" else (),
             suffix=suffix,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
+            asking=asking,
         )
         result.metrics |= part.metrics
         result.predictions |= part.predictions
@@ -130,9 +120,7 @@ def evaluate_data(
     root: Path | None = None,
     num_samples: int = 200,
     split: str = "test",
-    batch_size: int = 64,
-    max_new_tokens: int | None = None,
-    seed: int = 0,
+    asking: Asking = DEFAULT_ASKING,
 ) -> Evaluation:
     """Score a model on one split of a data set or of data files; baselines are fitted on the split "train", if any.
 
@@ -143,9 +131,7 @@ def evaluate_data(
         root: folder that image paths of files are relative to; None: the first file's own.
         num_samples: samples of a data set of the catalogue; files are scored whole.
         split: split to score.
-        batch_size: answers decoded together.
-        max_new_tokens: longest answer; None: half as long again as the longest true one.
-        seed: seed of what is drawn, of shuffling and of the bootstrap.
+        asking: batch size, longest answer and seed.
 
     Raises:
         InputError: no such data, a fault in it, no sample of that split, or no task that can be scored.
@@ -156,8 +142,8 @@ def evaluate_data(
         samples = [s for s in every if (s.split or "train") == split]
         training = [s for s in every if (s.split or "train") == "train"] if split != "train" else []
     else:
-        every = samples = data_set.evaluation_samples(split, num_samples, seed)
-        training = data_set.evaluation_samples("train", NUM_BASELINE_SAMPLES, seed)
+        every = samples = data_set.evaluation_samples(split, num_samples, asking.seed)
+        training = data_set.evaluation_samples("train", NUM_BASELINE_SAMPLES, asking.seed)
     chosen: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.task in (*METRICS, "retrieval"):
@@ -171,7 +157,5 @@ def evaluate_data(
         processor,
         chosen,
         baselines=fit_baselines(training) if training else None,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+        asking=asking,
     )

@@ -13,7 +13,7 @@ from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation import retrieval, suites
-from medmo_recipes.evaluation.ask import answer, answer_limit, caption_scores, with_answer
+from medmo_recipes.evaluation.ask import Asking, answer, answer_limit, caption_scores, with_answer
 from medmo_recipes.evaluation.baselines import fit_baselines
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
@@ -181,7 +181,7 @@ def test_answers_do_not_depend_on_the_batch(kit: Kit, samples: dict[str, list[Sa
 
 
 def test_own_file_is_scored_beside_its_own_training_split(kit: Kit, own_data: Path) -> None:
-    result = evaluate_data(kit.model, kit.processor, str(own_data), split="test", max_new_tokens=4)
+    result = evaluate_data(kit.model, kit.processor, str(own_data), split="test", asking=Asking(max_new_tokens=4))
     assert {"vqa_accuracy", "vqa_accuracy_shuffled", "grounding_iou", "retrieval_recall1"} <= result.metrics.keys()
     assert result.metrics["vqa_accuracy"].baseline == 1.0  # every answer is yes
     with pytest.raises(ValueError, match="nothing to score in split 'val'.*grounding in test"):
@@ -212,7 +212,9 @@ def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> 
 def test_embedded_evaluation_has_every_view(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole table on held-out embedded images; baselines fitted elsewhere are replaced, they take a while."""
     monkeypatch.setattr(suites, "embedded_baselines", lambda crops: fit_baselines([]))
-    result = evaluate_embedded(kit.model, kit.processor, num_samples=4, num_reports=2, num_captions=3, max_new_tokens=3)
+    result = evaluate_embedded(
+        kit.model, kit.processor, num_samples=4, num_reports=2, num_captions=3, asking=Asking(max_new_tokens=3)
+    )
     assert isinstance(result, Evaluation)
     for suffix in ("", "_full", "_shuffled"):
         assert {f"vqa_accuracy{suffix}", f"grounding_iou{suffix}", f"grounding_f1{suffix}"} <= result.metrics.keys()

@@ -24,6 +24,7 @@ from medmo_recipes import reinforce
 from medmo_recipes.commands import evaluate as evaluate_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation import suites
+from medmo_recipes.evaluation.ask import Asking
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.scores import score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_data
@@ -296,11 +297,12 @@ def test_the_control_asks_the_same_question_of_as_many_other_images(kit: Kit, pa
 
 def test_evaluate_scores_pairs_and_files_of_several_images(kit: Kit, tmp_path: Path) -> None:
     samples = eval_pairs("test", 6)
-    result = evaluate(kit.model, kit.processor, {"grounding": samples}, max_new_tokens=4)
+    result = evaluate(kit.model, kit.processor, {"grounding": samples}, asking=Asking(max_new_tokens=4))
     assert set(result.metrics) >= {"grounding_iou", "grounding_f1", "grounding_iou_shuffled"}
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(s.to_json()) for s in samples), encoding="utf-8")
-    from_file = evaluate_data(kit.model, kit.processor, str(path), root=EMBEDDED_ROOT, max_new_tokens=4)
+    asking = Asking(max_new_tokens=4)
+    from_file = evaluate_data(kit.model, kit.processor, str(path), root=EMBEDDED_ROOT, asking=asking)
     assert from_file.metrics["grounding_iou"].value == pytest.approx(result.metrics["grounding_iou"].value)
 
 
