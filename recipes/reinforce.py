@@ -32,7 +32,7 @@ from torch import Tensor
 from medmo_core.data.sources.mixture import Mixture
 from medmo_core.errors import BadStep
 
-from .pages.rollout_page import page_template, write_page
+from .pages.rollout_page import rollout_template, write_page
 from .reinforcement.alarms import Alarms
 from .reinforcement.completions import PolicyBatch, divide, silent, to_completions
 from .reinforcement.engine import InPlaceEngine, RolloutEngine
@@ -97,7 +97,7 @@ class PolicyTraining:
         self.meter, self.alarms = Meter(run.world), Alarms(run.config.watching)
         self.pages = Path(run.config.train.out_dir) / "rollouts"
         if run.config.watching.page_every:
-            page_template("rollout_page.html.j2")  # a missing library is reported now, not after many steps
+            rollout_template("rollout_page.html.j2")  # a missing library is reported now, not after many steps
         self.next_draw = 0  # of the mixture; the same on all processes
         if run.shared:
             self.next_draw = run.shared["next_draw"]

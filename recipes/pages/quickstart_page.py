@@ -1,4 +1,4 @@
-"""What the quickstart shows: tables on the terminal, verdicts, pictures, and the report's page."""
+"""Results of the quickstart: tables on the terminal, verdicts, pictures, and the report's page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,14 +196,14 @@ def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:
 
 @dataclass
 class Outcome:
-    """What the run found.
+    """Results of a quickstart.
 
     Attributes:
         evaluations: "random" and each stage -> its scores.
         sampled: temperature -> mean box reward of the instruct model's samples on held-out prompts.
         sampled_after: the same of the reinforced model, at temperature 1.
         seconds: part of the run -> wall clock.
-        num_parameters: of the model.
+        num_parameters: number of parameters of the model.
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)

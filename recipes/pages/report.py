@@ -1,4 +1,4 @@
-"""Write `report.html`: verdicts, tables, curves and pictures in one self-contained file."""
+"""Page `report.html`: verdicts, tables, curves and pictures in one self-contained file."""
 
 import base64
 import io
@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import import_optional
 
-TEMPLATE = Path(__file__).with_name("templates") / "report.html.j2"
+from ..training.monitoring.summary import running_median
+from .page_templates import page_template
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything `write` puts on the page, in the order of the page."""
+    """Contents of the page, in the order of the page."""
 
     title: str
     subtitle: str
@@ -70,10 +70,7 @@ class Report:
         Raises:
             ImportError: jinja2 or matplotlib is missing; the message names the extra.
         """
-        jinja2 = import_optional("jinja2", "demo", "the report")
-        template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-        html = template.render(
-            notice=RESEARCH_ONLY,
+        html = page_template("report.html.j2", "the report").render(
             title=self.title,
             subtitle=self.subtitle,
             verdicts=self.verdicts,
@@ -87,8 +84,8 @@ class Report:
 
 
 def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Plot each stage's loss, or its reward where it has one, side by side; returns PNG bytes."""
-    matplotlib = import_optional("matplotlib.figure", "demo", "a plot")
+    """Plot each stage's loss, or its reward where it has one, side by side; return PNG bytes."""
+    matplotlib = import_optional("matplotlib.figure", "demo", "the report")
     figure = matplotlib.Figure(figsize=(4.2 * max(1, len(curves)), 3.2), layout="constrained")
     for index, (stage, lines) in enumerate(curves.items()):
         axes = figure.add_subplot(1, len(curves), index + 1)
@@ -96,21 +93,13 @@ def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         points = [(line["step"], line[key]) for line in lines if key in line]
         steps, values = [p[0] for p in points], [p[1] for p in points]
         axes.plot(steps, values, color="#9db4c8", linewidth=0.8)
-        axes.plot(steps, smooth(values), color="#12507b", linewidth=1.8)
+        axes.plot(steps, running_median(values) or values, color="#12507b", linewidth=1.8)
         axes.set_title(f"{stage}: {key}")
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
-
-
-def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, started at the first value."""
-    smoothed: list[float] = []
-    for value in values:
-        smoothed.append(value if not smoothed else weight * smoothed[-1] + (1 - weight) * value)
-    return smoothed
 
 
 def _png(image: Image.Image) -> bytes:

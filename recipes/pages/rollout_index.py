@@ -29,8 +29,8 @@ def write_index(folder: Path, template: Any) -> None:
     """Write index.html for the pages in a folder.
 
     Args:
-        folder: holds the pages; its parent holds metrics.jsonl.
-        template: of jinja2; escapes what is put into it.
+        folder: folder of the pages; its parent holds metrics.jsonl.
+        template: jinja2 template of the index, which escapes what is put into it.
     """
     metrics = folder.parent / "metrics.jsonl"
     lines, events = read_metrics(metrics) if metrics.is_file() else ([], [])

@@ -21,15 +21,13 @@ from medmo_core.data.records.sample import Sample, message_parts
 from medmo_core.data.records.store import Root
 from medmo_core.data.sample_text import SampleText
 from medmo_core.durable import write_text
-from medmo_core.notice import RESEARCH_ONLY
-from medmo_core.optional import import_optional
 
 from ..reinforcement.groups import Group
 from ..reinforcement.reward_calls.reward_set import RewardSet
 from ..reinforcement.reward_figures import short_names
+from .page_templates import page_template
 from .rollout_index import write_index
 
-TEMPLATES = Path(__file__).with_name("templates")
 MAX_SIDE = 512  # px; larger images are shrunk for the page
 MAX_TEXT = 4000  # characters of a prompt or completion that are shown
 MAX_BOXES = 200  # of one text that are drawn
@@ -37,16 +35,13 @@ TRUE, GIVEN = "#{:02x}{:02x}{:02x}".format(*TRUE_COLOUR), "#ffffff"
 COLOURS = ("#ff9628", "#4ea1ff", "#ff5d8f", "#c48bff", "#ffd84d", "#2fd6d0", "#ff6b4a", "#a9d84a")
 
 
-def page_template(name: str) -> Any:
-    """Return a page's template, which escapes whatever is put into it.
+def rollout_template(name: str) -> Any:
+    """Return a template of the rollout browser.
 
     Raises:
         ImportError: jinja2 is missing; names the extra.
     """
-    jinja2 = import_optional("jinja2", "demo", "the rollout browser")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.globals["notice"] = RESEARCH_ONLY
-    return environment.from_string((TEMPLATES / name).read_text(encoding="utf-8"))
+    return page_template(name, "the rollout browser")
 
 
 def write_page(
@@ -78,7 +73,7 @@ def write_page(
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest = max((len(group.texts) for group in groups), default=0)
-    html = page_template("rollout_page.html.j2").render(
+    html = rollout_template("rollout_page.html.j2").render(
         step=step,
         total=len(groups),
         names=list(short_names(list(groups[0].components)).values()) if groups else [],
@@ -88,7 +83,7 @@ def write_page(
     )
     path = folder / f"step-{step:06d}.html"
     write_text(path, html)
-    write_index(folder, page_template("rollout_index.html.j2"))
+    write_index(folder, rollout_template("rollout_index.html.j2"))
     return path
 
 

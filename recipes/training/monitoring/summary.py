@@ -182,10 +182,17 @@ def _curve(axes: Any, lines: Sequence[Mapping[str, float]], name: str, title: st
     if not points:
         return
     steps, values = zip(*points, strict=True)
-    window = len(points) // SMOOTHED_OVER
-    if window < 2:
+    middles = running_median(values)
+    if middles is None:
         axes.plot(steps, values, color=ACCENT, linewidth=1.6, label="training")
         return
-    middles = [statistics.median(values[max(0, i - window) : i + window + 1]) for i in range(len(values))]
     axes.plot(steps, values, color=ACCENT, linewidth=0.6, alpha=0.35)
     axes.plot(steps, middles, color=ACCENT, linewidth=1.8, label="training (running median)")
+
+
+def running_median(values: Sequence[float]) -> list[float] | None:
+    """Return the smoothed line of a curve: medians over two of `SMOOTHED_OVER` parts; None where values are few."""
+    window = len(values) // SMOOTHED_OVER
+    if window < 2:
+        return None
+    return [statistics.median(values[max(0, i - window) : i + window + 1]) for i in range(len(values))]

@@ -1,10 +1,14 @@
 """The report is one file that shows what it was given and nothing it was not."""
 
+import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from medmo_recipes.pages.report import Cell, Picture, Report, Table, Verdict, curves_png, smooth
+from medmo_recipes.pages.page_templates import TEMPLATES, page_template
+from medmo_recipes.pages.report import Cell, Picture, Report, Table, Verdict, curves_png
+from medmo_recipes.training.monitoring.summary import running_median
 
 
 def make_report() -> Report:
@@ -44,5 +48,16 @@ def test_curves_are_a_png() -> None:
     assert curves_png({"align": [{"step": 1, "loss": 1.0}]})[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_smoothing_starts_at_the_first_value_and_stays_inside() -> None:
-    assert smooth([4.0, 0.0, 0.0], weight=0.5) == [4.0, 2.0, 1.0]
+def test_smoothing_leaves_out_spikes_and_starts_with_enough_values() -> None:
+    """One line for the report and for summary.png: medians over two values before and two after."""
+    spiked = [float(i) + (1000.0 if i == 50 else 0.0) for i in range(100)]
+    line = running_median(spiked)
+    assert line is not None and line[0] == 1.0 and line[10] == 10.0 and line[49:52] == [49.0, 51.0, 52.0]
+    assert running_median(spiked[:99]) is None
+
+
+def test_every_page_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    for template in TEMPLATES.glob("*.j2"):
+        with pytest.raises(ImportError, match=r'the page needs jinja2: pip install "medmo\[demo\]"'):
+            page_template(template.name, "the page")
