@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "generate": Command(
         "medmo_recipes.commands.generate",
-        "ask about one image (PNG, JPEG, TIFF, DICOM, NIfTI): text, parsed boxes, overlay PNG",
+        "ask about images (PNG, JPEG, TIFF, DICOM, NIfTI): text, parsed boxes, overlay PNG",
         'medmo generate --checkpoint runs/quickstart/reinforce/final --image scan.dcm --prompt "Where is the liver?"',
     ),
     "evaluate": Command(

@@ -11,7 +11,8 @@ import torch
 from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
 from medmo_core.errors import InputError
 from medmo_core.inference import load
-from medmo_core.inference.load import PREPROCESSOR_FILE, checkpoint_folder, read_pixel_limits
+from medmo_core.inference.load import checkpoint_folder, read_pixel_limits
+from medmo_core.models.official.names import PREPROCESSOR_FILE
 from medmo_core.models.official.write import IMAGE_PIXELS
 from medmo_core.profile import CheckpointProfile
 
