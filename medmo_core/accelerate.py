@@ -145,9 +145,6 @@ def restore(accelerated: Accelerated) -> nn.Module:
     return accelerated.restore()
 
 
-# --- finding and exchanging ------------------------------------------------------------------------------------------
-
-
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the modules to replace, having checked that every part of the model has all it should have."""
     owners = [(name, part) for name, part in model.named_modules() if type(part).__name__ in OWNERS]
@@ -196,7 +193,7 @@ def _refusal(module: nn.Module, reads: Mapping[str, type[nn.Module] | str]) -> s
         if not known:
             return f"{child_name} is a {type(child).__module__}.{type(child).__name__}"
         if "forward" in vars(child) or child._forward_hooks or child._forward_pre_hooks:
-            return f"{child_name} has hooks or a forward of its own"
+            return f"{child_name} has hooks or another forward than its class"
         if isinstance(child, nn.GELU) and child.approximate != "none":
             return f"{child_name} is the {child.approximate} form of GELU"
         for parameter_name, parameter in child._parameters.items():
@@ -236,11 +233,8 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-# --- the stand-ins ---------------------------------------------------------------------------------------------------
-
-
 class _StandIn(nn.Module):
-    """What all stand-ins declare.
+    """Declarations that all stand-ins share.
 
     Attributes:
         op: what serves them.

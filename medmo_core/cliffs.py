@@ -1,4 +1,4 @@
-"""What is known to go wrong on some machines, what it costs, and what to do: the part of `medmo doctor` that warns."""
+"""Known faults of some machines, their cost and their remedy: the part of `medmo doctor` that warns."""
 
 from dataclasses import dataclass
 
@@ -98,7 +98,7 @@ def numerics_findings(tf32: bool, deterministic: bool) -> list[Finding]:
             Finding(
                 "note",
                 "deterministic algorithms are on: our ops are deterministic anyway; torch fills fresh memory and "
-                "some of its own ops slow down or refuse",
+                "some ops of PyTorch slow down or refuse",
             )
         )
     return found

@@ -49,9 +49,6 @@ OPTIONAL = {
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-# --- facts -----------------------------------------------------------------------------------------------------------
-
-
 def version_of(distribution: str) -> str | None:
     """Return the installed version of a distribution, or None."""
     try:
@@ -108,7 +105,7 @@ def rooms() -> Iterator[tuple[str, Sequence[OpSpec]]]:
 
 
 def choices(device: torch.device) -> dict[str, dict[str, Choice]]:
-    """Return, op by op, which back end serves which class of shapes; an op that cannot say is a fault, told as such."""
+    """Return, op by op, which back end serves which class of shapes; an op that cannot say is reported as a fault."""
     found: dict[str, dict[str, Choice]] = {}
     for room, specs in rooms():
         spoken_for = any(spec.choices is not None for spec in specs)
@@ -130,9 +127,6 @@ def norms_and_losses(device: torch.device) -> Choice:
     return Choice("liger", f"liger-kernel {version_of(backend.DISTRIBUTION)}")
 
 
-# --- verification ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Verdict:
     """An op held to its float64 definition in one dtype, over all its test sizes.
@@ -140,7 +134,7 @@ class Verdict:
     Attributes:
         op: its name.
         device: where it ran.
-        dtype: of its inputs.
+        dtype: dtype of the op's inputs.
         cases: sizes tried.
         worst: where the error came nearest to its bound.
         error: the error there.
@@ -196,9 +190,6 @@ def _share(comparison: verify.Comparison) -> float:
     if comparison.error != comparison.error:
         return float("inf")
     return comparison.error / comparison.bound if comparison.bound else float(comparison.error > 0)
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
 
 
 def diagnose() -> dict[str, Any]:
@@ -263,7 +254,7 @@ def _machine_lines(facts: Mapping[str, Any], versions: Mapping[str, str | None])
 
 
 def _choice_lines(op: str, classes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Lay out what serves an op; classes of shapes that are served alike stand together."""
+    """Lay out what serves an op; classes of shapes with the same back end stand together."""
     groups: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
     for label, choice in classes.items():
         groups.setdefault(json.dumps(choice), ([], choice))[0].append(label)

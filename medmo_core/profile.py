@@ -1,4 +1,4 @@
-"""What a checkpoint speaks: the frame of its box coordinates, the grammar of its box text, its system prompt.
+"""Conventions of a checkpoint: the frame of its box coordinates, the grammar of its box text, its system prompt.
 
 Nothing in a weights file says whether `[120, 40, 380, 260]` means thousandths of the image, pixels of the picture or
 pixels of a square the training images were squashed to. The profile does, in `medmo_profile.json` beside the weights.
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointProfile:
-    """Describe how a checkpoint writes boxes and which system prompt it was trained with.
+    """A checkpoint's way of writing boxes and the system prompt that it was trained with.
 
     Args:
         frame: unit of the coordinates in the model's text: thousandths of the image side (`norm1000`), pixels
@@ -42,7 +42,7 @@ class CheckpointProfile:
         grammar: key of `medmo_core.boxes.GRAMMARS`, such as `qwen3_vl_json` or `medmo_box`.
         canvas: (width, height) in px of the square that training images were squashed to before their boxes were
             written; only for frame `pixel`. None: pixels of the image itself.
-        system_prompt: put before the first user turn; None: no system turn.
+        system_prompt: text put before the first user turn; None: no system turn.
         step: written coordinates are multiples of it. Tens leave two digits that mean something, which a small model
             learns sooner; reading does not depend on it.
 

@@ -25,7 +25,7 @@ EDGE_TOLERANCE = 1e-6  # share of the image side that rounding may add outside t
 
 
 class PatientMap(Protocol):
-    """What `to_patient` needs of a geometry: the size it holds for and the map itself."""
+    """The part of a geometry that `to_patient` needs: the size it holds for and the map itself."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -69,7 +69,7 @@ def _whole_pixels(values: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Hold N boxes of one image.
+    """N boxes of one image.
 
     Shapes: xyxy (N, 4) float64 (a nested list is accepted and converted).
     Units: those of `frame`; `size` in pixels.
@@ -187,10 +187,7 @@ class Boxes:
         The window may reach beyond the image (the picture is then padded).
 
         Args:
-            x0: left edge of the window in pixels of the image; y0, x1, y1: its top, right and bottom.
-            y0: see x0.
-            x1: see x0.
-            y1: see x0.
+            x0, y0, x1, y1: left, top, right and bottom edge of the window in pixels of the image.
             min_visible: share of its area that a box must keep; what is cut off is lost.
 
         Raises:
@@ -218,7 +215,7 @@ class Boxes:
         if tuple(geometry.size) != self.size:
             raise InputError(
                 f"boxes of a {self.size[0]}x{self.size[1]} image cannot use the geometry of a "
-                f"{geometry.size[0]}x{geometry.size[1]} one: resize or crop the geometry (or the boxes) alike first"
+                f"{geometry.size[0]}x{geometry.size[1]} one: resize or crop the geometry (or the boxes) to match first"
             )
         x1, y1, x2, y2 = self.pixel().xyxy.unbind(1)
         corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], dim=1)
@@ -226,11 +223,11 @@ class Boxes:
 
 
 def box_fault(row: Sequence[float], frame: str, size: tuple[int, int]) -> str | None:
-    """Say what is wrong with one box, and how to mend it; None when nothing is."""
+    """Say what is wrong with one box, and how to fix it; None when nothing is."""
     limit_x, limit_y = frame_limits(frame, size)
     shown = "[" + ", ".join(f"{v:g}" for v in row) + "]"
     if not all(math.isfinite(v) for v in row):
-        return f"is {shown}: a coordinate is not a finite number; drop the box or mend its source"
+        return f"is {shown}: a coordinate is not a finite number; drop the box or fix its source"
     x1, y1, x2, y2 = row
     if x1 > x2 or y1 > y2:
         mended = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]

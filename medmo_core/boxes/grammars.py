@@ -52,7 +52,7 @@ class Grammar:
 
     @property
     def image_place(self) -> str | None:
-        """Where the number of a box's image stands: a `key` of its own, before the `label`, or nowhere (None)."""
+        """Where the number of a box's image stands: a separate `key`, before the `label`, or nowhere (None)."""
         return {"any": "key", "line": "label", "none": None}[self.labels]
 
     def label_fault(self, label: str) -> str | None:

@@ -1,6 +1,6 @@
 """Boxes of several images: one `Boxes` per image, so that no box loses its image and no image its size.
 
-A text names the image of a box by its number, counted from 1 in the order of the prompt: JSON as a key of its own
+A text names the image of a box by its number, counted from 1 in the order of the prompt: JSON as a separate key
 (`{"image": 2, "bbox_2d": [...], "label": "liver"}`), grammars whose label is a line of text before that label
 (`Image 2: liver <box>[[...]]</box>`). Grammars without labels cannot name it and can point into one image only.
 
@@ -30,7 +30,7 @@ _NAMED_IMAGE = re.compile(r"image (\d{1,4})(?:\s*:\s*(.*))?", re.IGNORECASE | re
 
 @dataclass(frozen=True, eq=False)
 class ImageBoxes:
-    """Hold the boxes of a sample that shows several images.
+    """Boxes of a sample that shows several images.
 
     Args:
         per_image: the boxes of each image, in the order of the images; those without boxes are there too.
@@ -77,7 +77,7 @@ class ImageBoxes:
 
     @property
     def xyxy(self) -> Tensor:
-        """Corners (N, 4), each in the frame of its own image."""
+        """Corners (N, 4), each in the frame of its image."""
         return torch.cat([boxes.xyxy for boxes in self.per_image])
 
     def with_labels(self, labels: Sequence[str]) -> ImageBoxes:
@@ -130,9 +130,7 @@ def print_image_boxes(
 
     Args:
         boxes: boxes and labels; written image by image.
-        grammar: as for `print_boxes`; so are frame and step.
-        frame: see grammar. Numbers refer to the image of their box.
-        step: see grammar.
+        grammar, frame, step: arguments of `print_boxes`; numbers refer to the image of their box.
 
     Raises:
         ValueError: as `print_boxes`, or the grammar cannot name images and boxes lie in others than the default one.
@@ -165,10 +163,9 @@ def parse_image_boxes(
     """Read the boxes of several images out of a text; never raises on any text.
 
     Args:
-        text: as for `parse_boxes`.
+        text: text that a model wrote; anything that is not a string reads as an empty text.
         sizes: (width, height) px of each image that the numbers may refer to.
-        grammar: as for `parse_boxes`; so is frame.
-        frame: see grammar.
+        grammar, frame: arguments of `parse_boxes`.
         default: index of the image of a box whose text does not say.
 
     Returns:

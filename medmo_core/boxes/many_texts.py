@@ -30,8 +30,7 @@ def parse_many(
     Args:
         texts: what a model wrote; anything that is not a string reads as an empty text.
         sizes: (width, height) px of the image (or canvas) that the numbers of each text refer to.
-        grammar: of all texts; as for `parse_boxes`, and so is frame.
-        frame: see grammar.
+        grammar, frame: arguments of `parse_boxes`, the same for all texts.
 
     Raises:
         ValueError: as `parse_boxes`.
@@ -62,7 +61,7 @@ def corners_px(boxes: Sequence[Boxes], sizes: Sequence[tuple[int, int]]) -> Tens
     Shapes: (P, 4) float64, P boxes over all images.
 
     Args:
-        boxes: of each image.
+        boxes: one `Boxes` per image.
         sizes: (width, height) px of each image.
     """
     if not boxes:

@@ -20,7 +20,7 @@ NAMED_FRAMES = {"pixel": "pixel", "pixels": "pixel", "norm1000": "norm1000", "un
 
 @dataclass
 class Recognised:
-    """What recognition found: rows, the grammar's name, faults, and the frame the text itself named.
+    """Result of recognition: rows, the grammar's name, faults, and the frame that the text itself named.
 
     `images` maps the index of a row to the value of its key `image`, where it has one.
     """

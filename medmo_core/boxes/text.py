@@ -21,7 +21,7 @@ B_co = TypeVar("B_co", covariant=True)
 
 @dataclass(frozen=True)
 class ParsedBoxes(Generic[B_co]):
-    """What a text says about boxes.
+    """Boxes read from a text, and what is wrong with it.
 
     Attributes:
         boxes: the usable boxes, in the frame the text was read in: `Boxes`, or `ImageBoxes` of several images.

@@ -33,7 +33,7 @@ class DecoderLayer(nn.Module):
         num_kv_heads: key/value heads.
         head_dim: width of a head.
         mlp_dim: width of the feed-forward layer.
-        eps: of the norms.
+        eps: small number added inside the norms.
         bias: give the attention's projections a bias.
     """
 
@@ -94,7 +94,7 @@ class Qwen3Decoder(nn.Module):
         mlp_dim: width of the feed-forward layers.
         rope_theta: base of the rotary frequencies.
         mrope_sections: frequencies that time, height and width own; they add up to D / 2.
-        eps: of the norms.
+        eps: small number added inside the norms.
         bias: give the attention's projections a bias.
     """
 
@@ -150,7 +150,7 @@ class Qwen3Decoder(nn.Module):
             cu_seqlens: (n + 1,) int32 document boundaries.
             visual_index: (M,) positions of the visual tokens.
             deepstack: (M, E) additions to the visual tokens after the first layers, one per layer.
-            keep_kv: receives every layer's keys and values.
+            keep_kv: function that receives every layer's keys and values.
             rows: (R,) tokens whose result is wanted, repeated ones too; the last layer does its work for these only.
                 None: all.
             max_seqlen: length of the longest document, where known.
@@ -180,7 +180,7 @@ class Qwen3Decoder(nn.Module):
         Args:
             token_ids: (B,) tokens.
             positions: (B,) positions, the same on all three axes.
-            attend: stores key and value and looks back.
+            attend: function that stores key and value and looks back.
 
         Returns:
             (B, E) hidden states after the final norm.

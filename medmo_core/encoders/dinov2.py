@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Dinov2Encoder(nn.Module):
-    """Encode stills with a DINOv2 backbone.
+    """DINOv2 backbone that encodes stills.
 
     Parameters bear the names of the `facebook/dinov2-*` checkpoints under `dinov2.`: `embeddings.*`,
     `encoder.layer.{i}.*`, `layernorm.*`. The class token takes part in attention but is not handed on: features are of
@@ -43,7 +43,7 @@ class Dinov2Encoder(nn.Module):
         merge_size: patches along one side of a visual token.
         image_size: side in pixels of the square image whose positions the table holds.
         layer_scale: initial value of the layer scales.
-        eps: of the layer norms.
+        eps: small number added inside the layer norms.
 
     Reference: Oquab et al., DINOv2, 2023; transformers `Dinov2Model`, whose bicubic resizing of positions is followed
     (the first release shifted the grid by 0.1 patch).
@@ -259,7 +259,7 @@ class _AttentionOutput(nn.Module):
 
 
 class _LayerScale(nn.Module):
-    """Multiply each channel by a learned factor."""
+    """Learned factor for each channel."""
 
     def __init__(self, embed_dim: int, value: float, **where: Any) -> None:
         super().__init__()

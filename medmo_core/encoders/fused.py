@@ -26,7 +26,7 @@ TOWERS: dict[str, Callable[..., Encoder]] = {
 
 
 class FusedEncoder(nn.Module):
-    """Run two (or more) encoders on the same images and concatenate their features patch by patch.
+    """Two (or more) encoders of the same images, whose features are concatenated patch by patch.
 
     Every image is cut once per tower, so that all towers see the same grid of patches: a token covers 32 px of the
     picture that a patch-16 tower gets and 28 px of the slightly smaller picture that a patch-14 tower gets. Each

@@ -1,4 +1,4 @@
-"""What every vision encoder promises.
+"""Promises of every vision encoder.
 
 Shapes: N patches in merge order, I images.
 """
@@ -28,7 +28,7 @@ class EncoderOutput(NamedTuple):
 class Encoder(Protocol):
     """A vision encoder: patches in, one feature vector per patch out.
 
-    An encoder is an `nn.Module` that owns child modules only, no parameters or buffers of its own: `VisionTower` adopts
+    An encoder is an `nn.Module` that owns child modules only, no parameters or buffers: `VisionTower` adopts
     its children, so that parameters keep their official flat names.
 
     Attributes:

@@ -59,7 +59,7 @@ class VisionBlock(nn.Module):
 
 
 class Qwen3VLEncoder(nn.Module):
-    """Encode stills and frame pairs; every frame attends to itself only.
+    """Encoder of stills and frame pairs; every frame attends to itself only.
 
     State: `patch_embed.proj.*`, `pos_embed.weight`, `blocks.{i}.*`.
 

@@ -23,7 +23,7 @@ OFFICIAL_PREFIX = "vision_model."
 
 
 class Siglip2Encoder(nn.Module):
-    """Encode stills with the vision tower of a SigLIP 2 model.
+    """Vision tower of a SigLIP 2 model, which encodes stills.
 
     Parameters bear the names of the `google/siglip2-*-naflex` checkpoints: `vision_model.embeddings.*`,
     `vision_model.encoder.layers.{i}.*`, `vision_model.post_layernorm.*`. The attention-pooling head
@@ -38,7 +38,7 @@ class Siglip2Encoder(nn.Module):
         patch_size: side of a patch in pixels.
         merge_size: patches along one side of a visual token.
         num_positions: entries of the square table of learned positions.
-        eps: of the layer norms.
+        eps: small number added inside the layer norms.
 
     Reference: Tschannen et al., SigLIP 2, 2025; transformers `Siglip2VisionModel`.
     """

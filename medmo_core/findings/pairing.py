@@ -1,4 +1,4 @@
-"""Which structure a quality speaks of: "an enlarged heart", "the heart is enlarged", "enlargement of the heart"."""
+"""The structure that a quality speaks of: "an enlarged heart", "the heart is enlarged", "enlargement of the heart"."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -19,9 +19,9 @@ def place_of(
     """Return the sides and the place of what a clause names; empty where it has none.
 
     Args:
-        tags: of the clause.
+        tags: tags of the clause.
         starts: their starts.
-        tokens: of the text.
+        tokens: tokens of the text.
         start: first token of what is named.
         end: the token after its last.
     """

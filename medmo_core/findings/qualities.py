@@ -1,4 +1,4 @@
-"""What a structure's quality means: an enlarged heart is cardiomegaly, a heart of normal size is none."""
+"""Meaning of a structure's quality: an enlarged heart is cardiomegaly, a heart of normal size is none."""
 
 QUALITIES: dict[str, str] = {
     "enlarged": "enlarged; enlarging; enlargement; large; big; increased; increase; increasing; dilated; dilatation;"

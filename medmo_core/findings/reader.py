@@ -1,4 +1,4 @@
-"""What a text claims about findings: there or not, on which side, where, how large.
+"""Claims of a text about findings: there or not, on which side, where, how large.
 
 The text is read clause by clause (`scope.py` says what ends one). Each clause names findings by their words, or by a
 structure and its quality (`pairing.py`); denials and hedges say whether they are there (`scope.py`); the adjectives

@@ -37,7 +37,7 @@ def pieces(tags: Sequence[Tag], clause_end: int) -> list[Piece]:
     """Return the pieces of a clause.
 
     Args:
-        tags: of the clause.
+        tags: tags of the clause.
         clause_end: the token after its last.
     """
     found: list[Piece] = []

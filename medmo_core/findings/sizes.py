@@ -14,13 +14,13 @@ def size_mm(tokens: Sequence[str], start: int, end: int, factor: float) -> float
     """Return the largest of the numbers before a unit.
 
     Args:
-        tokens: of the text.
-        start: of the unit.
-        end: of the unit.
+        tokens: tokens of the text.
+        start: index of the unit's first token.
+        end: index behind the unit's last token.
         factor: millimetres of the unit.
 
     Returns:
-        A diameter in mm; None where no number stands there, or the length is a distance ("3 cm above the carina").
+        A diameter in mm; None where nothing there is a number, or the length is a distance ("3 cm above the carina").
     """
     if not _DISTANCE.isdisjoint(tokens[end : end + 1]):
         return None

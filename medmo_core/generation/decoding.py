@@ -131,15 +131,15 @@ def generate(
 ) -> list[list[Generation]]:
     """Continue every prompt.
 
-    A sample is drawn with random numbers of its own, named by the seed, the prompt's name (repeated names are told
-    apart by their order) and the number of the generation: what is decoded beside it changes nothing but the rounding
-    of differently shaped products.
+    Each continuation is drawn with separate random numbers, named by the seed, the prompt's name (repeated names are
+    distinguished by their order) and the number of the generation: what is decoded beside it changes nothing but the
+    rounding of differently shaped products.
 
     Args:
-        model: evaluated as it stands, without gradients; nothing of it is kept.
+        model: model as it stands, run without gradients; nothing of it is kept.
         prompts: documents of a batch, with their images, which are run together (the name of a document is its sample
             id, or its index where the batch has no ids); or prompts that are run when they are due.
-        sampling: how.
+        sampling: settings of the draw.
         num_rows: continuations decoded at the same time; None: all.
 
     Returns:

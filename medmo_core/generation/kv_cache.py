@@ -29,9 +29,9 @@ def sharing_pays(lengths: Sequence[int], num_generations: int, device: torch.dev
 class KVCache:
     """Keys and values of every layer of a decoder, for rows that come and go.
 
-    All rows write the same column, so a row begins at a column of its own. Shared prompts are stored once, and their
-    rows refer to them; otherwise each row has a copy of its prompt at its head: one stretch to read. Rows of a prompt
-    stand together, as the op likes them, when prompts are started in order.
+    All rows write the same column, so each row has a column that it begins at. Shared prompts are stored once, and
+    their rows refer to them; otherwise each row has a copy of its prompt at its head: one stretch to read. Rows of a
+    prompt stand together, as the op likes them, when prompts are started in order.
 
         cache = KVCache(shared=True)
         cache.expect([12, 30])                                             # prompts 0 and 1
@@ -79,7 +79,7 @@ class KVCache:
 
         Args:
             rows: indices of the rows that go on, as they stand now.
-            prompts: of each row to be started, its prompt's number.
+            prompts: number of the prompt of each row to be started.
             waiting: numbers of prompts that more rows will be started from later.
         """
         stored = self._held + self._arriving

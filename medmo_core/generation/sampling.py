@@ -1,4 +1,4 @@
-"""From hidden states to tokens: the distribution that is sampled, its log-probabilities and its random numbers.
+"""Sampling of tokens from hidden states: the distribution, its log-probabilities and its random numbers.
 
 Convention of the log-probabilities: those of the full distribution at the sampling temperature, before top-k, top-p and
 the ban on placeholders, which is what `MedMO.token_logprobs` gives the trainer for the same tokens. Neither mask is
@@ -26,11 +26,11 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How continuations are drawn, and when they end.
+    """Settings of drawing continuations, and of their end.
 
     Attributes:
         max_new_tokens: most tokens of a continuation, the stop token included.
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: number that the logits are divided by; 0 takes the likeliest token.
         top_p: sample from the fewest likeliest tokens that hold this much probability.
         top_k: sample from the so many likeliest tokens; 0: from all.
         num_generations: continuations of a prompt.
@@ -62,7 +62,7 @@ class Sampling:
             )
 
     def noise(self, name: str, occurrence: int, generation: int) -> NDArray[np.float64] | None:
-        """Return the numbers in [0, 1) that one continuation is drawn with, a stream of its own; None when greedy."""
+        """Return the numbers in [0, 1) that one continuation is drawn with, a separate stream; None when greedy."""
         if self.temperature == 0:
             return None
         key = [self.seed & 0xFFFFFFFF, zlib.crc32(name.encode()), occurrence, generation]
@@ -71,11 +71,11 @@ class Sampling:
 
 
 class Sampler:
-    """Turn hidden states into tokens and their log-probabilities.
+    """Chooser of tokens from hidden states, with their log-probabilities.
 
     Args:
         head_weight: (V, E); read at every call, not copied.
-        sampling: how.
+        sampling: settings of the draw.
         banned: token ids that are never chosen.
     """
 
@@ -99,7 +99,7 @@ class Sampler:
         if self.top_k or self.top_p < 1.0:
             logps, order = logps.sort(dim=-1, descending=True, stable=True)
         wide = logps.double()
-        probs = (wide - wide.amax(-1, keepdim=True)).exp()  # what the ban leaves may be too little to be told from 0
+        probs = (wide - wide.amax(-1, keepdim=True)).exp()  # what the ban leaves may be too little to differ from 0
         if self.top_k:
             probs[:, self.top_k :] = 0.0
         if self.top_p < 1.0:

@@ -106,7 +106,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
         hidden: (L, E).
         weight: (V, E) head.
         targets: (L,) int64 tokens.
-        temperature: divides the logits.
+        temperature: number that the logits are divided by.
 
     Returns:
         (L,) fp32 (float64 for float64 inputs).

@@ -31,10 +31,10 @@ def liger_token_losses(
 
     Numerics: logits in the dtype of `hidden`, log-sum-exp in fp32; the head's gradient is summed over chunks in fp32
         (Liger's default is the dtype of the weight). Returns fp32; each row's z-loss is rounded once to the dtype of
-        `hidden` where it is told apart from the cross-entropy, not in the sum.
+        `hidden` where it is separated from the cross-entropy, not in the sum.
 
     Args:
-        hidden, weight, targets, z_loss, accuracy: as `linear_token_losses`; L at least 1.
+        hidden, weight, targets, z_loss, accuracy: arguments of `linear_token_losses`; L at least 1.
 
     Raises:
         ModuleNotFoundError: liger-kernel is not installed; names the extra.
@@ -88,8 +88,8 @@ def liger_logprob_loss(
 
     Liger's function computes log-probabilities block by block, calls its loss, and takes the gradients of hidden states
     and head before it returns; no logits are kept. Its own loss wants padded rows, one a completion, divides by its own
-    averages (dapo's and cispo's with an exchange among processes inside the forward pass), and tells only means of the
-    tokens. So its loss is replaced by `objective`, and packed tokens are given as L rows of one token: nothing is
+    averages (dapo's and cispo's with an exchange among processes inside the forward pass), and reports only means of
+    the tokens. So its loss is replaced by `objective`, and packed tokens are given as L rows of one token: nothing is
     padded, and every loss is served, those over whole completions too. tests/core/losses/test_grpo_loss.py compares the
     results with Liger's own loss on padded rows.
 
@@ -97,8 +97,8 @@ def liger_logprob_loss(
         in one chunk: between chunks Liger sums the head's gradient in the dtype of the weight.
 
     Args:
-        hidden, weight, targets, temperature: as `linear_grpo_loss`; L at least 1.
-        objective: from log-probabilities to loss.
+        hidden, weight, targets, temperature: arguments of `linear_grpo_loss`; L at least 1.
+        objective: function from log-probabilities to loss.
 
     Returns:
         What `objective` returns; the loss has a graph.

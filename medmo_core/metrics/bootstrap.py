@@ -29,7 +29,7 @@ def bootstrap_ci(
         values: one number per sample; booleans count as 0 and 1.
         groups: group of each sample; None: every sample is its own.
         n: number of draws.
-        seed: of the draws; the same values give the same interval.
+        seed: seed of the draws; the same values give the same interval.
 
     Raises:
         ValueError: no values, a value that is not finite, lengths that differ, or n < 1.

@@ -1,4 +1,4 @@
-"""How well the claims of a text agree with a sample's facts, or with a reference report.
+"""Agreement of the claims of a text with a sample's facts, or with a reference report.
 
 Claims are read by `medmo_core.findings`, with the findings of the facts added to its words; a reference report's facts
 are the findings it claims, read by the same reader. A claim

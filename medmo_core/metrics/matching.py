@@ -15,7 +15,7 @@ from .text import normalise
 
 
 class BoxProblems(NamedTuple):
-    """What `medmo_kernels.box_match` and `box_reward` read, in pixels.
+    """Arguments of `medmo_kernels.box_match` and `box_reward`, in pixels.
 
     Shapes: B samples, P predicted and T true boxes over all samples.
     """

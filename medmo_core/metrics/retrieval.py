@@ -13,9 +13,9 @@ class RetrievalScores(NamedTuple):
 
     Attributes:
         recall_at_1: share of the queries whose right candidate stands first.
-        median_rank: of the right candidate, 1 = first.
+        median_rank: median rank of the right candidate, 1 = first.
         chance: recall@1 of guessing.
-        ranks: of each query, for intervals.
+        ranks: rank of the right candidate for each query, for intervals.
     """
 
     recall_at_1: float

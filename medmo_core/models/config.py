@@ -65,8 +65,8 @@ class ModelConfig:
         tie_word_embeddings: the head is the embedding.
         image_token_id: placeholder of one visual token of an image.
         video_token_id: placeholder of one visual token of a video.
-        vision_start_token_id: opens a vision block.
-        vision_end_token_id: closes it.
+        vision_start_token_id: id of the token that opens a vision block.
+        vision_end_token_id: id of the token that closes it.
         bos_token_id: `<|endoftext|>`.
         eos_token_id: `<|im_end|>`.
         initializer_range: standard deviation of random weights.

@@ -40,7 +40,7 @@ INIT_GAIN = 0.7
 
 
 class VisionLanguageModel(nn.Module):
-    """What stands under `model.` in the official names.
+    """Vision tower and decoder, which stand under `model.` in the official names.
 
     Args:
         visual: encoder and projector.
@@ -61,7 +61,7 @@ class MedMO(nn.Module):
     Args:
         config: sizes.
         device: where the parameters are made; "meta" makes none.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class MedMO(nn.Module):
         Args:
             config: a name in `PRESETS` or a config.
             device: where the parameters are made; "meta" makes none.
-            dtype: of the parameters.
+            dtype: dtype of the parameters.
             **overrides: changed fields, see `ModelConfig.override`.
 
         Returns:
@@ -261,7 +261,7 @@ class MedMO(nn.Module):
         Args:
             batch: packed documents.
             rows: (R,) tokens whose states are wanted, repeated ones too, which saves work in the last layer; None: all.
-            keep_kv: receives every decoder layer's keys and values.
+            keep_kv: function that receives every decoder layer's keys and values.
 
         Returns:
             (T, E) or (R, E).
@@ -350,7 +350,7 @@ class MedMO(nn.Module):
         Args:
             batch: packed documents with labels; a label on the first token of a document without a prompt cannot be
                 predicted and has no entry.
-            temperature: divides the logits.
+            temperature: number that the logits are divided by.
 
         Returns:
             (L,) fp32 (float64 for a float64 model).

@@ -1,4 +1,4 @@
-"""Where visual tokens stand in the text, and which document is to blame when the two do not fit.
+"""Places of visual tokens in the text, and the document to blame when images and text do not fit.
 
 Shapes: T packed tokens, M visual tokens.
 """

@@ -1,4 +1,4 @@
-"""Which tokens of a batch are learned, and which rows of the hidden states predict them.
+"""Tokens of a batch that are learned, and the rows of the hidden states that predict them.
 
 Shapes: T packed tokens, n documents, L learned tokens.
 """

@@ -19,8 +19,8 @@ class VisionTower(nn.Module):
     `deepstack_merger_list`).
 
     Args:
-        encoder: owns child modules only.
-        projector: from the encoder's width to the decoder's.
+        encoder: encoder that owns child modules only.
+        projector: map from the encoder's width to the decoder's.
     """
 
     encoder: Encoder

@@ -1,4 +1,4 @@
-"""Small building blocks with plain arguments; each can be used in a model of its own."""
+"""Small building blocks with plain arguments; each can be used in any model."""
 
 from ..generation.kv_cache import KVCache
 from .attention import TextAttention, VisionAttention

@@ -20,7 +20,7 @@ from .rope import RopeTable
 
 
 class PackedAttention(nn.Module):
-    """Call the op `attention`; without parameters.
+    """The op `attention` as a module without parameters.
 
     A module so that `blocks.set_forward` can have the compiler stop here and go on behind: tensors decide which back
     end serves them, and some are read on the host.
@@ -36,7 +36,7 @@ class PackedAttention(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Attend in both directions within each image (or frame), with 2-D rotary positions.
+    """Attention in both directions within each image (or frame), with 2-D rotary positions.
 
     State: `qkv.{weight,bias}`, `proj.{weight,bias}`.
 
@@ -78,7 +78,7 @@ class VisionAttention(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Attend causally within each document: grouped key/value heads, normalised queries and keys, M-RoPE.
+    """Causal attention within each document: grouped key/value heads, normalised queries and keys, M-RoPE.
 
     State: `{q,k,v,o}_proj.weight` (and biases if asked), `q_norm.weight`, `k_norm.weight`.
 
@@ -87,7 +87,7 @@ class TextAttention(nn.Module):
         num_heads: query heads; their joint width need not be `embed_dim`.
         num_kv_heads: key/value heads.
         head_dim: width of a head.
-        eps: of the two norms.
+        eps: small number added inside the two norms.
         bias: give the four projections a bias.
     """
 

@@ -1,4 +1,4 @@
-"""Who serves the norms, the gated unit and the losses: Liger on CUDA where it is installed, PyTorch everywhere else.
+"""Back end of the norms, the gated unit and the losses: Liger on CUDA where it is installed, PyTorch elsewhere.
 
 These are no ops of our own: Liger-Kernel's are good, and this file and `losses/liger.py` are all that knows them.
 """

@@ -36,7 +36,7 @@ KEPT_OPS = frozenset(
         "xformers_flash3::flash_fwd",
     }
 )
-"""Ops whose results "selected" keeps: dear to compute, small beside what they read."""
+"""Ops whose results "selected" keeps: costly to compute, small beside what they read."""
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -59,10 +59,10 @@ def set_forward(
     "selected" are left to it.
 
     Args:
-        blocks: see `blocks_of`.
+        blocks: blocks as `blocks_of` finds them.
         recompute: what is computed again in the backward pass; True: all, False: nothing.
         compiled: run through torch.compile.
-        backend: of torch.compile.
+        backend: back end of torch.compile.
     """
     again = {True: "all", False: "nothing"}[recompute] if isinstance(recompute, bool) else recompute
     if compiled and again == "selected":
@@ -79,7 +79,7 @@ def set_forward(
 
 
 class _Forward:
-    """A block's forward in place of its class's; a copy of the block gets one of its own."""
+    """A block's forward in place of its class's; a copy of the block gets another."""
 
     def __init__(self, block: nn.Module, recompute: str, backend: str | None) -> None:
         self.block, self.recompute, self.backend = block, recompute, backend

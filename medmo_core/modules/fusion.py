@@ -20,7 +20,7 @@ def fuse_features(features: Sequence[Tensor], *, eps: float = 1e-6) -> Tensor:
 
     Args:
         features: (N, D_i) each, in one patch order.
-        eps: added to the variance.
+        eps: small number added to the variance.
 
     Returns:
         (N, sum of D_i).

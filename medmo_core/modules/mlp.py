@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Multiply a SiLU-gated projection with a plain one, then project back.
+    """Product of a SiLU-gated projection and a plain one, projected back.
 
     Shapes: (..., embed_dim) -> (..., embed_dim).
     Numerics: on CUDA tensors Liger, where it is installed, keeps the product's factors instead of three intermediates

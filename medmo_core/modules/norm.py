@@ -10,7 +10,7 @@ from .backend import liger_rms_norm, uses_liger
 
 
 class RMSNorm(nn.Module):
-    """Divide each vector by its root mean square and scale it.
+    """Norm that divides each vector by its root mean square and scales it.
 
     Shapes: (..., dim) -> (..., dim).
     Numerics: the mean of squares is accumulated in fp32 for 16-bit inputs. Liger, which serves CUDA tensors where it is
@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
     Args:
         dim: width of the last axis.
-        eps: added to the mean of squares.
+        eps: small number added to the mean of squares.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ __all__ = ["PatchEmbed", "grid_coordinates", "patch_embed", "position_coordinate
 
 
 class PatchEmbed(nn.Module):
-    """Embed patches that are already cut out.
+    """Embedding of patches that are already cut out.
 
     State: `proj.weight` (D, 3, T, p, p), `proj.bias` (D,), the layout of a 3-D convolution.
 
@@ -85,7 +85,7 @@ def grid_coordinates(height: int, width: int, side: int, merge_size: int, device
         (height * width, 2) fp32 row and column, 0 .. side - 1.
     """
     rows, columns = merge_order(height, width, merge_size, device)
-    # In the order of operations of the published code: what it rounds is rounded alike.
+    # In the order of operations of the published code: what it rounds is rounded the same way.
     return torch.stack(
         [index.to(torch.float32) * (side - 1) / max(size - 1, 1) for index, size in ((rows, height), (columns, width))],
         dim=1,

@@ -1,4 +1,4 @@
-"""From vision features to decoder tokens: merge 2x2 patches, two linear layers.
+"""Map from vision features to decoder tokens: merge 2x2 patches, two linear layers.
 
 Shapes: N patches in merge order, M = N / merge_size ** 2 visual tokens.
 """
@@ -18,7 +18,7 @@ EPS = 1e-6
 
 
 class PatchMerger(nn.Module):
-    """Turn the patches of one visual token into one vector of the decoder's width.
+    """Merger of the patches of one visual token into one vector of the decoder's width.
 
     Patches arrive in merge order, so merging is a view. GELU is the erf form.
 
@@ -71,7 +71,7 @@ class PatchMerger(nn.Module):
 
 
 class Projector(nn.Module):
-    """Project the final features and each deepstack tap.
+    """Projection of the final features and of each deepstack tap.
 
     State: `merger.*` and `deepstack_merger_list.{i}.*`, each a `PatchMerger`.
 

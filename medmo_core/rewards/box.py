@@ -46,12 +46,12 @@ def box_reward(
 
     Args:
         completions: texts, or chats that end with one.
-        task: of each sample.
+        task: task of each sample.
         boxes: the true boxes.
         image_size: (width, height) px.
         profile: frame and grammar of the completion.
         parsed_boxes: boxes of the completions, where they have been read already (`parse_answers`); None: read here.
-        trainer_state: has `global_step` and `max_steps`, as TRL passes; None: the threshold is the last one.
+        trainer_state: object with `global_step` and `max_steps`, as TRL passes; None: the threshold is the last one.
         formula: `graded`, or `overlap`, `iou` or `f1` (at the threshold) alone; see `medmo_kernels.box_reward`.
         columns: not used.
 

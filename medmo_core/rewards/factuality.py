@@ -31,8 +31,8 @@ def factuality_reward(
 
     Args:
         completions: texts, or chats that end with one.
-        task: of each sample.
-        facts: of each sample.
+        task: task of each sample.
+        facts: facts of each sample.
         answer: the true answers; of type report: the reference.
         columns: not used.
 
@@ -100,7 +100,7 @@ EXAMPLES = (
     _example("denying what nobody asserted is free", "Liver, left kidney, no spleen, no stomach.", 1.0),
     _example("said and denied is not said", "The liver is visible. No liver is seen.", 0.0),
     _example("repetition earns nothing", "Liver. Liver. Liver.", 0.5),
-    _example("the site is no finding of its own", "There is a lesion in the left breast.", 1.0, _BREAST),
+    _example("the site is not a finding", "There is a lesion in the left breast.", 1.0, _BREAST),
     _example("the site's side is the finding's", "There is a lesion in the right breast.", 0.0, _BREAST),
     _example("side, place and size", "An 8 mm nodule in the right upper lobe.", 1.0, _SIZED),
     _example("a size within a fifth", "Right apical nodule measuring 9 mm.", 1.0, _SIZED),

@@ -46,7 +46,7 @@ def format_reward(
 
     Args:
         completions: texts, or chats that end with one.
-        task: of each sample.
+        task: task of each sample.
         answer: the true answers; only their type is read.
         image_size: (width, height) px.
         profile: frame and grammar of the completion.

@@ -45,7 +45,7 @@ def label_reward(
     Args:
         completions: texts, or chats that end with one. In grounding, labels are read from boxes in the profile's
             grammar, and where there are none that can be read, from the text as a list of labels.
-        task: of each sample.
+        task: task of each sample.
         answer: the true answers.
         boxes: the true boxes.
         profile: grammar of the completion.

@@ -47,15 +47,15 @@ def medmo_box_reward(
     What the paper leaves open is an option, and each default is the reading that adds nothing to the text:
 
     Args:
-        completions, task, boxes, image_size, profile, parsed_boxes, columns: as for `box`. Coordinates are pixels
-            of the image as it stands in the sample.
+        completions, task, boxes, image_size, profile, parsed_boxes, columns: arguments of `box`. Coordinates are
+            pixels of the image as it stands in the sample.
         lambda_fn: price of a missed box; unpublished, and "optional" in the text: 0.
         lambda_fp: price of a spurious box; unpublished: 0.
         penalty_per_truth: divide the penalty by max(1, G), as one transcription has it; off, as the other: only the sum
             of the pay.
         squared: square the reward, as one transcription shows it (probably a footnote mark).
         compare_labels: let only boxes of equal label match; the formula names no labels: off.
-        empty_score: of a completion that rightly says that there is nothing; the formula is 0 / 0 there: 0.
+        empty_score: score of a completion that rightly says that there is nothing; the formula is 0 / 0 there: 0.
 
     Returns:
         Scores in [0, 1], or None where the task is not grounding or there is no image. A completion without readable

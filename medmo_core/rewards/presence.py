@@ -26,11 +26,11 @@ def presence_reward(
     """Score 1 where a completion points at something and something is there, or says that nothing is and nothing is.
 
     The `box` reward gives a box that misses no more than the answer "nothing", as the metrics do; a model that is
-    unsure learns little from that about when to answer at all. This reward tells it, and no number of boxes earns more
-    than one.
+    unsure learns little from that about when to answer at all. This reward teaches it, and no number of boxes earns
+    more than one.
 
     Args:
-        completions, task, boxes, image_size, profile, parsed_boxes, columns: as for `box`.
+        completions, task, boxes, image_size, profile, parsed_boxes, columns: arguments of `box`.
 
     Returns:
         1, 0, or None where the task is not grounding or there is no image. A completion without readable boxes and

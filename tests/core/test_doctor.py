@@ -73,9 +73,6 @@ def test_an_absent_package_comes_with_its_extra(one_op: OpSpec, monkeypatch: pyt
     assert text.count("absent:") == 1
 
 
-# --- cliffs ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("torch_version", "cudnn", "has_cuda", "level", "word"),
     [
@@ -146,9 +143,6 @@ def test_findings_follow_the_machine(one_op: OpSpec, monkeypatch: pytest.MonkeyP
     assert levels == sorted(levels, key=["PROBLEM", "warning", "note"].index)
     text = "\n".join(doctor.report(doctor.diagnose()))
     assert "50,000" in text and "MEDMO_KERNELS=reference overrules" in text
-
-
-# --- verification ----------------------------------------------------------------------------------------------------
 
 
 def test_verify_passes_and_tells_the_numbers(one_op: OpSpec, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 Each tensor is copied straight from the file's memory map into its final place, cast on the way, so the host never
 holds more than the model itself. Every name and shape is checked before the first byte is copied: a model is filled
-completely or not at all. Pickle files are never opened.
+completely or stays as it is. Pickle files are never opened.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def load_weights(
 
     Args:
         model: its parameter names are official names.
-        checkpoint: from `open_checkpoint`.
+        checkpoint: folder that `open_checkpoint` has read.
         dtype: cast floating tensors to it; None keeps each tensor's own.
         device: where meta parameters are materialised.
         official_name: maps a name in the file to the model's name, None for a tensor that the model has no use for;
             None (the default): Qwen3-VL's names.
-        local_rows: for a model whose parameters lie in parts on several processes: only this process's rows of each
-            tensor are read. None: all of everything.
+        local_rows: rows of each parameter that this process holds, where parameters lie in parts on several processes:
+            only these are read. None: all of everything.
 
     Raises:
         ValueError: names are missing or left over, or a shape differs. Nothing has been written then.
@@ -75,7 +75,7 @@ def load_encoder(encoder: nn.Module, path_or_hub_id: str | Path, *, revision: st
     """Overwrite an encoder's weights with those of a transformers checkpoint of its family.
 
     Args:
-        encoder: offers `official_name(name) -> str | None`; for a fused encoder call this once for each of its towers.
+        encoder: encoder with `official_name(name) -> str | None`; for a fused encoder call this once for each tower.
         path_or_hub_id: folder or hub id of, for instance, a SigLIP2 or a DINOv2 model (vision tower alone or the
             whole model; text towers, pooling heads and mask tokens are left out).
         revision: branch, tag or commit on the hub.

@@ -173,9 +173,6 @@ def test_containers_refuse_what_does_not_fit() -> None:
     assert no_boxes(LIVER_TWICE) == boxes() and by_image(pixel) == (pixel,)
 
 
-# --- matching, scores and rewards -----------------------------------------------------------------------------------
-
-
 def reference_scores(said: ImageBoxes, truth: ImageBoxes, threshold: float = 0.5) -> tuple[float, float]:
     """IoU and F1 by trying every assignment, image by image."""
 

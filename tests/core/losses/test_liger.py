@@ -74,9 +74,6 @@ def assert_as_good(ours: Callable[..., Tensor], plain: Callable[..., Tensor], le
         assert error <= bound + EPS[leaves[0].dtype] * truth.abs().max().clamp(min=1)
 
 
-# --- the same results -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("liger")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 16), (2, 2, 20)])
@@ -186,8 +183,6 @@ def test_no_rows_no_kernel() -> None:
         loss.backward()
         assert loss == 0
 
-
-# --- who is served ----------------------------------------------------------------------------------------------------
 
 CUDA = torch.device("cuda", 0)
 

@@ -85,8 +85,6 @@ def test_labels_compare_without_case_marks_and_underscores() -> None:
     )  # fmt: skip
 
 
-# --- vqa -------------------------------------------------------------------------------------------------------------
-
 CHOICES = ("CT", "MR", "a microscope image", "B")
 
 
@@ -137,9 +135,6 @@ def test_answers_that_cannot_be_scored_are_named(answer: Any, message: str) -> N
         vqa_correct("yes", answer)
 
 
-# --- retrieval -------------------------------------------------------------------------------------------------------
-
-
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
 @settings(max_examples=50, deadline=None)
 def test_ranks_equal_a_sort(queries: int, candidates: int, data: st.DataObject) -> None:
@@ -167,9 +162,6 @@ def test_retrieval_figures() -> None:
         retrieval_ranks(scores, [0, 1, 2, 3])
     with pytest.raises(ValueError, match="no queries"):
         retrieval_scores(scores[:0], [])
-
-
-# --- bootstrap -------------------------------------------------------------------------------------------------------
 
 
 def test_the_interval_is_that_of_the_normal_law() -> None:

@@ -156,9 +156,6 @@ def largest(x: Tensor) -> float:
     return x.abs().max().item() if x.numel() else 0.0
 
 
-# --- the same function -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("vision_head_dim", [16, 72])
@@ -258,9 +255,6 @@ def test_the_tower_takes_raw_pixels(frames: int) -> None:
     assert torch.allclose(after, before, atol=1e-4)
 
 
-# --- the same state --------------------------------------------------------------------------------------------------
-
-
 def test_parameters_and_state_dict_are_untouched() -> None:
     model = make_model()
     parameters, state = dict(model.named_parameters()), model.state_dict()
@@ -333,9 +327,6 @@ def test_a_copy_of_an_accelerated_model_is_its_own() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(twin(**inputs).logits, expected)
-
-
-# --- what it says ----------------------------------------------------------------------------------------------------
 
 
 def test_it_tells_what_it_replaced() -> None:

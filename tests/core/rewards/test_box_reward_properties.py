@@ -121,9 +121,6 @@ def ious(pred: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[NDArray
     return inter / union, inter / union - (hull - union) / hull
 
 
-# --- bounds, order, emptiness ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", EVERY)
 @given(seed=SEEDS)
 @EXAMPLES
@@ -167,9 +164,6 @@ def test_empty_sets() -> None:
     assert medmo_box_reward(["[]"], **columns, empty_score=1.0) == [1]
 
 
-# --- nearer is better ------------------------------------------------------------------------------------------------
-
-
 def on_the_way(seed: int, *, same_size: bool) -> list[Case]:
     """Return one true box and one said box on a straight line to it, step by step."""
     rng = np.random.default_rng(seed)
@@ -200,9 +194,6 @@ def test_a_box_that_comes_nearer_never_loses(name: str, seed: int) -> None:
 def test_a_box_that_is_shifted_nearer_never_loses(name: str, seed: int) -> None:
     scores = paid(name, *on_the_way(seed, same_size=True))
     assert all(a <= b + 1e-12 for a, b in zip(scores, scores[1:], strict=False))
-
-
-# --- spam ------------------------------------------------------------------------------------------------------------
 
 
 def with_one_more(found: Case, box: NDArray[np.float64], label: str) -> Case:
@@ -239,9 +230,6 @@ def test_the_published_formula_pays_for_spam() -> None:
     for name in OURS:
         scores = paid(name, one, two, eleven)
         assert scores[0] >= scores[1] > scores[2], name
-
-
-# --- scale and place -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -286,9 +274,6 @@ def test_a_cell_that_is_missed_by_five_widths() -> None:
     assert big < small - 0.3
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", OURS)
 @given(seed=SEEDS)
 @EXAMPLES
@@ -305,9 +290,6 @@ def test_labels_count_for_the_published_formula_only_where_asked() -> None:
     found = case(BOX, BOX)._replace(pred_labels=["vessel"])
     assert paid("medmo_box", found) == [1]
     assert paid("medmo_box, all options", found) == [0]
-
-
-# --- assignment ------------------------------------------------------------------------------------------------------
 
 
 def all_matchings(num_pred: int, num_truth: int) -> list[list[tuple[int, int]]]:
@@ -360,9 +342,6 @@ def test_the_nearest_box_first_is_not_good_enough() -> None:
     greedy = iou[0, 0] / 2
     assert paid("iou", found)[0] == pytest.approx((iou[0, 1] + iou[1, 0]) / 2)
     assert paid("iou", found)[0] > greedy + 0.05
-
-
-# --- the curriculum --------------------------------------------------------------------------------------------------
 
 
 @given(seed=SEEDS)
