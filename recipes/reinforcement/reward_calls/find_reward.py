@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 from medmo_core.rewards import REWARDS
 
 from ...settings.section import ConfigError, unknown_key
+from .error_place import place_of
 
 SAMPLE_COLUMNS = (
     "task", "answer", "solution", "boxes", "facts", "image_size", "num_images", "profile", "sample_id"
@@ -64,12 +64,6 @@ def asks_for(function: Callable[..., Any], keyword: str) -> bool:
         return keyword in inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables of C have no signature
         return False
-
-
-def place_of(error: BaseException) -> str:
-    """Return the innermost line that an error passed through, as "file.py:12"."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown line"
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

@@ -17,7 +17,7 @@ from typing import Any
 from medmo_core.data.records.sample import Sample
 from medmo_core.errors import BadStep
 
-from .find_reward import place_of
+from .error_place import place_of
 from .time_limit import TimeUp, time_limit
 
 LISTED = 5  # samples that a message names
