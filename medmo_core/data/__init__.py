@@ -1,1 +1,1 @@
-"""From files to batches: records, images, tokenizer, chat template, packing, mixture."""
+"""Data on its way to a batch: records, images, sources, text, documents and packing."""

@@ -20,11 +20,11 @@ class Document:
         input_ids: (T,) int64.
         labels: (T,) int64, -100 where nothing is learned; None for generation.
         position_ids: (3, T) int64.
-        patches: per encoder (N, 3 * p * p) uint8 in merge order; empty without images.
-        image_grid_thw: per encoder (I, 3) int64, in patches.
-        sample: where it comes from.
+        patches: encoder -> (N, 3 * p * p) uint8 in merge order; empty without images.
+        image_grid_thw: encoder -> (I, 3) int64, in patches.
+        sample: the sample it was made of.
         visual_end: number of tokens up to and with the last visual one; 0 without images.
-        features: (1 + D, M, E) what the vision tower makes of the images, where it has run already (`Batch.features`).
+        features: (1 + D, M, E) output of the vision tower, where it has run already (`Batch.features`).
     """
 
     input_ids: NDArray[np.int64]

@@ -15,35 +15,11 @@ from .document import Document
 
 
 @dataclass(frozen=True)
-class PackingStats:
-    """Count what a batch holds.
-
-    Attributes:
-        num_examples: documents, a prompt not counted beside its branches.
-        num_tokens: tokens of all documents.
-        num_learned: tokens in the loss.
-        num_patches: patches of all encoders.
-    """
-
-    num_examples: int
-    num_tokens: int
-    num_learned: int
-    num_patches: int
-
-    @classmethod
-    def of(cls, batch: Batch) -> PackingStats:
-        """Count a batch."""
-        learned = 0 if batch.labels is None else int((batch.labels != IGNORE_INDEX).sum())
-        patches = sum(rows.shape[0] for rows in batch.patches.values())
-        return cls(batch.num_examples, batch.num_tokens, learned, patches)
-
-
-@dataclass(frozen=True)
 class PrefixTree:
     """Neighbouring items that are packed as one prompt and its branches, or one item by itself.
 
     Attributes:
-        items: in order.
+        items: documents, in order.
         prefix: how many first tokens of all of them become the prompt; 0: there is one item and no prompt.
     """
 
@@ -60,10 +36,10 @@ def prefix_trees(items: Sequence[Document]) -> list[PrefixTree]:
     """Find neighbours that can share their beginning.
 
     They hold the same arrays of patches, or no images and the same sample, and begin with the same tokens. What they
-    share holds all of the images, ends before the first label, and leaves every item a token of its own.
+    share holds all of the images, ends before the first label, and leaves every item a token that it does not share.
 
     Args:
-        items: in the order in which they will be packed.
+        items: documents, in the order in which they will be packed.
 
     Returns:
         All items, in order.
@@ -109,7 +85,7 @@ def pack(items: Sequence[Document], share_prefixes: bool = False) -> Batch:
 
     Returns:
         The batch, its labels in the order of the items, whatever is shared. `labels` is None when no item has any; an
-        item without labels among others is not learned. A prompt bears the sample id and the task of its first item.
+        item without labels among others is not learned. A prompt has the sample id and the task of its first item.
 
     Raises:
         ValueError: no item, or items made for different encoders.

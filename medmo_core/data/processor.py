@@ -97,14 +97,14 @@ class Processor:
         return len(self.encode(sample, pixels=False).input_ids)
 
     def encode_turns(self, sample: Sample, *, pixels: bool = True) -> list[Document]:
-        """Return every turn of a sample as a document of its own, about the same images.
+        """Return every turn of a sample as a separate document about the same images.
 
         Nothing of the other turns can be copied, so each answer must come from the images; `pack` lets them be encoded
         once. A sample with images after its first user turn stays one conversation.
 
         Args:
             sample: the example.
-            pixels: as for `encode`.
+            pixels: decode the images, as for `encode`.
 
         Raises:
             TooLong: a turn has more than `max_tokens` tokens.

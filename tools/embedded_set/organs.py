@@ -102,9 +102,7 @@ def add_organs(
         if factor == 2:
             pixels, mask = halve(pixels), halve_labels(mask)
         structures, traces = mask_structures(mask, names, base.spacing_mm)
-        for structure in structures:
-            structure.volume_ml = millilitres[structure.name]
-            structure.code = codes.get(structure.name)
+        structures = [replace(s, volume_ml=millilitres[s.name], code=codes.get(s.name)) for s in structures]
         table = replace(base, id=f"{base.source}-{z:03d}", slice_index=z, structures=structures, traces=traces)
         writer.add(table, np.ascontiguousarray(pixels), mask)
 
@@ -165,9 +163,8 @@ def add_aorta(writer: Writer, archive: Archive, codes: dict[str, str]) -> None:
         table.package, table.plane, table.contrast, table.window = "totalsegmentator", "axial", "given", (40, 400)
         table.slice_index, table.spacing_mm, table.labelled = z, (x, y), ["aorta"]
         mask = aorta[:, :, z].T
-        table.structures, table.traces = mask_structures(mask, {1: "aorta"}, (x, y))
-        for structure in table.structures:
-            structure.volume_ml, structure.code = millilitres, codes["aorta"]
+        structures, table.traces = mask_structures(mask, {1: "aorta"}, (x, y))
+        table.structures = [replace(s, volume_ml=millilitres, code=codes["aorta"]) for s in structures]
         writer.add(table, np.ascontiguousarray(pixels[:, :, z].T), mask)
 
 

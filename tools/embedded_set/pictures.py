@@ -10,7 +10,9 @@ from PIL import Image
 from scipy import ndimage
 from scipy.spatial.distance import pdist
 
-from .tables import CORNERS_TOUCH, MIN_AREA_PX, Structure, Table, Writer, connected_parts
+from medmo_core.datasets.embedded.facts import MIN_AREA_PX, Structure
+
+from .tables import CORNERS_TOUCH, Table, Writer, connected_parts
 from .volumes import Archive, halve, halve_labels, percentile_window, read_nrrd, window
 
 # case -> split, modality, region, contrast, patient's side (None: unknown), lesion-free slices to add
@@ -86,8 +88,7 @@ def add_lesions(writer: Writer, archive: Archive) -> None:
             structures = lesion_structures(mask, spacing, site, side)
             if has_lesion[z] and not structures:
                 continue  # a rim of the lesion below the smallest box: neither a lesion nor lesion-free
-            for structure in structures:
-                structure.volume_ml = millilitres
+            structures = [replace(structure, volume_ml=millilitres) for structure in structures]
             parts = connected_parts(mask, CORNERS_TOUCH)
             table = replace(base, id=f"lesion-{case}-{z:03d}", slice_index=z, structures=structures)
             writer.add(table, np.ascontiguousarray(plane), parts)

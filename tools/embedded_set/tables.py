@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-MIN_AREA_PX = 16
+from medmo_core.datasets.embedded.facts import MIN_AREA_PX, Structure
+
 CORNERS_TOUCH = np.ones((3, 3))
 """Neighbours of a pixel for `connected_parts`: those that share an edge or a corner."""
 SIDES = {"liver": "right", "gallbladder": "right", "spleen": "left", "stomach": "left"}
@@ -49,22 +50,6 @@ SOURCES: dict[str, dict[str, str]] = {
         "fetch": WHEEL + "pydicom==3.0.2",
     },
 }
-
-
-@dataclass
-class Structure:
-    """One structure of one image."""
-
-    name: str
-    xyxy_px: tuple[int, int, int, int]
-    origin: str
-    side: str | None = None
-    area_mm2: float | None = None
-    volume_ml: float | None = None
-    diameter_mm: float | None = None
-    mask_value: int | None = None
-    parts: int = 1
-    code: str | None = None
 
 
 @dataclass
@@ -124,10 +109,10 @@ def mask_structures(
         parts = connected_parts(mask, CORNERS_TOUCH)
         sizes = np.bincount(parts.ravel())[1:]
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-        structure = Structure(name, box, "silver", side_of(name), mask_value=value)
-        structure.area_mm2 = round(float(mask.sum()) * spacing[0] * spacing[1], 1)
-        structure.parts = int((sizes >= 0.1 * sizes.max()).sum())
-        found.append(structure)
+        area_mm2 = round(float(mask.sum()) * spacing[0] * spacing[1], 1)
+        num_parts = int((sizes >= 0.1 * sizes.max()).sum())
+        side = side_of(name)
+        found.append(Structure(name, box, "silver", side, area_mm2, mask_value=value, parts=num_parts))
     return found, traces
 
 

@@ -25,7 +25,7 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
     Units: pixels of the image as the sample shows it now (after a crop it may already have).
 
     Args:
-        sample: with a known size of the image.
+        sample: a sample whose image size is known.
         window: (x0, y0, x1, y1); may reach beyond the image, what lies there is black. An image that is a crop
             already cannot be left: beyond it lies more of the stored picture, with structures that no box marks.
         image: index of the image.

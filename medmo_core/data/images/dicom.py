@@ -48,9 +48,9 @@ def read_dicom(path: Path, *, frame: int | None = None, window: object = None, m
 
     Args:
         path: the file.
-        frame: of a multi-frame file, from 0; None: the first.
-        window: see `load_image`; None: the file's VOI LUT or first window, else soft tissue for CT, else the whole
-            range of 8-bit pixels, else the 0.5 and 99.5 percentile without padding.
+        frame: frame of a multi-frame file, from 0; None: the first.
+        window: name or range, see `load_image`; None: the file's VOI LUT or first window, else soft tissue for
+            CT, else the whole range of 8-bit pixels, else the 0.5 and 99.5 percentile without padding.
         max_pixels: refuse larger frames before decoding them.
 
     Raises:
@@ -143,7 +143,7 @@ def _decode(path: Path, dataset: Any, index: int) -> NDArray[Any]:
 
 
 class _FrameView:
-    """What holds for one frame: its own functional groups, then the shared ones, then the top of the file."""
+    """Values that hold for one frame: its own functional groups, then the shared ones, then the top of the file."""
 
     def __init__(self, dataset: Any, index: int) -> None:
         self.dataset = dataset
@@ -297,7 +297,7 @@ def _windowed(values: NDArray[Any], window: object, view: _FrameView, path: Path
     if isinstance(window, int):
         windows = view.windows()
         if window >= len(windows):
-            raise ImageError(f"{path}: window index is {window}, but the file has {len(windows)} windows of its own")
+            raise ImageError(f"{path}: window index is {window}, but the file has {len(windows)} windows")
         return apply_window(values, windows[window], view.function())
     assert isinstance(window, tuple)
     return apply_window(values, window)

@@ -1,4 +1,4 @@
-"""Where a displayed picture lies in the patient: pixel edges to millimetres and back.
+"""Position of a displayed picture in the patient: pixel edges to millimetres and back.
 
 Patient axes are DICOM's: x to the patient's left, y to the back, z to the head (LPS). Pixel coordinates are edges, as
 in `Boxes`: the centre of the first pixel is (0.5, 0.5).
@@ -21,7 +21,7 @@ DIRECTIONS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Map a displayed picture to the patient by an affine map.
+    """Affine map from a displayed picture to the patient.
 
     Units: millimetres, LPS; `size` in pixels.
 

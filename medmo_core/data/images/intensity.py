@@ -1,4 +1,4 @@
-"""From measured values to grey levels: windows, declared ranges, percentiles; never one image's own extremes.
+"""Grey levels of measured values: windows, declared ranges, percentiles; never one image's own extremes.
 
 Windows follow DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3.
 """
@@ -39,7 +39,7 @@ def apply_window(values: Values, window: Window, function: str | None = None) ->
     """Return values seen through a window, as 0..1.
 
     Args:
-        values: after rescaling (Hounsfield units for CT).
+        values: measured values after rescaling (Hounsfield units for CT).
         window: (center, width).
         function: VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID; None: LINEAR, or LINEAR_EXACT for widths of at
             most 1, where LINEAR means nothing (volumes scaled to 0..1).
@@ -94,8 +94,8 @@ def percentile_range(values: Values, padding: NDArray[np.bool_] | None = None) -
 def declared_depth(largest: int, bits: int = 16) -> int:
     """Return the largest value of the smallest usual depth (8, 10, 12, 14, 16 bits) that holds `largest`.
 
-    16-bit files are often 10- or 12-bit detectors; steps of depth keep one detector's images alike where stretching
-    each image to its own maximum would not.
+    16-bit files are often 10- or 12-bit detectors; steps of depth keep one detector's images comparable where
+    stretching each image to its own maximum would not.
     """
     return next((2**depth - 1 for depth in (8, 10, 12, 14) if depth < bits and largest < 2**depth), 2**bits - 1)
 

@@ -76,10 +76,10 @@ def load_image(
     Args:
         path: the file, relative to `root` when there is one.
         root: the data root; a path that leaves it is refused. A store holds pictures only, no DICOM files and volumes.
-        frame: of a multi-frame DICOM, TIFF or GIF file or a 4-D volume, from 0; None: the first.
-        slice_index: of a volume, counted from the feet (axial), the back (coronal) or the patient's left (sagittal);
-            None: the middle.
-        plane: of a volume: axial, coronal or sagittal.
+        frame: frame of a multi-frame DICOM, TIFF or GIF file or a 4-D volume, from 0; None: the first.
+        slice_index: slice of a volume, counted from the feet (axial), the back (coronal) or the patient's left
+            (sagittal); None: the middle.
+        plane: plane of a volume: axial, coronal or sagittal.
         window: None (what the file says, see `read_dicom` and `read_slice`), the name of a preset
             (`HOUNSFIELD_WINDOWS`), (center, width), the index of a DICOM file's own windows, or three of these for the
             red, green and blue channel.
@@ -280,7 +280,7 @@ def _deep_grey(values: NDArray[Any], path: Path, window: object, declared: int |
     if windows is not None:
         if any(isinstance(w, int | str) for w in windows):
             raise ImageError(
-                f"{path}: this file is not in Hounsfield units and has no windows of its own; give (center, width)"
+                f"{path}: this file is not in Hounsfield units and states no windows; give (center, width)"
             )
         units = [apply_window(values, w) for w in windows if isinstance(w, tuple)]
     elif np.issubdtype(values.dtype, np.integer) and values.size and values.min() >= 0 and values.max() < 2**16:

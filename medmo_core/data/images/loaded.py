@@ -1,4 +1,4 @@
-"""What every image reader hands back, and the one error they raise."""
+"""Result of every image reader, and the one error they raise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageError(InputError):
 
 
 class _Silence:
-    """Count the readers at work in all threads: the first one in silences the libraries, the last one out restores."""
+    """Count of readers at work in all threads: the first one in silences the libraries, the last one out restores."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -65,7 +65,7 @@ def silent_libraries() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """Hold one picture ready for a model.
+    """One picture ready for a model.
 
     Shapes: pixels (H, W, 3) uint8 RGB.
 

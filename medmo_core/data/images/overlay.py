@@ -39,7 +39,7 @@ def draw_overlay(
         predicted: what a model said; None draws none.
         truth: what is annotated; None draws none.
         title: one line above the picture; it is cut to fit.
-        geometry: puts the patient's sides on the picture's edges.
+        geometry: the picture's place in the patient; puts the patient's sides on the picture's edges.
         min_side: smaller pictures are enlarged until their short side has about this many pixels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From an image of any size to the rows an encoder eats: size rule, resampling, cutting into patches.
+"""Patches of an image of any size: size rule, resampling, cutting into patches.
 
 Pixels stay uint8 throughout; normalisation belongs to the model.
 
@@ -30,8 +30,8 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     Units: pixels; `factor` is `PatchSpec.token_px` (32 for Qwen3-VL).
 
     Args:
-        height: of the image as it is.
-        width: of the image as it is.
+        height: height of the image as it is.
+        width: width of the image as it is.
         factor: side of one visual token.
         min_pixels: a smaller area is enlarged to at least this.
         max_pixels: a larger area is shrunk to at most this, except that no side falls below `factor`.

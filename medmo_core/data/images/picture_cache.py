@@ -15,7 +15,7 @@ from .load import load_image
 
 @dataclass
 class PictureCache:
-    """Keep the pictures decoded last, so that crops of one file decode it once. Safe to share between threads."""
+    """The pictures decoded last, so that crops of one file decode it once. Safe to share between threads."""
 
     max_bytes: int
     pictures: OrderedDict[tuple[Any, ...], NDArray[np.uint8]] = field(default_factory=OrderedDict)

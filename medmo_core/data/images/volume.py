@@ -45,11 +45,12 @@ def read_slice(
 
     Args:
         path: NIfTI or MGH file.
-        slice_index: counted from the feet (axial), the back (coronal) or the patient's left (sagittal), which is
+        slice_index: slice, counted from the feet (axial), the back (coronal) or the patient's left (sagittal), which is
             nibabel's canonical order; None: the middle.
         plane: axial, coronal or sagittal; an oblique volume gives its nearest own plane.
         frame: time point of a 4-D file; None: the first.
-        window: see `load_image`; None: the display range of the header, else the 0.5 and 99.5 percentile of the volume.
+        window: name or range, see `load_image`; None: the display range of the header, else the 0.5 and
+            99.5 percentile of the volume.
         max_pixels: refuse larger slices.
 
     Raises:
@@ -169,7 +170,7 @@ def _grey(values: NDArray[Any], image: Any, path: Path, window: object, frame: i
         channels = [to_grey(apply_range(values, low, high))] * 3
     else:
         if any(isinstance(w, int) for w in windows):
-            raise ImageError(f"{path}: a volume file has no windows of its own; give a name or (center, width)")
+            raise ImageError(f"{path}: a volume file states no windows; give a name or (center, width)")
         pairs = [HOUNSFIELD_WINDOWS[w] if isinstance(w, str) else w for w in windows]
         shown = [to_grey(apply_window(values, pair)) for pair in pairs if not isinstance(pair, int)]
         channels = shown * 3 if len(shown) == 1 else shown

@@ -1,4 +1,4 @@
-"""Faults of a data file, said so that their reader can mend them: where, what, what was expected, what to do.
+"""Faults of a data file, each with its place, what was expected, and the fix.
 
 `FieldReader` takes one JSON object apart and notes every fault on the way instead of stopping at the first.
 """
@@ -23,7 +23,7 @@ class Fault:
 
     Attributes:
         file: the data file.
-        line: in it, from 1; 0 where the fault is of the file as a whole.
+        line: line, row or record in it, from 1; 0 where the fault is of the file as a whole.
         field: path inside the record, such as `boxes[2].xyxy_px`.
         problem: what is wrong.
         expected: what belongs there.
@@ -61,12 +61,12 @@ class RecordError(UserError, ValueError):
 
 
 class FieldReader:
-    """Read the fields of one JSON object and collect what is wrong with them.
+    """Reader of the fields of one JSON object that collects what is wrong with them.
 
     Args:
         values: the parsed object.
         faults: where faults are noted.
-        path: of the object inside the record; "" for the record itself.
+        path: place of the object inside the record; "" for the record itself.
         known: names of the fields it may have; any other is a fault that names the nearest.
     """
 

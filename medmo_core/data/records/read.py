@@ -1,4 +1,4 @@
-"""From a parsed JSON object to a `Sample`, noting every fault on the way."""
+"""Reader of a parsed JSON object as a `Sample`, which notes every fault on the way."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def sample_from_json(values: Any, *, file: str = "record", line: int = 0) -> Sam
 
     Args:
         values: the parsed JSON object.
-        file: named in messages.
-        line: named in messages, and in the id of a record without one.
+        file: name of the file, for messages.
+        line: number of the record, for messages and in the id of a record without one.
 
     Raises:
         RecordError: naming file, line, field, what was expected and the fix.

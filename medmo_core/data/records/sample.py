@@ -33,20 +33,20 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Name an image file and what to take of it.
+    """Reference to an image file, and what to take of it.
 
     Attributes:
         path: relative to the data root.
-        width: of the picture in px, after `crop`; None: not known until the file is opened. height: alike.
+        width: width of the picture in px, after `crop`; None: not known until the file is opened. height: the same.
         crop: (x0, y0, x1, y1) in px of the stored picture; may reach beyond it, what lies there is black.
-        frame: of a multi-frame file, from 0.
-        slice_index: of a volume.
-        plane: of a volume.
+        frame: frame of a multi-frame file, from 0.
+        slice_index: slice of a volume.
+        plane: plane of a volume.
         window: a preset's name, (center, width), or an index of the file's own; None: what the file says.
         spacing_mm: (x, y) size of a pixel.
         modality: such as CT.
         laterality_display: which of the patient's sides is at the picture's left.
-        sha256: of the file.
+        sha256: checksum of the file.
     """
 
     path: str
@@ -70,14 +70,14 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class BoxAnnotation:
-    """Mark a labelled box on one image.
+    """Labelled box on one image.
 
     Attributes:
         label: what the box shows.
         xyxy_px: corners in px of the image after its crop.
         image: index into the sample's images.
         source: expert, silver (predicted), derived (from a mask) or curated.
-        code: of a terminology, such as SNOMED CT.
+        code: code in a terminology, such as SNOMED CT.
     """
 
     label: str
@@ -89,13 +89,13 @@ class BoxAnnotation:
 
 @dataclass(frozen=True)
 class Answer:
-    """State the right answer in a form that can be scored.
+    """Right answer in a form that can be scored.
 
     Attributes:
         type: yesno, choice, open, boxes (the sample's boxes are the answer) or report.
         value: the text; None for boxes.
         choices: options of a choice question.
-        image: of boxes among several images: index of the image that a box lies in whose text does not say.
+        image: index, where boxes lie among several images, of the image that a box lies in whose text does not say.
     """
 
     type: str
@@ -106,12 +106,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fact:
-    """State one finding of a report in a form that can be checked.
+    """One finding of a report in a form that can be checked.
 
     Attributes:
-        finding: what.
+        finding: name of the finding.
         status: present, absent or uncertain.
-        site: where.
+        site: place in the body.
         side: left or right of the patient.
         size_mm: largest diameter.
     """
@@ -125,12 +125,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one example: what is shown, what is asked, what is right, and where it comes from.
+    """One example: what is shown, what is asked, what is right, and where it comes from.
 
     Attributes:
         id: unique in its file.
         task: one of `TASKS`.
-        images: in the order of their placeholders in `messages`.
+        images: images in the order of their placeholders in `messages`.
         messages: `{"role": ..., "content": text | parts}`. When the last turn is the user's, the answer to learn is
             written from `answer`.
         boxes: labelled boxes of the images. A box that a user's turn names (a part of type `boxes`) is given in the
@@ -139,7 +139,7 @@ class Sample:
         facts: what a report must get right.
         split: train, val or test; None counts as train.
         group: patient or volume; never in two splits.
-        licence: of image and text.
+        licence: licence of image and text.
         provenance: where they come from.
         root: data root that `path` of the images is relative to, or the store that knows them by it; not part of the
             record.

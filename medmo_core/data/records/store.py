@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol
 
 
 class ImageStore(Protocol):
-    """Take the place of a data root: `ImageRef.path` is then a name that the store knows, and never one on disk.
+    """Container of images in place of a data root: `ImageRef.path` is then a name in the store, never one on disk.
 
     Stores are compared and hashed: equal ones hold equal images under equal names.
     """

@@ -24,7 +24,7 @@ def iter_faults(name: str | Path, root: str | Path | None = None) -> Iterator[Fa
     """Yield every fault of the data files that a name means.
 
     Args:
-        name: as for `open_source`.
+        name: a file, folder or pattern, as for `open_source`.
         root: folder that image paths are relative to; None: the first file's own.
 
     Raises:

@@ -21,7 +21,7 @@ KEPT_ORDERS = 2  # neighbouring epochs of a source that are in use at once
 
 
 class Source(Protocol):
-    """Hold samples, some of which may be made on demand."""
+    """Samples, some of which may be made on demand."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class _Schedule:
-    """How the mixture divides any number of draws among its sources: exactly by weight, in shuffled blocks."""
+    """Division of any number of draws among the sources: exactly by weight, in shuffled blocks."""
 
     bounds: tuple[float, ...]  # cumulative weights, 0 first and 1 last
     block: int
@@ -59,7 +59,7 @@ class _Schedule:
 
 
 class Mixture:
-    """Mix sources by weight.
+    """Weighted mixture of sources.
 
     Each source is gone through in epochs, every sample once per epoch in a shuffled order; over any whole number of
     blocks each source has its share of the draws to within one.
@@ -98,7 +98,7 @@ class Mixture:
         """Return sample number n of the run: a pure function of the seed and n.
 
         Args:
-            n: from 0, without end.
+            n: number of the draw, from 0, without end.
         """
         block, offset = divmod(n, self._schedule.block)
         which, turn = self._block(block)[offset]

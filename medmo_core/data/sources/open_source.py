@@ -1,4 +1,4 @@
-"""From the name of a data source to the source: JSONL, Parquet or tar shards, by the ending of the name."""
+"""Opening of data sources by name: JSONL, Parquet or tar shards, by the ending of the name."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def open_source(
         name: a file; a folder of Parquet files; or several files of one kind as a pattern (`*`, `?`) or with numbers in
             braces (`{0000..0099}`), each of which must exist.
         root: folder that image paths are relative to; None: the first file's own.
-        split: see `RecordSource`.
-        crops: see `RecordSource`.
-        index_folder: see `RecordSource`.
+        split: split to serve, see `RecordSource`.
+        crops: show random crops, see `RecordSource`.
+        index_folder: folder for the index of the files, see `RecordSource`.
 
     Raises:
         ValueError: no such file, or files of several kinds.

@@ -33,7 +33,7 @@ class RowImages:
     Attributes:
         files: the table.
         place: the row.
-        names: of the pictures, in order.
+        names: names of the pictures, in order.
     """
 
     files: ParquetFiles
@@ -148,7 +148,7 @@ class ParquetFiles:
 
 
 class _Recent:
-    """Keep what was made last."""
+    """Values that were made last."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -36,7 +36,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands.
+    """Place of a record.
 
     Attributes:
         file: number of the file.
@@ -138,7 +138,7 @@ def repeated(sample: Sample, file: str, number: int, seen: dict[str, tuple[str, 
     if first == (file, number):
         return []
     where = f"{word} {first[1]}" if first[0] == file else f"{first[0]}:{first[1]}"
-    return [Fault("id", f"{sample.id!r} is also the id of {where}", "an id of its own", "number them")]
+    return [Fault("id", f"{sample.id!r} is also the id of {where}", "an id that no other record has", "number them")]
 
 
 def _with_sizes(sample: Sample) -> tuple[Sample, list[Fault]]:
@@ -160,14 +160,14 @@ def _with_sizes(sample: Sample) -> tuple[Sample, list[Fault]]:
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """What the first reading learns of n records with m images in all.
+    """Index of n records with m images in all, from the first reading.
 
     Attributes:
         places: (n, 4) the fields of `Place`.
         splits: (n,) index into `SPLITS`.
         first_image: (n + 1,) number of the first image of each record.
         sizes: (m, 2) width and height as the samples show them.
-        spans: (m, 2) bytes of each image, zeros where it is a file of its own.
+        spans: (m, 2) bytes of each image, zeros where it is a separate file.
     """
 
     places: NDArray[np.int64]
@@ -231,10 +231,10 @@ def _fingerprint(files: RecordFiles) -> str:
 
 @dataclass
 class RecordSource:
-    """Serve the samples of data files.
+    """Samples of data files.
 
     Args:
-        files: of one kind.
+        files: data files of one kind.
         split: serve only this split (a record without one belongs to train); None: all.
         crops: show random square crops of samples whose answer is boxes. A crop keeps every box; where eight trials
             find none that does, the whole image is shown. Other answers may depend on what a crop would hide, so

@@ -45,7 +45,7 @@ class TarMembers:
 
 
 class _Window(io.RawIOBase):
-    """Show some bytes of a file as a file of their own."""
+    """Some bytes of a file as a separate file."""
 
     def __init__(self, path: Path, start: int, length: int) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

@@ -18,7 +18,6 @@ from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
-PART_TYPES = ("text", "image", "video")
 _IMAGE_NAME = re.compile(r"\bimage \d+\s*:?\s*$", re.IGNORECASE)
 
 
@@ -96,11 +95,11 @@ def encode_chat(
     """Write a chat as ids, with as many placeholders per image as it has visual tokens.
 
     Args:
-        tokenizer: knows the chat and vision tokens.
-        messages: as for `render_chat`.
+        tokenizer: tokenizer with the chat and vision tokens.
+        messages: a chat, as for `render_chat`.
         image_tokens: visual tokens of each image, in order of appearance.
         add_generation_prompt: end with the opening of an assistant turn.
-        video_tokens: for each video, for each pair of frames, its time in seconds and its visual tokens.
+        video_tokens: one list per video: for each pair of frames, its time in seconds and its visual tokens.
 
     Returns:
         Ids and labels. A token that begins before the assistant's first character (a line break that merges with the

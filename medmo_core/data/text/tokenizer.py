@@ -41,7 +41,7 @@ MAX_LENGTH = 262_144  # Qwen3-VL's context, which transformers reads from the to
 
 
 class Tokenizer:
-    """Turn text into ids and back.
+    """Byte-level BPE tokenizer: text to ids and back.
 
     Args:
         backend: a `tokenizers.Tokenizer` that knows Qwen's vision and chat tokens.

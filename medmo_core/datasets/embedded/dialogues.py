@@ -1,6 +1,6 @@
 """Dialogues over one view of an embedded image: many questions for the price of one picture.
 
-The first turn is drawn like a sample of its task, with a window of its own; the later ones ask about the same window.
+The first turn is drawn like a sample of its task, window included; the later ones ask about the same window.
 So a model that is asked one question at a time has met every question as a first turn too.
 """
 

@@ -21,7 +21,7 @@ from PIL import Image
 EMBEDDED_ROOT = Path(__file__).parent / "files"
 MIN_AREA_PX = 16
 MIN_SHARE = 0.3  # of a structure's area that a window must show for it to count as visible
-MIN_SIDE_RATIO = 0.03  # of the window's side; a thinner box cannot be told from its neighbours
+MIN_SIDE_RATIO = 0.03  # of the window's side; a thinner box cannot be distinguished from its neighbours
 
 Window = tuple[int, int, int, int]
 
@@ -35,8 +35,8 @@ class Structure:
         xyxy_px: its box.
         origin: silver (predicted by a model), expert (drawn) or curated (set by hand for this set).
         side: the patient's side it lies on, where that is known.
-        area_mm2: in this image. volume_ml: in the whole volume.
-        volume_ml: see area_mm2.
+        area_mm2: area in this image.
+        volume_ml: volume in the whole scan.
         diameter_mm: largest in-plane diameter, of lesions.
         mask_value: its value in the mask image; None: only the box is known.
         parts: connected parts that are at least a tenth of the largest.
@@ -60,7 +60,7 @@ class ImageFacts:
     """The facts table of one image.
 
     Attributes:
-        labelled: names that were looked for: one that no structure bears is absent.
+        labelled: names that were looked for: one that no structure has is absent.
         traces: names that are there but below 16 px: neither visible nor absent.
         group: the volume; never in two splits.
     """
@@ -143,7 +143,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class View:
-    """What a window (x0, y0, x1, y1) of an image shows.
+    """Content of a window (x0, y0, x1, y1) of an image.
 
     Attributes:
         seen: structures of which the window shows enough.

@@ -55,7 +55,7 @@ class Pair(NamedTuple):
 
 
 class PairDraft(NamedTuple):
-    """What a sample asks and answers about a pair; `given` boxes stand in the question, between its parts."""
+    """Question and answer about a pair; `given` boxes stand in the question, between its parts."""
 
     question: tuple[str, ...]
     given: tuple[BoxAnnotation, ...]
@@ -223,7 +223,7 @@ def eval_pairs(split: str = "test", n: int = 200, seed: int = 0) -> list[Sample]
     Args:
         split: train or test.
         n: samples wanted; there may be fewer, since each is returned once.
-        seed: of crops and questions.
+        seed: seed of crops and questions.
     """
     source = Pairs(split)
     drawn = (source.get(i * len(source) // n, Random(f"{seed}/pair/{split}/{i}")) for i in range(n))

@@ -2,8 +2,8 @@
 
 Most are paired: of one image, a view where the answer is yes (or left, or upper) and one where it is no are found
 before the question is asked, and chance decides which is shown. So neither the words of the question nor the image it
-is asked of tell the answer; only the view does. The rest are facts of the image (modality, contrast, plane) or of the
-patient (side).
+is asked of give away the answer; only the view does. The rest are facts of the image (modality, contrast, plane) or
+of the patient (side).
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ def ask(record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) ->
 
     Args:
         record: the image.
-        draw_view: makes the next view of it: a random crop, or the whole image every time.
-        rng: chooses template, structure and answer.
+        draw_view: function that makes the next view of it: a random crop, or the whole image every time.
+        rng: generator that chooses form, structure and answer.
         crops: whether `draw_view` crops.
     """
     left = dict(TEMPLATE_WEIGHTS)

@@ -47,7 +47,7 @@ MAX_ALL_BOXES = 6
 
 @dataclass(frozen=True)
 class Draft:
-    """What a sample says, before it is bound to its image."""
+    """Question and answer of a sample, before it is bound to its image."""
 
     template: str
     question: str
@@ -55,11 +55,6 @@ class Draft:
     boxes: tuple[Seen, ...] = ()
     facts: tuple[Fact, ...] = ()
     about: str | None = None
-
-
-def template_of(sample: Sample) -> str:
-    """Return the template that wrote a sample of this set; the key of the majority baseline."""
-    return str(sample.provenance["template"])
 
 
 def records_of(split: str) -> tuple[ImageFacts, ...]:
@@ -298,7 +293,7 @@ def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sam
     Args:
         split: train or test.
         n: samples wanted; as for `eval_samples` there may be fewer.
-        seed: of crops and questions.
+        seed: seed of crops and questions.
     """
     source = EmbeddedTasks("grounding", split)
     usable = [r for r in source._slots if r.source != "nuclei"]
@@ -316,7 +311,7 @@ def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sam
 def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 200, seed: int = 0) -> list[Sample]:
     """Return fixed samples to evaluate on; the same for the same arguments.
 
-    Each sample has an image and a generator of its own: the images share the samples as the weights of their sources
+    Each sample has its own image and generator: the images share the samples as the weights of their sources
     say, in an order that mixes them. Grounding questions ask for exactly one box. Whole images allow few distinct
     samples, each of which is returned once: the list may be shorter than `n`.
 
@@ -325,7 +320,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
         split: train or test.
         crops: `fixed` (seeded random crops) or `none` (whole images).
         n: samples wanted.
-        seed: of crops and questions.
+        seed: seed of crops and questions.
     """
     if crops not in ("fixed", "none"):
         raise InputError(f"crops={crops!r}: use 'fixed' or 'none'")

@@ -113,7 +113,7 @@ def _lesion_report(view: View, name: str) -> tuple[str, tuple[Fact, ...]] | None
 
 
 def layout(view: View) -> tuple[str, tuple[Fact, ...]] | None:
-    """Return a sentence that tells one view from another: what lies in which part of the picture; None when empty."""
+    """Return a sentence about what lies in which part of the picture, which differs between views; None when empty."""
     seen = largest(view)
     if not seen:
         return None

@@ -53,9 +53,6 @@ def decoded(item: Document) -> str:
     return text.replace("<|image_pad|>", "#")
 
 
-# --- what is true ---------------------------------------------------------------------------------------------------
-
-
 def test_boxes_keep_their_image_and_its_size() -> None:
     truth = sample().truth_boxes()
     assert isinstance(truth, ImageBoxes)
@@ -126,9 +123,6 @@ def test_records_write_back_as_they_were_read() -> None:
     assert sample_from_json(json.loads(json.dumps(tracked().to_json()))) == tracked()
 
 
-# --- the prompt -----------------------------------------------------------------------------------------------------
-
-
 def test_several_images_are_named(root: Path) -> None:
     text = decoded(processor(root).encode(sample()))
     assert text.startswith(f"<|im_start|>user\nImage 1: {'#' * 12}Image 2: {'#' * 4}Where?<|im_end|>")
@@ -186,8 +180,6 @@ def test_a_grammar_that_cannot_say_which_image_names_itself_and_the_sample(root:
         "Image 1: nodule <box>[[250, 250, 500, 500]]</box>\nImage 2: nodule <box>[[250, 500, 500, 750]]</box>"
     )
 
-
-# --- faults ---------------------------------------------------------------------------------------------------------
 
 FAULTS = [
     ({"boxes": [{**NEW, "image": 2}]}, "boxes[0].image", "is 2; expected an index below 2; fix: count from 0"),

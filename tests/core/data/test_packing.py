@@ -13,7 +13,7 @@ from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, Batch, PatchSpec
 from medmo_core.data.document import Document
-from medmo_core.data.packing import PackingStats, pack, prefix_trees
+from medmo_core.data.packing import pack, prefix_trees
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
@@ -79,10 +79,13 @@ def test_labels_are_absent_or_ignored_where_there_are_none(items: list[Document]
 
 
 def test_the_counts_of_a_batch(items: list[Document]) -> None:
-    stats = PackingStats.of(pack(items))
-    learned = sum(int((item.labels != IGNORE_INDEX).sum()) for item in items)
+    batch = pack(items)
+    assert batch.labels is not None
+    learned = sum(int((item.labels != IGNORE_INDEX).sum()) for item in items if item.labels is not None)
     patches = sum(len(rows) for item in items for rows in item.patches.values())
-    assert stats == PackingStats(3, sum(len(i.input_ids) for i in items), learned, patches)
+    assert (batch.num_examples, batch.num_tokens) == (3, sum(len(i.input_ids) for i in items))
+    assert int((batch.labels != IGNORE_INDEX).sum()) == learned
+    assert sum(len(rows) for rows in batch.patches.values()) == patches
 
 
 def test_what_cannot_be_packed_is_refused(items: list[Document]) -> None:
@@ -135,7 +138,7 @@ def test_neighbours_with_one_beginning_become_a_tree(items: list[Document]) -> N
     assert batch.tasks == ("vqa", "vqa", "vqa", "vqa", "vqa", "text")
     assert batch.image_index is None  # the images stand in the text once
     assert batch.image_grid_thw["dinov2"].tolist() == [[1, 4, 6], [1, 2, 2], [1, 4, 6]]
-    assert PackingStats.of(batch).num_examples == 5
+    assert batch.num_examples == 5
     assert sum(tree.num_tokens for tree in prefix_trees(mixed)) == batch.num_tokens
     assert_documents_are(pack(mixed), mixed)
     assert pack(mixed).prompt_of is None

@@ -14,7 +14,7 @@ from medmo_core.data.sample_text import SampleText
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets.catalogue import CATALOGUE
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look
-from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks, eval_samples, template_of
+from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks, eval_samples
 from medmo_core.datasets.embedded.texts import REPORT_ORGANS, place
 from medmo_core.metrics import report_fact_f1, vqa_correct
 from medmo_core.profile import QWEN3_VL
@@ -37,6 +37,11 @@ def window_mask(sample: Sample) -> tuple[ImageFacts, np.ndarray]:
 def pixels_of(record: ImageFacts, mask: np.ndarray, name: str) -> np.ndarray:
     """Where a structure is."""
     return np.isin(mask, [s.mask_value for s in record.structures if s.name == name])
+
+
+def form_of(sample: Sample) -> str:
+    """The form of question that wrote a sample."""
+    return str(sample.provenance["template"])
 
 
 def masked(samples: list[Sample]) -> list[Sample]:
@@ -91,7 +96,7 @@ def test_boxes_are_tight_round_what_the_crop_shows() -> None:
                 continue
             assert box.xyxy_px == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), sample.id
             checked += 1
-        if template_of(sample) == "absent":
+        if form_of(sample) == "absent":
             assert not sample.boxes
             assert not pixels_of(record, mask, sample.provenance["about"]).any(), sample.id
     assert checked > 200
@@ -100,7 +105,7 @@ def test_boxes_are_tight_round_what_the_crop_shows() -> None:
 def test_grounding_asks_mostly_for_one_box_and_sometimes_for_what_is_not_there() -> None:
     source = EmbeddedTasks("grounding")
     drawn = [source.get(Random(i).randrange(len(source)), Random(i)) for i in range(600)]
-    share = {name: count / len(drawn) for name, count in Counter(map(template_of, drawn)).items()}
+    share = {name: count / len(drawn) for name, count in Counter(map(form_of, drawn)).items()}
     assert 0.05 < share["absent"] < 0.15 and share["one"] > 0.8 and 0 < share["all"] < 0.1
     assert all(len(s.boxes) == 1 for s in eval_samples("grounding", "test", n=50))
 
@@ -108,7 +113,7 @@ def test_grounding_asks_mostly_for_one_box_and_sometimes_for_what_is_not_there()
 def test_yes_and_no_follow_from_the_masks() -> None:
     seen = Counter()
     for sample in masked(TRAIN["vqa"]):
-        if template_of(sample) in ("visible", "lesion"):
+        if form_of(sample) in ("visible", "lesion"):
             record, mask = window_mask(sample)
             pixels = pixels_of(record, mask, sample.provenance["about"]).sum()
             assert sample.answer is not None
@@ -120,7 +125,7 @@ def test_yes_and_no_follow_from_the_masks() -> None:
 def test_halves_follow_from_the_boxes() -> None:
     seen = Counter()
     for sample in masked(TRAIN["vqa"]):
-        axis = {"image_half": 1, "image_height": 0}.get(template_of(sample))
+        axis = {"image_half": 1, "image_height": 0}.get(form_of(sample))
         if axis is not None:
             record, mask = window_mask(sample)
             where = np.nonzero(pixels_of(record, mask, sample.provenance["about"]))[axis]
@@ -135,9 +140,9 @@ def test_neither_template_nor_words_give_away_a_paired_answer() -> None:
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
     by_template: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in eval_samples("vqa", "train", n=1500, seed=5):
-        if template_of(sample) in ("visible", "image_half", "image_height") and sample.answer is not None:
+        if form_of(sample) in ("visible", "image_half", "image_height") and sample.answer is not None:
             by_question[WORDS.question_text(sample)][str(sample.answer.value)] += 1
-            by_template[template_of(sample)][str(sample.answer.value)] += 1
+            by_template[form_of(sample)][str(sample.answer.value)] += 1
     for counts in by_template.values():
         assert max(counts.values()) / counts.total() < 0.6, counts
     # In expectation the commoner answer of n coin tosses is a little over n / 2; only often asked questions count.
@@ -229,7 +234,7 @@ def test_the_constant_box_is_the_best_one() -> None:
 
 def test_baselines_answer_with_the_majority_and_only_what_training_knows() -> None:
     baselines = fit_baselines([*TRAIN["vqa"], *TRAIN["grounding"], *TRAIN["report"]])
-    truth = [s for s in TRAIN["vqa"] if template_of(s) == "modality"]
+    truth = [s for s in TRAIN["vqa"] if form_of(s) == "modality"]
     common = Counter(s.answer.value for s in truth if s.answer).most_common(1)[0][0]
     assert baselines.answer(truth[0]) == common
     assert baselines.answer(TRAIN["caption"][0]) is None

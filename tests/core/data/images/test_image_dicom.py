@@ -279,9 +279,6 @@ def test_old_files_without_a_preamble_are_read(tmp_path: Path) -> None:
     assert np.array_equal(load_image(bare).pixels, load_image(path).pixels)
 
 
-# --- nobody's name ------------------------------------------------------------
-
-
 def spoilt(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Files that make readers complain, each of a person with a name."""
     folder = path.parent

@@ -95,9 +95,6 @@ def test_crop_moves_pixels_and_pads_with_black() -> None:
             crop_pixels(COLOUR, window)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
 def message(path: object, **options: object) -> str:
     with pytest.raises(ImageError) as caught:
         load_image(path, **options)  # type: ignore[arg-type]
@@ -182,9 +179,6 @@ def test_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
         assert "is not known: use one of lung, soft_tissue" in text and "a.png" in text
 
 
-# --- intensity --------------------------------------------------------------------------------------------------------
-
-
 def test_windows_follow_the_standards_formulas() -> None:
     values = np.array([-160.5, -160.0, -60.0, 39.5, 40.0, 239.0, 239.6, 1000.0])
     linear = apply_window(values, (40, 400), "LINEAR")
@@ -224,9 +218,6 @@ def test_depth_and_grey() -> None:
 def test_info_admits_only_safe_fields() -> None:
     with pytest.raises(AssertionError, match="PatientName"):
         LoadedImage(COLOUR, None, {"PatientName": "x"})
-
-
-# --- volumes ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -270,7 +261,7 @@ def test_what_a_volume_cannot_give_is_named(volume: Path, tmp_path: Path) -> Non
     assert "9 sagittal slices" in message(volume, slice_index=9, plane="sagittal")
     assert "frame is 2, but there are 2 time points" in message(volume, frame=2)
     assert "plane is 'oblique', expected one of axial, coronal, sagittal" in message(volume, plane="oblique")
-    assert "no windows of its own" in message(volume, window=0)
+    assert "states no windows" in message(volume, window=0)
     assert "over the limit of 50 pixels" in message(volume, max_pixels=50)
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(volume.read_bytes()[:900])

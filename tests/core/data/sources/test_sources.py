@@ -219,9 +219,6 @@ def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
         source.sample(1)
 
 
-# --- tar ------------------------------------------------------------------------------------------------------------
-
-
 def tar_of(path: Path, *members: tuple[str, bytes]) -> str:
     with tarfile.open(path, "w") as archive:
         for name, data in members:
@@ -283,9 +280,6 @@ def test_what_is_no_tar_is_named(tmp_path: Path) -> None:
         open_source(tar_of(tmp_path / "bad.tar", ("a.json", b"{")))
 
 
-# --- Parquet --------------------------------------------------------------------------------------------------------
-
-
 def test_a_row_is_read_with_its_group_alone_and_pixels_only_when_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,9 +325,6 @@ def test_tables_without_what_is_needed_are_named(tmp_path: Path) -> None:
     parquet.write_table(bad, tmp_path / "e.parquet")
     with pytest.raises(RecordError, match=r"e\.parquet:1: messages: is not valid JSON"):
         open_source(str(tmp_path / "e.parquet"))
-
-
-# --- names ----------------------------------------------------------------------------------------------------------
 
 
 def test_names_mean_files(tmp_path: Path) -> None:

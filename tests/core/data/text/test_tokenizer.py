@@ -134,9 +134,6 @@ def test_a_broken_tiktoken_file_is_named(tmp_path: Path, content: str, message: 
         Tokenizer.from_tiktoken(path)
 
 
-# --- Qwen's vocabulary ----------------------------------------------------------------------------------------------
-
-
 def test_qwen_vocabulary_has_the_published_counts_and_ids() -> None:
     tokenizer = qwen()
     model = json.loads(tokenizer.to_str())["model"]
