@@ -31,13 +31,20 @@ class AskOptions(TypedDict, total=False):
 
 
 @overload
-def ask(kit: Kit, images: Images, question: str, **options: Unpack[AskOptions]) -> Answer: ...
+def ask(kit: Kit, images: Images, question: str, **options: Unpack[AskOptions]) -> Answer:
+    """Answer one question."""
+
+
 @overload
-def ask(
-    kit: Kit, images: Images, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]
-) -> list[Answer]: ...
+def ask(kit: Kit, images: Images, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]) -> list[Answer]:
+    """Answer several questions about the same images."""
+
+
 @overload
-def ask(kit: Kit, images: Sequence[tuple[Images, str]], **options: Unpack[AskOptions]) -> list[Answer]: ...
+def ask(kit: Kit, images: Sequence[tuple[Images, str]], **options: Unpack[AskOptions]) -> list[Answer]:
+    """Answer pairs of images and a question."""
+
+
 def ask(
     kit: Kit,
     images: Any,
