@@ -13,7 +13,7 @@ from medmo_core.data.packing import pack
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
-from medmo_core.losses.grpo import Importance, Loss
+from medmo_core.losses.policy_objective import Importance, Loss
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement.advantages import Advantage
 from medmo_recipes.reinforcement.completions import Completion, divide, join, pack_completions, to_completions
@@ -87,7 +87,7 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
 
 
 def test_settings_name_what_there_is() -> None:
-    """Written out in the config, so that reading one imports no model."""
+    """A setting takes the values of the function that it is for."""
     hints = get_type_hints(Grpo)
     assert hints["loss"] == Loss and hints["importance"] == Importance and hints["advantage"] == Advantage
 

@@ -83,9 +83,6 @@ def logps(kit: Kit, item: Document, text: str) -> torch.Tensor:
         return kit.model.token_logprobs(pack([join(item, kit.tokenizer.encode(text))]))
 
 
-# --- features -------------------------------------------------------------------------------------------------------
-
-
 def test_features_land_on_the_placeholders_of_their_image(kit: Kit, pairs: list[Sample]) -> None:
     """Pixels of the second image change nothing before its placeholders, and something on them."""
     item = kit.processor.encode(tracked(pairs), for_generation=True)
@@ -123,9 +120,6 @@ def test_exchanged_images_are_noticed_by_the_model(kit: Kit, pairs: list[Sample]
     items = [kit.processor.encode(s, for_generation=True) for s in (sample, turned)]
     one, other = (logps(kit, item, "yes") for item in items)
     assert (one - other).abs().max() > 1e-6
-
-
-# --- rollout, reward, update ----------------------------------------------------------------------------------------
 
 
 def answers_about(kit: Kit, sample: Sample) -> dict[str, str]:
@@ -269,9 +263,6 @@ def test_features_kept_over_a_step_are_those_of_a_tower_that_runs_every_time(
     assert reinforce.run(every_time)
     assert metrics(kept)[0]["grad_norm"] > 0
     assert_same_run(kept, every_time)
-
-
-# --- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_answers_are_scored_in_the_image_they_name(kit: Kit, pairs: list[Sample]) -> None:
