@@ -19,10 +19,10 @@ PACKAGES = {
     "core": "medmo_core",
     "recipes": "medmo_recipes",
     "benchmarks": "benchmarks",
-    "tools": "",
+    "tools": "tools",
     "tests": "tests",
 }
-"""Part of the project -> name that its modules are imported below; tools import one another by their bare names."""
+"""Part of the project -> name that its modules are imported below."""
 FLOORS = {"kernels": 0, "core": 1, "recipes": 2, "benchmarks": 3, "tools": 3}
 """Part of the project -> its height; an import may lead down or stay on its floor."""
 Graph = Mapping[str, set[str]]
