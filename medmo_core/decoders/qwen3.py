@@ -11,15 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..generation.kv_cache import AttendStep, KeepKV
 from ..modules.attention import TextAttention
 from ..modules.mlp import SwiGLU
 from ..modules.norm import RMSNorm
 from ..modules.rope import RopeTable, mrope_table
-
-KeepKV = Callable[[int, Tensor, Tensor], None]
-"""Called with the layer's index and its (T, K, D) keys and values."""
-AttendStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Called with the layer's index and one token's (B, H, D) query and (B, K, D) key and value; returns (B, H, D)."""
 
 
 class DecoderLayer(nn.Module):

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import Batch
-from ..decoders.qwen3 import AttendStep, KeepKV
-from .kv_cache import KVCache, sharing_pays
+from .kv_cache import AttendStep, KeepKV, KVCache, sharing_pays
 from .sampling import Sampler, Sampling
 
 TURNOVER = 0.8

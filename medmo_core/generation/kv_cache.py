@@ -6,13 +6,17 @@ S columns of the rows' own cache, H query heads, K key/value heads, D head width
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from medmo_kernels.decode_attention import decode_attention
 
+KeepKV = Callable[[int, Tensor, Tensor], None]
+"""Called with the layer's index and its (T, K, D) keys and values."""
+AttendStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Called with the layer's index and one token's (B, H, D) query and (B, K, D) key and value; returns (B, H, D)."""
 SHARE_FROM = 4096
 """On the CPU prompts are shared where that saves copies of this many tokens: below, one pass over copies is faster than
 two passes (measured on two cores: 8 prompts of 300 tokens: 8 rows each gain 2x, 2 rows each lose a sixth)."""

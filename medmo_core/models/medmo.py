@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..decoders.qwen3 import KeepKV, Qwen3Decoder
+from ..decoders.qwen3 import Qwen3Decoder
 from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
 from ..errors import InputError
 from ..generation.decoding import Generation, Prompts, generate
+from ..generation.kv_cache import KeepKV
 from ..generation.sampling import Sampling
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
 from ..losses.grpo import PolicyLoss, linear_grpo_loss
