@@ -3,7 +3,6 @@
 `CATALOGUE` is what `data.sources` of a run and `medmo evaluate --data` are looked up in: one line here serves both.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from random import Random
 from ..data.records.sample import Sample
 from ..data.sources.mixture import Source
 from ..errors import InputError
+from ..nearest import nearest_name
 from .embedded.dialogues import Dialogues
 from .embedded.pairs import Pairs, eval_pairs
 from .embedded.tasks import TASKS, EmbeddedTasks, eval_samples
@@ -66,6 +66,7 @@ def find_data_set(name: str) -> DataSet | None:
     name = current_name(name)
     family, colon, _ = name.partition(":")
     if colon and name not in CATALOGUE and any(known.startswith(family + colon) for known in CATALOGUE):
-        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.5)
-        raise InputError(f"unknown data set {name!r}: did you mean {(near or list(CATALOGUE))[0]!r}?")
+        near = nearest_name(name, CATALOGUE)
+        hint = f"use one of {', '.join(CATALOGUE)}" if near is None else f"did you mean {near!r}?"
+        raise InputError(f"unknown data set {name!r}: {hint}")
     return CATALOGUE.get(name)
