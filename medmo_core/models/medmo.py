@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..decoders.qwen3 import Qwen3Decoder
-from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
 from ..errors import InputError
@@ -28,7 +27,8 @@ from ..losses.policy_objective import DAPO, PolicyObjective
 from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from ..profile import CheckpointProfile
-from .config import ENCODER_SIZES, PRESETS, ModelConfig
+from .build import build_decoder, build_encoder, draw_weights, resolve
+from .config import ModelConfig
 from .official.folder import open_checkpoint
 from .official.names import CONFIG_FILE
 from .official.read import load_weights
@@ -36,8 +36,6 @@ from .official.write import DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
 from .placeholders import placeholder_index
 from .targets import labelled_rows, learned_positions
 from .vision_tower import VisionTower
-
-INIT_GAIN = 0.7
 
 
 class VisionLanguageModel(nn.Module):
@@ -72,7 +70,7 @@ class MedMO(nn.Module):
         self.config = config
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         text = config.text
-        encoder = _build_encoder(config, where)
+        encoder = build_encoder(config, where)
         self.primary_encoder, spec = next(iter(encoder.specs.items()))
         self.merge_size = spec.merge_size
         projector = Projector(
@@ -82,21 +80,7 @@ class MedMO(nn.Module):
             merge_size=spec.merge_size,
             **where,
         )
-        decoder = Qwen3Decoder(
-            vocab_size=text.vocab_size,
-            embed_dim=text.hidden_size,
-            depth=text.num_hidden_layers,
-            num_heads=text.num_attention_heads,
-            num_kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            mlp_dim=text.intermediate_size,
-            rope_theta=text.rope_theta,
-            mrope_sections=text.mrope_section,
-            eps=text.rms_norm_eps,
-            bias=text.attention_bias,
-            **where,
-        )
-        self.model = VisionLanguageModel(VisionTower(encoder, projector), decoder)
+        self.model = VisionLanguageModel(VisionTower(encoder, projector), build_decoder(text, where))
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, **where)
         # Given the embeddings of a batch that shows no image; who shards the vision tower says what it must do then.
@@ -125,16 +109,7 @@ class MedMO(nn.Module):
         Raises:
             ValueError: unknown preset, field or encoder.
         """
-        size = None
-        if isinstance(config, str):
-            if config not in PRESETS:
-                raise InputError(f"unknown model {config!r}; known: {', '.join(PRESETS)}")
-            size, config = ENCODER_SIZES[config], PRESETS[config]
-        config = config.override(**overrides)
-        sizes = getattr(ENCODERS.get(config.encoder), "SIZES", {})
-        if size in sizes and not config.encoder_kwargs:
-            config = config.override(encoder_kwargs=sizes[size])
-        model = cls(config, device=device, dtype=dtype)
+        model = cls(resolve(config, overrides), device=device, dtype=dtype)
         model.init_weights()
         return model
 
@@ -205,23 +180,9 @@ class MedMO(nn.Module):
             max_shard_bytes=max_shard_bytes,
         )
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw all weights anew: matrices by their fan-in, tables by the config, zero biases, unit norms.
-
-        A matrix of n inputs gets the deviation 0.7 / sqrt(n): at 128 inputs that is three times the usual 0.02, and a
-        small model begins to look at its images within hundreds of steps instead of thousands.
-        """
-        for module in self.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-                nn.init.normal_(module.weight, std=INIT_GAIN * module.weight[0].numel() ** -0.5)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.initializer_range)
-            elif isinstance(weight, nn.Parameter):
-                nn.init.ones_(weight)
-            if isinstance(getattr(module, "bias", None), nn.Parameter):
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+        """Draw all weights anew, see `draw_weights`."""
+        draw_weights(self, self.config.initializer_range)
         if isinstance(self.encoder, Qwen3VLEncoder):
             self.encoder.init_positions()
 
@@ -416,23 +377,3 @@ class MedMO(nn.Module):
     def _visual_index(self, batch: Batch, num_visual: int) -> Tensor:
         ids = (self.config.image_token_id, self.config.video_token_id)
         return placeholder_index(batch, num_visual, ids, encoder=self.primary_encoder, merge_size=self.merge_size)
-
-
-def _build_encoder(config: ModelConfig, where: dict[str, Any]) -> Encoder:
-    if config.encoder not in ENCODERS:
-        raise InputError(f"unknown encoder {config.encoder!r}; known: {', '.join(ENCODERS)}")
-    if config.encoder != "qwen3_vl":
-        return ENCODERS[config.encoder](**config.encoder_kwargs, **where)
-    vision = config.vision
-    return ENCODERS["qwen3_vl"](
-        embed_dim=vision.hidden_size,
-        depth=vision.depth,
-        num_heads=vision.num_heads,
-        mlp_dim=vision.intermediate_size,
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-        num_position_embeddings=vision.num_position_embeddings,
-        deepstack_layers=vision.deepstack_visual_indexes,
-        **where,
-    )
