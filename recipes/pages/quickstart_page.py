@@ -175,9 +175,12 @@ def _picture(sample: Sample, prediction: Prediction) -> Picture:
     reference = sample.images[0]
     pixels = load_image(reference.path, root=EMBEDDED_ROOT, crop=reference.crop).pixels
     size = (pixels.shape[1], pixels.shape[0])
-    truth = sample.truth_boxes().resize(size)
+    where = sample.truth_boxes()
+    if not isinstance(where, Boxes):
+        raise ValueError(f"{sample.id}: a picture shows the boxes of one image, and the sample has another number")
+    truth = where.resize(size)
     said = torch.tensor(prediction.boxes_px, dtype=torch.float64)
-    predicted = Boxes(said, "pixel", sample.image_size(), tuple(prediction.box_labels)).resize(size)
+    predicted = Boxes(said, "pixel", where.size, tuple(prediction.box_labels)).resize(size)
     iou = prediction.scores["grounding_iou"]
     return Picture(draw_overlay(pixels, predicted, truth), f"{prediction.question} IoU {iou:.2f}")
 

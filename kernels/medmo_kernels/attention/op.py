@@ -60,8 +60,8 @@ def attention(
 ) -> Tensor:
     """Attend within each packed segment, and to the prompt that segments share.
 
-    With `prompt_of` a prompt and its k branches stand in the batch as prompt, branch, ..., branch, each a segment of
-    its own: a branch sees its whole prompt and itself causally, so that k answers cost one prompt.
+    With `prompt_of` a prompt and its k branches stand in the batch as prompt, branch, ..., branch, each one
+    segment: a branch sees its whole prompt and itself causally, so that k answers cost one prompt.
 
     Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), D head width, s segments. Segments may be
         empty. Inputs may be views; only their last axis must be contiguous.

@@ -50,7 +50,7 @@ def decode_attention_triton(call: Call, scale: float, num_splits: int | None, ma
         call: tensors, checked by `decode_attention`.
         scale: factor on the scores.
         num_splits: parts that a row's prompt, and its own tokens, are each cut into; None: as many as fill the GPU.
-        max_splits: most parts of a row's prompt, and of its own tokens.
+        max_splits: most parts that a row's prompt, and the tokens after it, are each cut into.
 
     Returns:
         (B, H, D) in the dtype of the queries.

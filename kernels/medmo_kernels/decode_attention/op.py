@@ -23,7 +23,7 @@ BACK_ENDS = back_ends.declare("decode_attention", OP, ("triton", "sdpa"), plain=
 FEW_ROWS = 8
 """Up to so many rows a GPU is filled by cutting their caches into parts."""
 MAX_SPLITS = 32
-"""Most parts of a row's prompt, and of its own tokens."""
+"""Most parts that a row's prompt, and the tokens after it, are each cut into."""
 MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 """Most query heads that may share a key/value head in the Triton kernels: the rows of one tile."""

@@ -106,7 +106,7 @@ def _own_part(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_LEFT_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend from one row to one part of its own tokens."""
+    """Attend from one row to one part of the tokens after its prompt."""
     index, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     live = index < GROUP
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
