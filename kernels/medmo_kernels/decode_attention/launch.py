@@ -55,9 +55,8 @@ def decode_attention_triton(call: Call, scale: float, num_splits: int | None, ma
     Returns:
         (B, H, D) in the dtype of the queries.
     """
-    call = _fitting(call)
-    query, key, value, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = call
-    assert prompt_key is not None and prompt_value is not None
+    call, prompt_key, prompt_value = _fitting(call)
+    query, key, value, lengths, left_pad, _, _, prompt_lengths, prompt_of = call
     rows, num_heads, head_dim = query.shape
     columns, prompt_columns = key.shape[2], 0 if prompt_of is None else prompt_key.shape[2]
     if not rows or not columns + prompt_columns:
@@ -88,15 +87,20 @@ def decode_attention_triton(call: Call, scale: float, num_splits: int | None, ma
     return out
 
 
-def _fitting(call: Call) -> Call:
-    """Return tensors as the kernels read them; where there is no prompt, pointers that no program follows."""
+def _fitting(call: Call) -> tuple[Call, Tensor, Tensor]:
+    """Return tensors as the kernels read them, and the prompts' keys and values again.
+
+    Where there is no prompt, its keys and values are pointers that no program follows.
+    """
     call = call._replace(
         query=unit_stride(call.query), key_cache=unit_stride(call.key_cache), value_cache=unit_stride(call.value_cache)
     )
     if call.prompt_key is None or call.prompt_value is None or not call.prompt_key.shape[2]:
-        own = {"prompt_key": call.key_cache, "prompt_value": call.value_cache}
-        return call._replace(**own, prompt_lengths=None, prompt_of=None)
-    return call._replace(prompt_key=unit_stride(call.prompt_key), prompt_value=unit_stride(call.prompt_value))
+        key, value = call.key_cache, call.value_cache
+        call = call._replace(prompt_lengths=None, prompt_of=None)
+    else:
+        key, value = unit_stride(call.prompt_key), unit_stride(call.prompt_value)
+    return call._replace(prompt_key=key, prompt_value=value), key, value
 
 
 def _plan(call: Call, columns: int, prompt_columns: int, num_splits: int | None, max_splits: int) -> Plan:

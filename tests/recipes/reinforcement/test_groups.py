@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +13,7 @@ from medmo_core.data.packing import pack
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
-from medmo_core.losses.policy_objective import Importance, Loss
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.reinforcement.advantages import Advantage
 from medmo_recipes.reinforcement.completions import Completion, divide, join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine
 from medmo_recipes.reinforcement.groups import (
@@ -84,12 +82,6 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
         reward_answers([], rewards, weights, kit.tokenizer, kit.processor.text, rollout, grpo, step=3, max_steps=9)
         == []
     )
-
-
-def test_settings_name_what_there_is() -> None:
-    """A setting takes the values of the function that it is for."""
-    hints = get_type_hints(Grpo)
-    assert hints["loss"] == Loss and hints["importance"] == Importance and hints["advantage"] == Advantage
 
 
 def test_denominators_count_what_is_learned(kit: Kit, own_data: Path) -> None:

@@ -16,7 +16,7 @@ from benchmarks.suite import machine, schema
 from benchmarks.suite.schema import Check, Machine, Result, Row
 from medmo_kernels import runtime
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks/on_gpu.sh"
 
 

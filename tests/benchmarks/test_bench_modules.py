@@ -27,7 +27,7 @@ from benchmarks.suite.comparison import OURS, Comparison, measure
 from benchmarks.suite.schema import Row
 from medmo_core.models.medmo import MedMO
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = Documents("debug", (24, 24), 4, 6)
 

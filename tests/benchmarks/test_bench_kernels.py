@@ -25,7 +25,7 @@ from medmo_kernels.attention.reference import visible_pairs
 from medmo_kernels.spec import Bench, OpSpec
 
 graphs_are_kept = bench.graphs_are_kept
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SPECS = {spec.name: spec for spec in bench.specs()}
 EVERYWHERE = {"ours", "reference", "reference, compiled"}

@@ -107,7 +107,7 @@ def repository(tmp_path: Path, plant: "Planter", steady: Steady) -> tuple[Path, 
         (root / name).mkdir(parents=True)
     (root / "benchmarks/__main__.py").write_text(
         "import pathlib, shutil, sys, medmo_core\n"
-        "tree = pathlib.Path(__file__).parents[2]\n"
+        "tree = pathlib.Path(__file__).parents[1]\n"
         "assert pathlib.Path(medmo_core.__file__).resolve().parents[1] == tree, medmo_core.__file__\n"
         "with open(sys.argv[4], 'a') as log: print(tree.name, medmo_core.SPEED, file=log)\n"
         "shutil.copy(tree / 'planted.json', sys.argv[sys.argv.index('--out') + 1])\n",
