@@ -40,7 +40,7 @@ class FittedBaselines:
 
     answers: dict[str, str]
     constant_boxes: dict[str, tuple[float, float, float, float]]
-    by: str = "template"
+    by: str = "form"
 
     def answer(self, sample: Sample) -> str | None:
         """Return the commonest training answer to this kind of question; None where it never came up."""
@@ -65,27 +65,27 @@ class FittedBaselines:
         return Boxes(rows, "unit", truth.size, tuple(labels)).pixel()
 
 
-def kind_of(sample: Sample, by: str = "template") -> str:
+def kind_of(sample: Sample, by: str = "form") -> str:
     """Return the kind of question a sample asks.
 
     Args:
         sample: any sample.
-        by: `template` (the task and, where the record says so, the template that wrote it) or `question` (its words).
+        by: `form` (the task and, where the record says so, its form) or `question` (its words).
     """
-    template = sample.provenance.get("template") if isinstance(sample.provenance, dict) else None
-    if by == "template" and template is not None:
-        return f"{sample.task}/{template}"
+    form = sample.provenance.get("template") if isinstance(sample.provenance, dict) else None
+    if by == "form" and form is not None:
+        return f"{sample.task}/{form}"
     # The words alone: a box that a question gives differs from image to image and would make every question a kind.
     words = [message_text(message) for message in sample.messages if message["role"] == "user"]
     return f"{sample.task}/{words[-1] if words else ''}"
 
 
-def fit_baselines(samples: Iterable[Sample], *, by: str = "template") -> FittedBaselines:
+def fit_baselines(samples: Iterable[Sample], *, by: str = "form") -> FittedBaselines:
     """Fit constant answers on training samples.
 
     Args:
         samples: samples with their answers.
-        by: `template` or `question`: what shares one constant answer. The second is the stronger baseline.
+        by: `form` or `question`: what shares one constant answer. The second is the stronger baseline.
     """
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     reports: dict[str, list[Sample]] = defaultdict(list)
@@ -168,12 +168,12 @@ def mean_iou(candidates: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDA
 
 
 @cache
-def embedded_baselines(crops: str = "fixed", by: str = "template") -> FittedBaselines:
+def embedded_baselines(crops: str = "fixed", by: str = "form") -> FittedBaselines:
     """Return baselines fitted on the training split of the embedded set under the crops it is evaluated with.
 
     Args:
         crops: `fixed` (random crops) or `none` (whole images).
-        by: `template` or `question`, as for `fit_baselines`.
+        by: `form` or `question`, as for `fit_baselines`.
     """
     samples: list[Sample] = []
     for task, number in FIT_SAMPLES.items():

@@ -79,7 +79,7 @@ def join_turns(drafts: list[Draft], view: View) -> Sample:
         else:
             assert draft.answer.value is not None
             messages.append({"role": "assistant", "content": draft.answer.value})
-    about = "+".join(f"{d.template}:{d.about}" if d.about else d.template for d in drafts[1:])
+    about = "+".join(f"{d.form}:{d.about}" if d.about else d.form for d in drafts[1:])
     return replace(
         sample,
         id=f"{sample.id}+{about}" if about else sample.id,

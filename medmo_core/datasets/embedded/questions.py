@@ -30,9 +30,9 @@ DrawView = Callable[[str | None], View]
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer, the template that wrote it, the view it is asked of and the structure it is about."""
+    """A question with its answer, its form, the view it is asked of and the structure it is about."""
 
-    template: str
+    form: str
     text: str
     answer: Answer
     view: View
@@ -107,9 +107,9 @@ PAIRED: dict[str, Paired] = {
 }
 
 
-def ask_paired(template: str, record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question | None:
+def ask_paired(form: str, record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question | None:
     """Ask one of `PAIRED` of an image; None where no structure has both answers."""
-    pair = PAIRED[template]
+    pair = PAIRED[form]
     names = list(pair.names(look(record), not crops))
     rng.shuffle(names)
     wanted = rng.random() < pair.first_ratio
@@ -128,7 +128,7 @@ def ask_paired(template: str, record: ImageFacts, draw_view: DrawView, rng: Rand
         text = pair.answers[0] if value else pair.answers[1]
         kind = "yesno" if text in ("yes", "no") else "choice"
         answer = Answer(kind, text, () if kind == "yesno" else pair.answers)
-        return Question(template, pair.text.format(name), answer, views[value], name)
+        return Question(form, pair.text.format(name), answer, views[value], name)
     return None
 
 
@@ -186,7 +186,7 @@ PLAIN: dict[str, Callable[[View, Random], Question | None]] = {
     "many_nuclei": many_nuclei,
 }
 
-TEMPLATE_WEIGHTS = {
+FORM_WEIGHTS = {
     "visible": 0.40,
     "image_half": 0.20,
     "image_height": 0.16,
@@ -197,7 +197,7 @@ TEMPLATE_WEIGHTS = {
     "plane": 0.01,
     "many_nuclei": 0.02,
 }
-"""Template -> how often it is tried first."""
+"""Form -> how often it is tried first."""
 
 
 def ask(record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question:
@@ -209,14 +209,14 @@ def ask(record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) ->
         rng: generator that chooses form, structure and answer.
         crops: whether `draw_view` crops.
     """
-    left = dict(TEMPLATE_WEIGHTS)
+    left = dict(FORM_WEIGHTS)
     while left:
-        template = rng.choices(list(left), list(left.values()))[0]
-        del left[template]
-        if template in PAIRED:
-            question = ask_paired(template, record, draw_view, rng, crops=crops)
+        form = rng.choices(list(left), list(left.values()))[0]
+        del left[form]
+        if form in PAIRED:
+            question = ask_paired(form, record, draw_view, rng, crops=crops)
         else:
-            question = PLAIN[template](draw_view(None), rng)
+            question = PLAIN[form](draw_view(None), rng)
         if question is not None:
             return question
     raise AssertionError("the modality can be asked of any image")

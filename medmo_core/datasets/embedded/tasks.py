@@ -49,7 +49,7 @@ MAX_ALL_BOXES = 6
 class Draft:
     """Question and answer of a sample, before it is bound to its image."""
 
-    template: str
+    form: str
     question: str
     answer: Answer
     boxes: tuple[Seen, ...] = ()
@@ -141,10 +141,10 @@ class EmbeddedTasks:
         if self.task == "vqa":
             question = ask(record, lambda only: self._draw_view(record, rng, only), rng, crops=self.crops)
             return from_question(question), question.view
-        for template in forms_of(self.task, rng, plain_boxes=plain_boxes):
+        for form in forms_of(self.task, rng, plain_boxes=plain_boxes):
             for attempt in range(MAX_ATTEMPTS if self.crops else 1):
                 view = look(record) if attempt == MAX_ATTEMPTS - 1 else self._draw_view(record, rng)
-                draft = draft_of(self.task, template, view, rng)
+                draft = draft_of(self.task, form, view, rng)
                 if draft is not None:
                     return draft, view
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
@@ -167,10 +167,10 @@ def forms_of(task: str, rng: Random, *, plain_boxes: bool) -> list[str]:
     return ["absent", "one", "all"] if rng.random() < ABSENT_RATIO else ["one", "all"]
 
 
-def draft_of(task: str, template: str, view: View, rng: Random) -> Draft | None:
+def draft_of(task: str, form: str, view: View, rng: Random) -> Draft | None:
     """Write one form of a task (other than vqa) from a view; None where the view does not allow it."""
     if task == "grounding":
-        return _ground(template, view, rng)
+        return _ground(form, view, rng)
     if task == "caption":
         text, facts = facts_text.caption(view)
     else:
@@ -185,9 +185,9 @@ def draft_of(task: str, template: str, view: View, rng: Random) -> Draft | None:
 def from_question(question: Question) -> Draft:
     """Turn a question into the draft of a vqa sample."""
     facts: tuple[Fact, ...] = ()
-    if question.about is not None and question.template in ("visible", "lesion"):
+    if question.about is not None and question.form in ("visible", "lesion"):
         facts = (Fact(question.about, "present" if question.answer.value == "yes" else "absent"),)
-    return Draft(question.template, question.text, question.answer, facts=facts, about=question.about)
+    return Draft(question.form, question.text, question.answer, facts=facts, about=question.about)
 
 
 def single_targets(view: View) -> list[Seen]:
@@ -209,16 +209,16 @@ def _thinnest(seen: Seen) -> int:
     return min(x1 - x0, y1 - y0)
 
 
-def _ground(template: str, view: View, rng: Random) -> Draft | None:
+def _ground(form: str, view: View, rng: Random) -> Draft | None:
     boxes = Answer("boxes")
-    if template == "one":
+    if form == "one":
         single = sorted(single_targets(view), key=lambda s: s.name)
         if not single:
             return None
         seen = rng.choice(single)
         facts = (Fact(seen.name, "present", side=seen.structure.side),)
         return Draft("one", f"Where is the {seen.name}?", boxes, (seen,), facts, seen.name)
-    if template == "absent":
+    if form == "absent":
         names = [name for name in view.record.labelled if view.is_absent(name)]
         if not names or view.record.source == "nuclei":
             return None
@@ -256,11 +256,12 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
     messages: tuple[Message, ...] = (
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": draft.question}]},
     )
-    provenance: dict[str, Any] = {"template": draft.template, "source": record.source, "package": record.package}
+    # The key that stored facts and results use for the form.
+    provenance: dict[str, Any] = {"template": draft.form, "source": record.source, "package": record.package}
     if draft.about is not None:
         provenance["about"] = draft.about
     return Sample(
-        id=f"{task}/{record.id}/{where_of(view)}/{draft.template}" + (f"/{draft.about}" if draft.about else ""),
+        id=f"{task}/{record.id}/{where_of(view)}/{draft.form}" + (f"/{draft.about}" if draft.about else ""),
         task=task,
         images=(image_of(view),),
         messages=messages,
