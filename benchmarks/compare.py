@@ -118,7 +118,7 @@ def stored(name: str, results: Path) -> Result:
     raise ResultError(f"commit {commit} has no result in {results / device}: measure it with --run")
 
 
-def check_alike(results: Sequence[Result]) -> None:
+def check_comparable(results: Sequence[Result]) -> None:
     """Raise ResultError where results are of different machines or forms."""
     for what in ("device", "threads", "cores"):
         values = {str(getattr(result.machine, what)) for result in results}
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS, measure: Me
             a, b = measure(short_name(arguments.a), short_name(arguments.b), words)
         else:
             a, b = [stored(arguments.a, results)], [stored(arguments.b, results)]
-        check_alike([*a, *b])
+        check_comparable([*a, *b])
     except (ResultError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -195,7 +195,7 @@ def section() -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path) -> None:
+def plot(path: Path) -> None:
     """Draw a pair of panels for each plotted variant: reward against distance, and against boxes too many."""
     import matplotlib
 
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action.add_argument("--check", action="store_true", help="compare the tables")
     arguments = parser.parse_args(argv)
     if arguments.write:
-        draw(PLOT)
+        plot(PLOT)
     fix = "python -m tools.box_reward_page --write"
     return settle(PAGE, "tools.box_reward_page", section(), write=arguments.write, fix=fix)
 

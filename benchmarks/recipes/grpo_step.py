@@ -109,8 +109,8 @@ def groups_of(size: Size, config: ModelConfig, *, shared: bool) -> list[PolicyBa
     for prompt, completions in zip(size.make_prompts(config), size.make_completions(config), strict=True):
         items = answered(prompt, completions)
         rows = zip(items if shared else map(unshared, items), size.advantages, strict=True)
-        told = [Completion(item, advantage, weight, [0.0] * size.new_tokens) for item, advantage in rows]
-        groups.append(pack_completions(told, share_prefixes=shared))
+        learned = [Completion(item, advantage, weight, [0.0] * size.new_tokens) for item, advantage in rows]
+        groups.append(pack_completions(learned, share_prefixes=shared))
     return groups
 
 

@@ -166,12 +166,12 @@ class Pool:
     def _answer(self, link: Connection) -> Figures:
         process = self._processes[self._links.index(link)]
         try:
-            figures, told = link.recv()
+            figures, failure = link.recv()
         except (EOFError, OSError) as error:
             process.join(1.0)
             raise RuntimeError(f"{process.name} ended with status {process.exitcode}") from error
-        if told:
-            raise RuntimeError(f"{told.splitlines()[-1]} (in {process.name})\n{told}")
+        if failure:
+            raise RuntimeError(f"{failure.splitlines()[-1]} (in {process.name})\n{failure}")
         return cast(Figures, figures)
 
 

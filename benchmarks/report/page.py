@@ -16,9 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..suite.schema import Result, ResultError, read
-from . import kernels_unmeasured as static_part
-from . import plots, targets
-from . import tables as report_tables
+from . import kernels_unmeasured, plots, tables, targets
 from .ratios import Contest, contests
 from .targets import Judgement, Target
 
@@ -124,11 +122,11 @@ def page(results: Sequence[Stored], wanted: Sequence[Target], folder: Path) -> s
         LEGEND.replace("\n", " "),
         "## Targets",
         "What the project asks of itself. Those of a GPU are against the best peer on an H200 in bf16.",
-        report_tables.targets_table(judged(shown, wanted)),
+        tables.targets_table(judged(shown, wanted)),
     ]
     for stored in shown:
         parts += _device(stored, folder)
-    parts += ["## What no run can beat, and what the compiler made", *static_part.sections()]
+    parts += ["## What no run can beat, and what the compiler made", *kernels_unmeasured.sections()]
     older = [stored for stored in results if stored not in shown]
     if older:
         lines = [f"- {_link(stored)}: {stored.result.machine.device}, {_facts(stored)}" for stored in older]
@@ -180,9 +178,9 @@ def _device(stored: Stored, folder: Path) -> list[str]:
     return [
         f"## {machine.device}",
         "\n".join(facts),
-        *report_tables.summary(stored.contests),
+        *tables.summary(stored.contests),
         *pictures,
-        *report_tables.subjects(result, stored.contests),
+        *tables.subjects(result, stored.contests),
     ]
 
 

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmo_recipes.settings.run_config import STAGES
+
 from ..studies.box_rewards import FIGURES as REWARDS
-from ..studies.box_rewards import stored_rounds
-from . import page as report
-from . import tables as report_tables
-from . import targets
+from ..studies.box_rewards import settings_of, stored_rounds
+from . import page as suite_page
+from . import tables, targets
 from .page import Stored
 from .page_section import settle
 
@@ -36,7 +37,7 @@ METRICS = {
     "retrieval_recall1": "Caption retrieval recall@1",
 }
 IN_README = ("vqa_accuracy", "grounding_iou", "report_fact_f1")
-STAGES = ("random", "align", "instruct", "reinforce")
+COLUMNS = ("random", *STAGES)
 BASELINES = (
     "Baselines are fitted on training data: the commonest answer per kind of question, the best constant box per "
     "label, a constant report, chance."
@@ -52,11 +53,11 @@ def scores(run: Values) -> str:
     stages = run["stages"]
     rows = []
     for metric, name in METRICS.items():
-        values = [f"{stages[stage][metric]['value']:.3f}" for stage in STAGES]
-        last = stages[STAGES[-1]][metric]
+        values = [f"{stages[stage][metric]['value']:.3f}" for stage in COLUMNS]
+        last = stages[COLUMNS[-1]][metric]
         values[-1] = f"**{values[-1]}** [{last['low']:.3f}, {last['high']:.3f}]"
         rows.append([name, *values, f"{last['baseline']:.3f}"])
-    return report_tables.table(["held-out, fixed random crops", *STAGES, "baseline"], rows)
+    return tables.table(["held-out, fixed random crops", *COLUMNS, "baseline"], rows)
 
 
 def verdicts(run: Values) -> str:
@@ -90,7 +91,7 @@ def seeds(rounds: Mapping[str, Values]) -> str:
 
     def described(figures: Values) -> str:
         plan = figures["plan"]
-        return ", ".join([f"{plan['steps']} steps", *(f"`{setting}`" for setting in plan["settings"])])
+        return ", ".join([f"{plan['steps']} steps", *(f"`{setting}`" for setting in settings_of(plan))])
 
     shipped = [figures for figures in rounds.values() if not figures["plan"]["settings"]][-1]
     others = "; ".join(f"{described(f)}: {gained(f)}" for f in rounds.values() if f is not shipped)
@@ -133,14 +134,15 @@ def about(run: Values) -> str:
     )
 
 
-def newest_on_cpu(results: Path = report.RESULTS) -> list[Stored]:
+def newest_on_cpu(results: Path = suite_page.RESULTS) -> list[Stored]:
     """Return the newest result of each CPU.
 
     Raises:
         ValueError: ours is wrong in one of them, so that no figure may be quoted.
     """
-    shown = [stored for stored in report.newest(report.stored_results(results)) if stored.result.machine.kind == "cpu"]
-    if faults := report.refused(shown):
+    newest = suite_page.newest(suite_page.stored_results(results))
+    shown = [stored for stored in newest if stored.result.machine.kind == "cpu"]
+    if faults := suite_page.refused(shown):
         raise ValueError(f"no figure is quoted: {'; '.join(faults)}")
     return shown
 
@@ -157,13 +159,13 @@ def suite(shown: Sequence[Stored]) -> str:
         "## Speed",
         "`make bench` times every op, module and recipe beside the best peers on your machine, each way checked in the "
         "same run before it is timed: [benchmarks/RESULTS.md](../benchmarks/RESULTS.md) shows all of it, losses first.",
-        *(f"{measured_on(stored)}: {report_tables.summary(stored.contests)[0]}" for stored in shown),
+        *(f"{measured_on(stored)}: {tables.summary(stored.contests)[0]}" for stored in shown),
         "## Targets",
         "What the project asks of itself; those of a GPU are against the best peer on an H200 in bf16.",
     ]
     for stored in shown:
-        judgements = report.judged([stored], targets.read())
-        parts += [f"{measured_on(stored)}:", report_tables.targets_table(judgements, brief=True)]
+        judgements = suite_page.judged([stored], targets.read())
+        parts += [f"{measured_on(stored)}:", tables.targets_table(judgements, brief=True)]
     return "\n\n".join(parts)
 
 
@@ -188,12 +190,12 @@ def readme_block(run: Values, shown: Sequence[Stored]) -> str:
     """Return the few lines of figures that README shows: the last stage beside the baseline, and one line on speed."""
     rows = []
     for metric in IN_README:
-        last = run["stages"][STAGES[-1]][metric]
+        last = run["stages"][COLUMNS[-1]][metric]
         interval = f"[{last['low']:.3f}, {last['high']:.3f}]"
         rows.append([METRICS[metric], f"**{last['value']:.3f}** {interval}", f"{last['baseline']:.3f}"])
-    lines = [report_tables.table(["quickstart, held-out questions", "after three stages", "baseline"], rows), ""]
+    lines = [tables.table(["quickstart, held-out questions", "after three stages", "baseline"], rows), ""]
     for stored in shown:
-        counts = {standing: len(found) for standing, found in report_tables.standings(stored.contests).items()}
+        counts = {standing: len(found) for standing, found in tables.standings(stored.contests).items()}
         lines.append(
             f"Speed against the best peer ({measured_on(stored)}): faster in {counts['faster']} of "
             f"{sum(counts.values())} comparisons, level in {counts['level']}, slower in {counts['slower']}."

@@ -54,9 +54,9 @@ def subjects(result: Result, contests: Sequence[Contest]) -> list[str]:
 def absent_everywhere(found: Sequence[Contest]) -> dict[str, str]:
     """Return the ways that are absent from all of these for one reason, which then need not stand in every line."""
     rows = [row for contest in found for row in contest.rows]
-    told = {way: {row.reason if row.status == "absent" else "" for row in rows if row.way == way}
+    reasons_of = {way: {row.reason if row.status == "absent" else "" for row in rows if row.way == way}
             for way in dict.fromkeys(row.way for row in rows)}  # fmt: skip
-    return {way: next(iter(reasons)) for way, reasons in told.items() if len(reasons) == 1 and reasons != {""}}
+    return {way: next(iter(reasons)) for way, reasons in reasons_of.items() if len(reasons) == 1 and reasons != {""}}
 
 
 def _subject_table(found: Sequence[Contest], ceilings: Mapping[str, float], left_out: Container[str]) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
+from medmo_core.datasets.names import EMBEDDED_PREFIX, FORMER_PREFIX
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
 from medmo_core.metrics import bootstrap_ci, paired_bootstrap
@@ -250,8 +251,8 @@ def summarise(plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> dic
             against[other][key] = {"difference": difference, "low": low, "high": high}
     counts = {key: {"questions": len(start[key]), "images": len(set(images[key]))} for key in METRICS}
     where = {"machine": platform.machine(), "torch": torch.__version__, "device": "cpu"}
-    alike = start["agreement"]
-    return {"plan": vars(plan), "where": where, "counts": counts, "arms": arms, "against": against, "agreement": alike}
+    measured_there = {"counts": counts, "arms": arms, "against": against, "agreement": start["agreement"]}
+    return {"plan": vars(plan), "where": where, **measured_there}
 
 
 def page(rounds: Mapping[str, Mapping[str, Any]]) -> str:
@@ -272,11 +273,17 @@ def page(rounds: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_of(plan: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a stored plan, data sets by the names that they have now."""
+    former, current = (f"data.sources.{prefix}" for prefix in (FORMER_PREFIX, EMBEDDED_PREFIX))
+    return [setting.replace(former, current) for setting in plan["settings"]]
+
+
 def _round(figures: Mapping[str, Any]) -> list[str]:
     """Write one round."""
     plan, counts = figures["plan"], figures["counts"]
     ours = next(iter(plan["arms"]))
-    settings = ", ".join(f"`{setting}`" for setting in plan["settings"]) or "none besides"
+    settings = ", ".join(f"`{setting}`" for setting in settings_of(plan)) or "none besides"
     lines = [
         f"`{plan['config']}`, {plan['steps']} steps, seeds {', '.join(map(str, plan['seeds']))}; settings: {settings}. "
         f"{plan['about']}",

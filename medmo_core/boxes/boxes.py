@@ -230,9 +230,9 @@ def box_fault(row: Sequence[float], frame: str, size: tuple[int, int]) -> str | 
         return f"is {shown}: a coordinate is not a finite number; drop the box or fix its source"
     x1, y1, x2, y2 = row
     if x1 > x2 or y1 > y2:
-        mended = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+        ordered = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
         return (
-            f"is {shown}: its corners are reversed; write [" + ", ".join(f"{v:g}" for v in mended) + "] "
+            f"is {shown}: its corners are reversed; write [" + ", ".join(f"{v:g}" for v in ordered) + "] "
             "(x1 <= x2, y1 <= y2; a box given as x, y, width, height needs x2 = x + width, y2 = y + height)"
         )
     slack_x, slack_y = EDGE_TOLERANCE * limit_x, EDGE_TOLERANCE * limit_y

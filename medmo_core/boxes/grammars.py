@@ -1,4 +1,4 @@
-"""The ways models write boxes, as text: every grammar prints what `box_text` recognises. No image sizes.
+"""The ways models write boxes, as text: every grammar prints what `recognise` recognises. No image sizes.
 
 A row is (label, four numbers), the numbers in x1, y1, x2, y2 order whatever order the text uses. `boxes.py` gives the
 numbers a frame.

@@ -1,4 +1,4 @@
-"""Boxes recognised in what models write, in every grammar of `box_grammars`. Pure text, no image sizes.
+"""Boxes recognised in what models write, in every grammar of `grammars`. Pure text, no image sizes.
 
 Recognition is one linear pass over text of any origin and never raises.
 """

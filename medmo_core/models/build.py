@@ -90,7 +90,7 @@ def build_decoder(text: TextConfig, where: Mapping[str, Any]) -> Qwen3Decoder:
 
 
 @torch.no_grad()
-def draw_weights(model: nn.Module, embedding_std: float) -> None:
+def init_weights(model: nn.Module, embedding_std: float) -> None:
     """Draw all weights anew: matrices by their fan-in, tables with a given deviation, zero biases, unit norms.
 
     A matrix of n inputs gets the deviation 0.7 / sqrt(n): at 128 inputs that is three times the usual 0.02, and a

@@ -27,7 +27,7 @@ from ..losses.policy_objective import DAPO, PolicyObjective
 from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from ..profile import CheckpointProfile
-from .build import build_decoder, build_encoder, draw_weights, resolve
+from .build import build_decoder, build_encoder, init_weights, resolve
 from .config import ModelConfig
 from .official.folder import open_checkpoint
 from .official.names import CONFIG_FILE
@@ -181,8 +181,8 @@ class MedMO(nn.Module):
         )
 
     def init_weights(self) -> None:
-        """Draw all weights anew, see `draw_weights`."""
-        draw_weights(self, self.config.initializer_range)
+        """Draw all weights anew, see `init_weights`."""
+        init_weights(self, self.config.initializer_range)
         if isinstance(self.encoder, Qwen3VLEncoder):
             self.encoder.init_positions()
 

@@ -29,12 +29,11 @@ from ..evaluation.suites import evaluate_embedded
 from ..pages import quickstart_page as pages
 from ..pages.quickstart_page import Outcome
 from ..reinforcement.sharpening import TEMPERATURES, sampled_box_reward
-from ..settings.run_config import ConfigError, RunConfig
+from ..settings.run_config import STAGES, ConfigError, RunConfig
 from ..training.distributed.torchrun import torchrun
 from ..training.model.kit import load_kit
 
 NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
-STAGES = ("align", "instruct", "reinforce")
 SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
     "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},

@@ -93,7 +93,7 @@ def reward_rows(lines: Sequence[Mapping[str, float]], events: Sequence[Mapping[s
     for name in reward_names(lines):
         last = next(line for line in reversed(lines) if f"reward/{name}" in line)
 
-        def told(figure: str, form: str = ".3f", name: str = name, line: Mapping[str, float] = last) -> str:
+        def shown(figure: str, form: str = ".3f", name: str = name, line: Mapping[str, float] = last) -> str:
             value = line.get(f"reward/{name}{figure}")
             return "" if value is None else format(value, form)
 
@@ -101,11 +101,11 @@ def reward_rows(lines: Sequence[Mapping[str, float]], events: Sequence[Mapping[s
         rows.append(
             {
                 "name": name,
-                "mean": told(""),
-                "std": told("/std"),
-                "min": told("/min"),
-                "max": told("/max"),
-                "applies": told("/applies_ratio", ".0%"),
+                "mean": shown(""),
+                "std": shown("/std"),
+                "min": shown("/min"),
+                "max": shown("/max"),
+                "applies": shown("/applies_ratio", ".0%"),
                 "bars": [round(24 * bar / max(bars), 1) for bar in bars],
             }
         )

@@ -45,7 +45,7 @@ def step_figures(
         "generated": sum(len(sampled_tokens(generation)) for generation in generations),
         "truncated": sum(not generation.finished for generation in generations),
         "prompt_tokens": sum(len(group.prompt.input_ids) for group in sampled),
-        "told": len(logps),
+        "known": len(logps),
         "surprise": -sum(logps),
         "overlong": sum(cost or 0.0 for group in sampled for cost in group.components.get(OVERLONG, ())),
     }
@@ -62,7 +62,7 @@ def step_figures(
         "zero_variance_ratio": per("flat", "groups"),
         "completion_tokens": per("generated", "completions"),
         "truncated_ratio": per("truncated", "completions"),
-        "entropy": per("surprise", "told"),
+        "entropy": per("surprise", "known"),
         "clip_ratio": per("clipped", "tokens"),
         "sampler_gap": per("sampler_gap", "tokens"),
         "grad_norm": update.grad_norm,

@@ -8,7 +8,7 @@ here, whichever way it came in, and an error names the field, what it got and wh
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
 from medmo_core.datasets.names import with_current_names
@@ -19,6 +19,7 @@ from .section import ConfigError, Section, describe_type, require, typed, unknow
 
 __all__ = [
     "SECTIONS",
+    "STAGES",
     "ConfigError",
     "Data",
     "Grpo",
@@ -30,6 +31,7 @@ __all__ = [
     "Rollout",
     "RunConfig",
     "Section",
+    "Stage",
     "Train",
     "Watching",
     "describe_type",
@@ -37,6 +39,10 @@ __all__ = [
     "typed",
     "unknown_key",
 ]
+
+Stage = Literal["align", "instruct", "reinforce"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""Stages in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +286,7 @@ class Lora(Section):
 class RunConfig(Section):
     """One run. `change` makes variants; `to_dict` and `from_dict` go through JSON unchanged."""
 
-    stage: Literal["align", "instruct", "reinforce"]
+    stage: Stage
     """The stage this run belongs to; another stage's command refuses it."""
     name: str = "unnamed"
     """Shown in logs; the name of the config function."""
@@ -354,7 +360,7 @@ class RunConfig(Section):
             ConfigError: an unknown key or a value of the wrong type.
         """
         if "stage" not in values:
-            raise ConfigError("config without 'stage': expected one of 'align', 'instruct', 'reinforce'")
+            raise ConfigError(f"config without 'stage': expected one of {', '.join(map(repr, STAGES))}")
         # The check of rewards needs all sections at once: build from the stored ones in one step.
         base = RunConfig(stage="align").change(**{k: v for k, v in values.items() if k != "stage"})
         return cls(**{**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}, "stage": values["stage"]})

@@ -225,8 +225,8 @@ class RecordIndex:
 
 def _fingerprint(files: RecordFiles) -> str:
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files.paths]
-    told = json.dumps([INDEX_VERSION, type(files).__name__, str(files.root), stats])
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    described = json.dumps([INDEX_VERSION, type(files).__name__, str(files.root), stats])
+    return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
 @dataclass

@@ -151,7 +151,7 @@ class Tokenizer:
         """Return the ids of a text.
 
         Special tokens are not recognised: `encode("<|im_end|>")` spells the ten characters. Whoever assembles a chat
-        puts the ids of special tokens there itself, as `template.encode_chat` does, so no text can end its turn or
+        puts the ids of special tokens there itself, as `chat_template.encode_chat` does, so no text can end its turn or
         open another.
         """
         return self._backend.encode(text, add_special_tokens=False).ids

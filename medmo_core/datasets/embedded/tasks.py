@@ -16,7 +16,7 @@ from typing import Any
 from ...data.images.crop import random_square_window
 from ...data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Message, Sample
 from ...errors import InputError
-from . import texts as facts_text
+from . import texts
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
 
@@ -88,9 +88,9 @@ def _can(task: str, record: ImageFacts) -> bool:
     if task == "grounding":
         return bool(single_targets(view)) or 0 < len(view.with_name("nucleus")) <= MAX_ALL_BOXES
     if task == "report":
-        return facts_text.report(view) is not None
+        return texts.report(view) is not None
     if task == "retrieval":
-        return facts_text.layout(view) is not None
+        return texts.layout(view) is not None
     return True
 
 
@@ -172,14 +172,14 @@ def draft_of(task: str, form: str, view: View, rng: Random) -> Draft | None:
     if task == "grounding":
         return _ground(form, view, rng)
     if task == "caption":
-        text, facts = facts_text.caption(view)
+        text, facts = texts.caption(view)
     else:
-        written = facts_text.report(view) if task == "report" else facts_text.layout(view)
+        written = texts.report(view) if task == "report" else texts.layout(view)
         if written is None or not written[0]:
             return None
         text, facts = written
     kind = "report" if task == "report" else "open"
-    return Draft(task, facts_text.PROMPTS[task], Answer(kind, text), facts=facts)
+    return Draft(task, texts.PROMPTS[task], Answer(kind, text), facts=facts)
 
 
 def from_question(question: Question) -> Draft:

@@ -40,7 +40,7 @@ def write_summary(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     lines, events = read_metrics(folder / "metrics.jsonl")
     try:
-        draw(lines, f"{config['name']} ({config['stage']})", folder / "summary.png")
+        plot_curves(lines, f"{config['name']} ({config['stage']})", folder / "summary.png")
         plot = "![curves](summary.png)"
     except ImportError:
         plot = NO_PLOT
@@ -121,7 +121,7 @@ def _skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
     return page
 
 
-def draw(lines: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+def plot_curves(lines: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
     """Draw the curves of a run: what is minimised, the gradient norm, the rate, the speed.
 
     Raises:

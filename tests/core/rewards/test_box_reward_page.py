@@ -95,5 +95,5 @@ def test_others_formulas_on_hand_computed_cases() -> None:
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    page.draw(tmp_path / "plot.png")
+    page.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ from medmo_core.models.medmo import MedMO
 from medmo_recipes.commands import quickstart
 from medmo_recipes.evaluation.results import Evaluation
 from medmo_recipes.evaluation.scores import Prediction, Score
-from medmo_recipes.pages import quickstart_page as quickstart_pages
+from medmo_recipes.pages import quickstart_page
 from medmo_recipes.settings.run_config import ConfigError
 
 STAGES = ("random", "align", "instruct", "reinforce")
@@ -85,6 +85,6 @@ def test_verdicts_follow_the_figures() -> None:
     for outcome in (good, bad):
         outcome.sampled = {1.0: 0.1, 0.3: 0.2}
         outcome.sampled_after = 0.3 if outcome is good else 0.15
-    assert [v.holds for v in quickstart_pages.verdicts(good)] == [True] * 5
-    assert [v.holds for v in quickstart_pages.verdicts(bad)] == [False] * 5
-    assert "sharpening" in quickstart_pages.verdicts(bad)[-1].measured
+    assert [v.holds for v in quickstart_page.verdicts(good)] == [True] * 5
+    assert [v.holds for v in quickstart_page.verdicts(bad)] == [False] * 5
+    assert "sharpening" in quickstart_page.verdicts(bad)[-1].measured

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmo_core.data.images import sizes as header
+from medmo_core.data.images import sizes
 from medmo_core.data.images.load import ImageError, load_image
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.sample import Sample
-from medmo_core.data.sources import record_source as records
+from medmo_core.data.sources import record_source
 from medmo_core.data.sources.open_source import find_files, open_source
 
 Write = Callable[[Path, list[dict[str, Any]]], str]
@@ -168,7 +168,7 @@ def test_what_the_first_reading_learned_is_kept(write: Write, tmp_path: Path, mo
     first = open_source(name, index_folder=folder)
     assert {path.name for path in tmp_path.iterdir()} - before == {"run"}  # nothing beside the data
     monkeypatch.setattr(type(first.files), "scan", lambda self: pytest.fail("read all records again"))
-    monkeypatch.setattr(header, "stored_size", lambda *a: pytest.fail("opened images again"))
+    monkeypatch.setattr(sizes, "stored_size", lambda *a: pytest.fail("opened images again"))
     again = open_source(name, index_folder=folder)
     assert again.samples == first.samples
 
@@ -198,16 +198,16 @@ def test_a_line_is_found_again_by_its_place(tmp_path: Path, monkeypatch: pytest.
     """One line is read for one sample, wherever it stands."""
     source = open_source(write_jsonl(tmp_path, example_records()))
     read: list[int] = []
-    original = records.Place
+    original = record_source.Place
     whole = type(source.files).read
 
-    def counted(self: Any, place: records.Place, spans: Any) -> Sample:
+    def counted(self: Any, place: record_source.Place, spans: Any) -> Sample:
         read.append(place.number)
         return whole(self, place, spans)
 
     monkeypatch.setattr(type(source.files), "read", counted)
     assert [source.get(i, random.Random(0)).id for i in (6, 0, 3)] == ["where", "q0", "q3"]
-    assert read == [13, 1, 7] and original is records.Place  # blank lines count, as an editor counts them
+    assert read == [13, 1, 7] and original is record_source.Place  # blank lines count, as an editor counts them
 
 
 def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:

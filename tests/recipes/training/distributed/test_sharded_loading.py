@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from medmo_core.models.medmo import MedMO
-from medmo_core.models.official import read as weights_module
+from medmo_core.models.official import read as read_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
 from medmo_recipes.training.distributed.sharding import prepare
@@ -52,14 +52,14 @@ class CountedSlice:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of every read of weights."""
     counted: list[int] = []
-    opened = weights_module.opened
+    opened = read_module.opened
 
     @contextmanager
     def counting(path: Path) -> Iterator[CountedFile]:
         with opened(path) as file:
             yield CountedFile(file, counted)
 
-    monkeypatch.setattr(weights_module, "opened", counting)
+    monkeypatch.setattr(read_module, "opened", counting)
     return counted
 
 

@@ -19,7 +19,7 @@ from medmo_recipes.training.checkpoints.checkpoints import Best
 from medmo_recipes.training.checkpoints.manifest import CheckpointError
 from medmo_recipes.training.checkpoints.shard_reader import read_model
 from medmo_recipes.training.distributed.world import World
-from medmo_recipes.training.loop import run_folder as claim_module
+from medmo_recipes.training.loop import run_folder as run_folder_module
 from medmo_recipes.training.loop.run import Run, open_run
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import make_trainable
@@ -193,21 +193,21 @@ def test_only_a_restart_of_the_same_launch_needs_no_resume(
     with opened(first) as run:
         assert run.start_step == 4
     with monkeypatch.context() as elsewhere:  # another torchrun, whose first attempt was refused
-        elsewhere.setattr(claim_module, "launcher", lambda: "another")
+        elsewhere.setattr(run_folder_module, "launcher", lambda: "another")
         with pytest.raises(ConfigError, match="already holds a run"), opened(first):
             pass
-    (tmp_path / "run" / claim_module.MARKER).unlink()
+    (tmp_path / "run" / run_folder_module.MARKER).unlink()
     with pytest.raises(ConfigError, match="already holds a run"), opened(first):
         pass
 
 
 def test_the_launcher_is_told_from_others() -> None:
-    name = claim_module.launcher()
-    assert name == claim_module.launcher()
+    name = run_folder_module.launcher()
+    assert name == run_folder_module.launcher()
     read, report = os.pipe()
     child = os.fork()
     if child == 0:  # this process is now the launcher of that one
-        os.write(report, claim_module.launcher().encode())
+        os.write(report, run_folder_module.launcher().encode())
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 1000).decode() != name
