@@ -11,7 +11,7 @@ from torch import Tensor
 from medmo_core.batch import IGNORE_INDEX, Batch
 from medmo_recipes.training.distributed.shards import whole_tensors
 from medmo_recipes.training.distributed.world import World, connect
-from medmo_recipes.training.loop import fit as fit_module
+from medmo_recipes.training.monitoring.flops import BatchWork
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -67,11 +67,11 @@ def test_no_target_anywhere_is_an_error(training: Any) -> None:
 
 def test_counting_all_tokens_is_noticed(training: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A divisor that counts what is not learned makes the idle documents weigh."""
-    work_of = fit_module.Work.of
+    work_of = BatchWork.of
 
     def count_all(batch: Batch, model: Any) -> Any:
         return replace(work_of(batch, model), learned=batch.num_tokens)
 
-    monkeypatch.setattr(fit_module.Work, "of", staticmethod(count_all))
+    monkeypatch.setattr(BatchWork, "of", staticmethod(count_all))
     with pytest.raises(AssertionError):
         test_a_batch_without_targets_changes_nothing(training, expected)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medmo_core.boxes import Boxes, print_boxes
-from medmo_core.boxes import boxes as boxes_module
+from medmo_core.boxes import text as text_module
 from medmo_core.data.records.sample import Answer, BoxAnnotation, Fact, ImageRef, Sample
 from medmo_core.generation.decoding import Generation
 from medmo_core.profile import QWEN3_VL, CheckpointProfile
@@ -162,11 +162,11 @@ def test_every_malformed_input_has_its_stated_value() -> None:
 def test_mended_corners_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A parser that quietly turns reversed corners round."""
 
-    def usable(found: Any, frame: str, size: tuple[int, int], original: Any = boxes_module.usable_boxes) -> Any:
+    def usable(found: Any, frame: str, size: tuple[int, int], original: Any = text_module.usable_boxes) -> Any:
         rows = [(label, (min(a, c), min(b, d), max(a, c), max(b, d))) for label, (a, b, c, d) in found.rows]
         return original(SimpleNamespace(rows=rows, errors=found.errors), frame, size)
 
-    monkeypatch.setattr(boxes_module, "usable_boxes", usable)
+    monkeypatch.setattr(text_module, "usable_boxes", usable)
     with pytest.raises(AssertionError, match="reversed corners"):
         check_total({"box": REWARDS["box"]})
 

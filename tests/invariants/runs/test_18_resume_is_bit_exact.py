@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from medmo_recipes import instruct
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.checkpoints import checkpoints as checkpoint_module
-from medmo_recipes.training.loop import fit as fit_module
-from medmo_recipes.training.checkpoints import state as state_module
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.checkpoints.checkpoints import Checkpoints
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.loading.loader import Loader
+from medmo_recipes.training.monitoring import summary as summary_module
+from medmo_recipes.training.optim.optimizer import Optimizer
 
 EXACT = ("loss", "grad_norm", "lr", "tokens", "documents")
 
@@ -68,7 +68,7 @@ def train(config: RunConfig, folder: Path, *, seed: int = 0, noise: bool = True,
     resume = (folder / "checkpoints").exists()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(instruct, "load_kit", noisy_kit)
-        patched.setattr(fit_module, "write_summary", lambda out_dir: out_dir)  # drawing takes longer than the steps
+        patched.setattr(summary_module, "write_summary", lambda out_dir: out_dir)  # drawing takes longer than the steps
         run = config.change(train={"out_dir": str(folder), "resume": resume}, parallel={"shard": shard})
         assert instruct.run(run)
 
@@ -136,8 +136,8 @@ def test_what_is_forgotten_is_noticed(
     elif forgotten == "waiting documents":
         monkeypatch.setattr(Loader, "restore", restore_no_documents)
     elif forgotten == "step":  # of the schedule and the bias correction
-        optimizer_step = state_module.Optimizer.step
-        monkeypatch.setattr(state_module.Optimizer, "step", lambda self, step: optimizer_step(self, step - 3))
+        optimizer_step = Optimizer.step
+        monkeypatch.setattr(Optimizer, "step", lambda self, step: optimizer_step(self, step - 3))
     train(base, again, seed=7)
     if forgotten == "nothing":
         check(alone, again)

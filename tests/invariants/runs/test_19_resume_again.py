@@ -20,6 +20,7 @@ from medmo_recipes.training.loop import fit as fit_module
 from medmo_recipes.settings.run_config import RunConfig
 from medmo_recipes.training.loading.loader import Loader
 from medmo_recipes.training.loop.run import Run
+from medmo_recipes.training.monitoring import summary as summary_module
 
 NUM_SAMPLES = 8
 BY_DOCUMENTS = {"docs_per_step": 4, "micro_batch": 2}
@@ -60,7 +61,7 @@ class Diary:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(fit_module, "train_step", noted)
             patched.setattr(Run, "close_step", stopped)
-            patched.setattr(fit_module, "write_summary", lambda out_dir: out_dir)
+            patched.setattr(summary_module, "write_summary", lambda out_dir: out_dir)
             assert instruct.run(config.change(train=train)) == (until == config.train.steps)
 
 

@@ -14,18 +14,18 @@ import torch
 from safetensors.torch import load_file
 
 from medmo_recipes import align
-from medmo_recipes.training.loop import fit as fit_module
 from medmo_recipes.training.loop.run import STOPPED, Run
+from medmo_recipes.training.monitoring import summary as summary_module
 
 SETTINGS = ["--config=debug_align", "train.steps=4", "train.save_every=2", "train.device=cpu", "parallel.shard=true"]
 KILLED = """
 import os, signal, sys
 from medmo_recipes import align
-from medmo_recipes.training import fit
-from medmo_recipes.training.distributed import leave
+from medmo_recipes.training.distributed.torchrun import leave
 from medmo_recipes.training.loop.run import Run
+from medmo_recipes.training.monitoring import summary
 
-fit.write_summary = lambda out_dir: out_dir
+summary.write_summary = lambda out_dir: out_dir
 close_step = Run.close_step
 
 
@@ -43,7 +43,7 @@ leave(align.main(sys.argv[1:]))
 
 @pytest.fixture(autouse=True)
 def no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_module, "write_summary", lambda out_dir: out_dir)  # drawing takes longer than the steps
+    monkeypatch.setattr(summary_module, "write_summary", lambda out_dir: out_dir)  # drawing takes longer than the steps
 
 
 def events(folder: Path, name: str) -> list[dict[str, Any]]:
