@@ -1,5 +1,6 @@
 """Whole steps beside transformers' model: the same work on both sides, or no figure; and what the listing promises."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from benchmarks import bench_recipes
-from benchmarks.recipes import documents, grpo_step, grpo_update, rollout, scaling, sft_step, shared_prefix
+from benchmarks.recipes import documents, grpo_step, grpo_update, layouts, rollout, scaling, sft_step, shared_prefix
 from benchmarks.suite.comparison import OURS, measure
 from benchmarks.suite.schema import Row
 from medmo_core.data.packing import pack
 from medmo_core.models import MedMO
+from medmo_core.models.config import PRESETS
 
 CPU = torch.device("cpu")
 MODULES = (sft_step, shared_prefix, grpo_step, grpo_update, rollout, scaling)
@@ -109,13 +111,32 @@ def test_the_loss_at_a_place_of_a_curve(darkens: Callable[[Any], None], wrong: b
     assert theirs.status == ("wrong" if wrong else "timed")
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_listing_builds_nothing_and_curves_have_points(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+@pytest.fixture
+def builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to build a model or a prompt, in every module that looks up `make_prompt`."""
+
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a model was built")
+        raise AssertionError("a model or a prompt was built")
 
     monkeypatch.setattr(MedMO, "from_config", refuse)
-    monkeypatch.setattr(documents, "make_prompt", refuse)
+    loaded = [module for name, module in sys.modules.items() if name.startswith("benchmarks.recipes.")]
+    drawing = [module for module in loaded if hasattr(module, "make_prompt")]
+    assert {documents, layouts, sft_step, grpo_step, rollout, scaling} <= {*drawing}
+    for module in drawing:
+        monkeypatch.setattr(module, "make_prompt", refuse)
+
+
+@pytest.mark.usefixtures("builds_nothing")
+def test_a_model_or_a_prompt_that_is_built_is_noticed() -> None:
+    size = sft_step.SIZES["cpu"]
+    for build in (lambda: size.model(CPU), lambda: size.items(PRESETS["debug"])):
+        with pytest.raises(AssertionError, match="a model or a prompt was built"):
+            build()
+
+
+@pytest.mark.usefixtures("builds_nothing")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_listing_builds_nothing_and_curves_have_points(device: str) -> None:
     found = [one for module in MODULES for one in module.comparisons(torch.device(device), short=False)]
     assert all([way.name for way in one.ways].count(OURS) == 1 and len(one.ways) > 1 for one in found)
     assert len({f"{one.name} {one.dtype}" for one in found}) == len(found)

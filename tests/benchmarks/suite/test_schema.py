@@ -32,7 +32,7 @@ def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "device/result.json"
     schema.write(RESULT, path)
     assert schema.read(path) == RESULT
-    assert not list(path.parent.glob("*.tmp"))
+    assert list(path.parent.iterdir()) == [path], "nothing else is left in the folder"
     assert len([line for line in path.read_text().splitlines() if '"level"' in line]) == 2, "a line for each row"
 
 

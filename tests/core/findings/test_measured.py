@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ def test_no_sentence_of_a_report_is_copied(reports: list[Any]) -> None:
     """No seven words in a row of any report stand in the files that were written with the reports at hand."""
     said = set().union(*(_runs(report.text) for report in reports))
     assert said & _runs(reports[0].text), "the check finds what is there"
-    folders = ("medmo_core/findings", "medmo_core/rewards", "medmo_core/metrics", "tests/findings")
-    files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
-    for path in [*files, tool.PAGE, ROOT / "tools/measure_findings.py"]:
+    folders = ("medmo_core/findings", "medmo_core/rewards", "medmo_core/metrics", "tests/core/findings")
+    files = {folder: sorted((ROOT / folder).glob("*.py")) for folder in folders}
+    assert all(files.values()), f"a folder without Python files: {files}"
+    for path in [*chain.from_iterable(files.values()), tool.PAGE, ROOT / "tools/measure_findings.py"]:
         assert not said & _runs(path.read_text(encoding="utf-8")), path.name
 
 
