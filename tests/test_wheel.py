@@ -41,11 +41,15 @@ def run(code: str, site: Path, cwd: Path) -> str:
 
 def test_the_embedded_set_is_shown_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import medmo_core, medmo_recipes.cli as c; print(medmo_core.__file__); c.main(['embedded', '--out', 'a.png'])"
+        "import medmo_core, medmo_recipes.cli as c; print(medmo_core.__file__);"
+        "print([c.main([name, '--out', name + '.png']) for name in ('embedded', 'sample')])"
     )
     shown = run(code, installed, tmp_path)
     assert shown.startswith(str(installed))
-    assert (tmp_path / "a.png").stat().st_size > 100_000
+    assert shown.rstrip().endswith("[0, 0]"), shown
+    sheet = (tmp_path / "embedded.png").read_bytes()
+    assert len(sheet) > 100_000
+    assert (tmp_path / "sample.png").read_bytes() == sheet, "the former name paints the same sheet"
 
 
 def test_tokenizer_tables_and_report_travel(installed: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The `medmo` command: every door opens, and mistakes are told in one line."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
-from medmo_recipes.cli import COMMANDS, build_parser, main
+from medmo_recipes.cli import COMMANDS, FORMER_NAMES, build_parser, main
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +30,13 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         main(["trian"])
     assert exit_status.value.code == 2
     assert "trian" in capsys.readouterr().err
+
+
+def test_a_former_name_runs_the_command_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert FORMER_NAMES == {"sample": "embedded"}
+    assert main(["sample", "--out", str(tmp_path / "sheet.png")]) == 0
+    assert capsys.readouterr().err == "medmo sample is now called medmo embedded\n"
+    assert (tmp_path / "sheet.png").stat().st_size > 100_000
 
 
 def test_a_missing_file_is_one_line_not_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
