@@ -216,7 +216,7 @@ def test_a_run_leaves_a_page_with_curves(tmp_path: Path) -> None:
 def test_a_page_tells_resumes_and_counts_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = config(tmp_path, train={"steps": 2})
     assert instruct.run(run)
-    monkeypatch.setattr(summary_module, "draw", lambda *_: (_ for _ in ()).throw(ImportError))
+    monkeypatch.setattr(summary_module, "plot_curves", lambda *_: (_ for _ in ()).throw(ImportError))
     assert instruct.run(run.change(train={"steps": 3, "resume": True}))
     page = (tmp_path / "run/summary.md").read_text()
     assert "- resumed after step 2" in page and "| steps | 3 of 3 |" in page
