@@ -30,6 +30,16 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+def shared_aside(path: Path) -> Path:
+    """Return the hidden name that several processes together prepare a folder under, the same in each of them."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def final_of(partial: Path) -> Path:
+    """Return the path that `shared_aside` gave the hidden name of."""
+    return partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a name to write a file under; on leaving, the file takes the place of an older one atomically.
@@ -44,6 +54,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; on leaving, it takes the place of an older one atomically.
+
+    An error inside leaves the older folder, or none, and nothing else.
+    """
+    partial = aside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for written in partial.rglob("*"):
+            flush(written)
+        publish(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from medmo_core.data.sample_text import SampleText
 from medmo_core.data.text.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, dress
 from medmo_core.datasets.embedded.facts import load_facts
-from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
+from medmo_core.datasets.embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks
 from medmo_core.profile import MEDMO, QWEN3_VL
 
 OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/text/tokenizer/tokenizer.json"
@@ -81,7 +81,7 @@ def texts() -> Iterator[str]:
     for name in names:
         yield from (name, f"the {name}", name.capitalize(), f"{name}.")
     writers = [SampleText(profile) for profile in (QWEN3_VL, MEDMO)]
-    for task in TASKS:
+    for task in EMBEDDED_TASKS:
         source = EmbeddedTasks(task, "train", crops=True)
         for number in range(DRAWS):
             sample = source.get(number % len(source), random.Random(f"tokenizer/{task}/{number}"))

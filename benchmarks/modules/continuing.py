@@ -20,7 +20,7 @@ from medmo_core.models.medmo import MedMO
 from ..peers import transformers_model
 from ..peers.transformers_model import Flavour
 from ..suite.comparison import OURS, Ready, Way
-from .documents import Documents, for_transformers, frozen_model, make_batch
+from .documents import DocumentSizes, for_transformers, frozen_model, make_batch
 from .judged import Judge, holding, reference_ops, widened
 
 
@@ -148,7 +148,7 @@ class Prompts:
         dtype: dtype of weights and activations.
     """
 
-    documents: Documents
+    documents: DocumentSizes
     device: torch.device
     dtype: torch.dtype
 

@@ -18,7 +18,7 @@ from ..peers.transformers_model import Flavour, flavours
 from ..suite.comparison import Comparison, Work
 from ..suite.made_once import Shared
 from .continuing import Begin, Continuing, Prompts, ways
-from .documents import Documents, prompts_of, skeleton
+from .documents import DocumentSizes, prompts_of, skeleton
 
 NEW_TOKENS = {"cuda": GROWTH, "cpu": 16}
 """Of each prompt in a call, by kind of device. After `GROWTH` tokens our cache is laid out anew, so once in every call
@@ -66,7 +66,7 @@ def _calls(new: int, begin: Begin, prompts: Continuing) -> dict[str, Callable[[]
     return {"decode": decode}
 
 
-def _work(documents: Documents, new: int, dtype: torch.dtype) -> Work:
+def _work(documents: DocumentSizes, new: int, dtype: torch.dtype) -> Work:
     """Count what a call reads (weights, keys and values) and multiplies."""
     model, text = skeleton(documents.preset).requires_grad_(False), documents.config.text
     rows = len(documents.texts) * new

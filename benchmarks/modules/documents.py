@@ -16,8 +16,8 @@ ENCODER = "qwen3_vl"
 
 
 @dataclass(frozen=True)
-class Documents:
-    """The documents that a model is given.
+class DocumentSizes:
+    """Sizes of the documents that a model is given.
 
     Attributes:
         preset: the model.
@@ -43,7 +43,7 @@ class Documents:
         return [text + visual for text in self.texts]
 
     @property
-    def first(self) -> "Documents":
+    def first(self) -> "DocumentSizes":
         """A small document of the same model, for which float64 is no matter."""
         return replace(self, texts=(24,), side=min(self.side, 16), learned=min(self.learned, 12))
 
@@ -74,7 +74,7 @@ def frozen_model(preset: str, device: torch.device, dtype: torch.dtype) -> MedMO
     return random_model(preset, device, dtype).requires_grad_(False).eval()
 
 
-def make_batch(documents: Documents) -> Batch:
+def make_batch(documents: DocumentSizes) -> Batch:
     """Draw some text, an image and an answer for each document, on the host."""
     config, side = documents.config, documents.side
     generator = torch.Generator().manual_seed(0)
@@ -144,9 +144,9 @@ def pixel_values(patches: Tensor, patch_size: int, frames: int, dtype: torch.dty
     return ((rows.float() / 255 - 0.5) / 0.5).to(dtype)
 
 
-def prompts_of(count: int, device: torch.device) -> tuple[Documents, torch.dtype, str]:
+def prompts_of(count: int, device: torch.device) -> tuple[DocumentSizes, torch.dtype, str]:
     """Return prompts with an image each for this machine, the dtype they are run in, and the model's name as shown."""
     if device.type == "cuda":
-        return Documents("medmo-4b", (448,) * count, 80, 1), torch.bfloat16, "4B"
+        return DocumentSizes("medmo-4b", (448,) * count, 80, 1), torch.bfloat16, "4B"
     large = count > 8  # for a CPU
-    return Documents("tiny", (16 if large else 32,) * count, 8 if large else 16, 1), torch.float32, "tiny"
+    return DocumentSizes("tiny", (16 if large else 32,) * count, 8 if large else 16, 1), torch.float32, "tiny"

@@ -15,7 +15,7 @@ from ..peers import transformers_model
 from ..peers.transformers_model import Flavour
 from ..suite.comparison import OURS, Comparison, Ready, Way, Work
 from ..suite.made_once import Shared
-from .documents import Documents, for_transformers, frozen_model, make_batch
+from .documents import DocumentSizes, for_transformers, frozen_model, make_batch
 from .judged import loss_check, widened
 
 
@@ -28,7 +28,7 @@ class Forward:
         dtype: dtype of weights and activations.
     """
 
-    def __init__(self, documents: Documents, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, documents: DocumentSizes, device: torch.device, dtype: torch.dtype) -> None:
         self.documents, self.device, self.dtype = documents, device, dtype
 
     @cached_property
@@ -73,10 +73,12 @@ def theirs(shared: Shared[Forward], flavour: Flavour) -> Ready:
 def comparisons(device: torch.device, *, short: bool) -> list[Comparison]:
     """Return the comparisons for this machine."""
     if device.type == "cuda":
-        documents = Documents("medmo-4b", (2000, 1200, 900, 700, 500, 300, 200, 100), 48, 60)
+        documents = DocumentSizes("medmo-4b", (2000, 1200, 900, 700, 500, 300, 200, 100), 48, 60)
         dtype, what = torch.bfloat16, "4B"
     else:
-        documents = Documents("debug", (24, 16), 4, 6) if short else Documents("tiny", (200, 120, 60, 40), 16, 20)
+        documents = (
+            DocumentSizes("debug", (24, 16), 4, 6) if short else DocumentSizes("tiny", (200, 120, 60, 40), 16, 20)
+        )
         dtype, what = torch.float32, documents.preset
     shared = Shared(partial(Forward, documents, device, dtype))
     peers = [

@@ -20,7 +20,7 @@ from ..peers import transformers_model
 from ..peers.transformers_model import Flavour
 from ..suite.comparison import OURS, Comparison, Ready, Way, Work, weakest
 from ..suite.schema import Check
-from .documents import Documents, for_transformers, make_batch, random_model
+from .documents import DocumentSizes, for_transformers, make_batch, random_model
 from .judged import LOSS_TOLERANCE, loss_check, widened
 
 NORM_TOLERANCE = {dtype: 10 * tolerance for dtype, tolerance in LOSS_TOLERANCE.items()}
@@ -42,7 +42,7 @@ class TrainStep:
         found: our loss and gradient norm, once ours has run.
     """
 
-    documents: Documents
+    documents: DocumentSizes
     device: torch.device
     dtype: torch.dtype
     kind: Any
@@ -113,10 +113,10 @@ def their_step(model: Any, inputs: dict[str, torch.Tensor], kind: Any) -> Step:
 def comparisons(device: torch.device, *, short: bool) -> list[Comparison]:
     """Return the comparisons for this machine."""
     if device.type == "cuda":
-        documents = Documents("medmo-4b", (300,) * 8, 80, 150)
+        documents = DocumentSizes("medmo-4b", (300,) * 8, 80, 150)
         setup, case = TrainStep(documents, device, torch.bfloat16, "adamw_bf16"), "4B, 8 images, 1280 px"
     else:
-        documents = Documents("debug", (16,) * 2, 4, 6) if short else Documents("tiny", (60,) * 2, 16, 30)
+        documents = DocumentSizes("debug", (16,) * 2, 4, 6) if short else DocumentSizes("tiny", (60,) * 2, 16, 30)
         case = f"{documents.preset}, 2 images, {16 * documents.side} px"
         setup = TrainStep(documents, device, torch.float32, "adamw")
     ways = [Way(OURS, setup.ours, "ours")]

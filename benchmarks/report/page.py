@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from medmo_core.notice import PAGE_NOTICE
+
 from ..suite.schema import Result, ResultError, read
 from . import kernels_unmeasured, plots, tables, targets
 from .ratios import Contest, contests
@@ -131,7 +133,7 @@ def page(results: Sequence[Stored], wanted: Sequence[Target], folder: Path) -> s
     if older:
         lines = [f"- {_link(stored)}: {stored.result.machine.device}, {_facts(stored)}" for stored in older]
         parts += ["## Older results", "\n".join(lines)]
-    return "\n\n".join([*parts, "Research use only."]) + "\n"
+    return "\n\n".join([*parts, PAGE_NOTICE]) + "\n"
 
 
 def _devices(shown: Sequence[Stored]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmo_core.notice import PAGE_NOTICE
 from medmo_recipes.settings.run_config import STAGES
 
 from ..studies.box_rewards import FIGURES as REWARDS
@@ -181,7 +182,7 @@ def page(run: Values, rounds: Mapping[str, Values], shown: Sequence[Stored]) -> 
         seeds(rounds),
         reading(run),
         suite(shown),
-        "Research use only.",
+        PAGE_NOTICE,
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -5,6 +5,8 @@ So the pointer must be a multiple of 16, and the strides multiples of 8 elements
 fp32. Launchers pass such strides in units of 8 (`strides_in_8`), from which the compiler knows.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,10 @@ POINTER = 16
 """Bytes; the pointer of an aligned tensor is a multiple."""
 
 
+@overload
+def dense(x: Tensor) -> Tensor: ...
+@overload
+def dense(x: Tensor | None) -> Tensor | None: ...
 def dense(x: Tensor | None) -> Tensor | None:
     """Return a tensor that is contiguous; None stays None."""
     return None if x is None else x.contiguous()

@@ -1,4 +1,6 @@
-"""Whole numbers of a launch: counts of blocks, and powers of two."""
+"""Numbers of a launch: counts of blocks, powers of two, and the factor from natural to base-2 logarithms."""
+
+LOG2E = 1.4426950408889634
 
 
 def cdiv(count: int, block: int) -> int:

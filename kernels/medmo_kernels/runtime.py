@@ -36,6 +36,11 @@ def mode() -> str:
     return value
 
 
+def not_installed(package: str) -> str:
+    """Say that a package of the `cuda` extra is missing, and how to install it."""
+    return f'{package} is not installed: pip install "medmo[cuda]"'
+
+
 def interpreter_is_set() -> bool:
     """Say whether Triton runs every kernel in its interpreter: Python on the CPU, for tests without a GPU."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -68,7 +73,7 @@ def triton_refusal(device: torch.device, dtype: torch.dtype) -> str:
         return f"{dtype} is served by the reference"
     version = triton_version()
     if version is None:
-        return 'triton is not installed: pip install "medmo[cuda]"'
+        return not_installed("triton")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
         return f"triton {version} is older than {'.'.join(map(str, OLDEST_TRITON))}"
     if device.type == "cuda" and capability(device) < OLDEST_CAPABILITY:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..nearest import nearest_name
 from .embedded.dialogues import Dialogues
 from .embedded.pairs import Pairs, eval_pairs
-from .embedded.tasks import TASKS, EmbeddedTasks, eval_samples
+from .embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks, eval_samples
 from .names import EMBEDDED_PREFIX, current_name
 
 
@@ -49,7 +49,7 @@ def _embedded_samples(task: str, split: str, num_samples: int, seed: int) -> lis
 CATALOGUE: dict[str, DataSet] = {
     **{
         f"{EMBEDDED_PREFIX}{task}": DataSet(partial(EmbeddedTasks, task), partial(_embedded_samples, task))
-        for task in TASKS
+        for task in EMBEDDED_TASKS
     },
     f"{EMBEDDED_PREFIX}dialogue": DataSet(Dialogues),
     f"{EMBEDDED_PREFIX}pair": DataSet(Pairs, eval_pairs),

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from medmo_core.durable import write_text
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
 from medmo_core.notice import SHORT_NOTICE
@@ -155,7 +156,7 @@ def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
         "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
         "verdicts": [vars(verdict) for verdict in pages.verdicts(outcome)],
     }
-    (out / "metrics.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
 
 
 class timed:  # noqa: N801 (reads as a statement)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medmo_core.durable import replacing, write_text
 from medmo_core.errors import InputError
 from medmo_core.metrics import paired_bootstrap
 from medmo_core.notice import RESEARCH_ONLY
@@ -73,8 +74,8 @@ def write_evaluation(folder: Path, result: Evaluation) -> None:
     """Write metrics.json and predictions.jsonl into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"metrics": result.to_json(), "notice": NOTICE}
-    (folder / "metrics.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+    write_text(folder / "metrics.json", json.dumps(values, indent=2) + "\n")
+    with replacing(folder / "predictions.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
         for key, predictions in result.predictions.items():
             for prediction in predictions:
                 file.write(json.dumps({"set": key, **prediction.to_json()}, ensure_ascii=False) + "\n")

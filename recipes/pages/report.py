@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from medmo_core.durable import write_text
 from medmo_core.optional import import_optional
 
 from ..training.monitoring.summary import running_median
@@ -80,7 +81,7 @@ class Report:
             gallery_note=self.gallery_note,
             provenance=self.provenance,
         )
-        path.write_text(html, encoding="utf-8")
+        write_text(path, html)
 
 
 def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import bench_modules
 from benchmarks.modules import continuing, decode, decoder_block, forward, prefill, projector, train_step, vision_tower
-from benchmarks.modules.documents import Documents, for_transformers, make_batch
+from benchmarks.modules.documents import DocumentSizes, for_transformers, make_batch
 from benchmarks.modules.judged import Judge
 from benchmarks.peers import transformers_model
 from benchmarks.peers.transformers_model import Flavour, build, flavours
@@ -29,7 +29,7 @@ from medmo_core.models.medmo import MedMO
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-SMALL = Documents("debug", (24, 24), 4, 6)
+SMALL = DocumentSizes("debug", (24, 24), 4, 6)
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
@@ -171,7 +171,7 @@ def test_what_is_timed_is_compared_with_ours() -> None:
 
 def test_packed_and_filled_rows_have_our_loss() -> None:
     pytest.importorskip("transformers")
-    documents = Documents("debug", (40, 24, 30), 4, 6)
+    documents = DocumentSizes("debug", (40, 24, 30), 4, 6)
     torch.manual_seed(0)
     model = MedMO.from_config("debug").eval()
     theirs = build(model, Flavour("stock"), dtype=torch.float32, train=False)

@@ -97,3 +97,22 @@ def test_sweep_removes_what_was_interrupted_and_nothing_else(tmp_path: Path) -> 
     assert names(tmp_path) == [".d", "c"]
     durable.remove(tmp_path / "c")
     assert names(tmp_path) == [".d"]
+
+
+def test_processes_agree_on_the_name_of_a_folder_they_fill_together(tmp_path: Path) -> None:
+    partial = durable.shared_aside(tmp_path / "step-000010")
+    assert partial == tmp_path / ".step-000010.partial" and durable.final_of(partial) == tmp_path / "step-000010"
+    folder_of(partial, "half")
+    durable.sweep(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_an_error_while_a_folder_is_filled_leaves_the_older_one(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with durable.replacing_folder(tmp_path / "a") as partial:
+            (partial / content).write_text(content)
+            assert partial.name.startswith(".")
+    with pytest.raises(KeyError), durable.replacing_folder(tmp_path / "a") as partial:
+        (partial / "half").write_text("half")
+        raise KeyError
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["new"]

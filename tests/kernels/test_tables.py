@@ -1,6 +1,7 @@
 """The shipped tables name a back end for every class of shapes; dispatch and `choices` both obey them."""
 
 import importlib
+import importlib.util
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -130,6 +131,14 @@ def test_a_peer_that_is_absent_is_refused_in_words(monkeypatch: pytest.MonkeyPat
     plant(monkeypatch, "attention", {"capability": 90, "op": "attention", "shape": shape, "backend": "xformers"})
     choice = room.choices(GPU)[shape]
     assert choice.backend == "triton" and dict(choice.refused) == {"xformers": "xformers is not installed"}
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = importlib.import_module("medmo_kernels.attention.peers")
+    monkeypatch.setattr(runtime, "triton_version", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for refusal in (runtime.triton_refusal.__wrapped__(GPU, torch.bfloat16), peers._missing.__wrapped__("xformers")):
+        assert refusal.endswith(' is not installed: pip install "medmo[cuda]"')
 
 
 def vectors(*shape: int) -> torch.Tensor:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ..fit import aligned, dense_fp32, strides_in_8
+from ..grids import LOG2E
 from ..tables import Tuned, tuned
 from . import triton_kernel as kernels
 from . import triton_kernel_backward as backward_kernels
 from .reference import Packing
 
 ROOM = "attention"
-LOG2E = 1.4426950408889634
 
 
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:

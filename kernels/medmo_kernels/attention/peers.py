@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .. import runtime
+
 MAX_HEAD_DIM = 256
 
 
@@ -33,7 +35,7 @@ def refusal(backend: str, device: torch.device, dtype: torch.dtype, head_dim: in
 @lru_cache(maxsize=4)
 def _missing(backend: str) -> str:
     if backend == "xformers":
-        return "" if importlib.util.find_spec("xformers") else 'xformers is not installed: pip install "medmo[cuda]"'
+        return "" if importlib.util.find_spec("xformers") else runtime.not_installed(backend)
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
     return "" if torch.backends.cuda.is_flash_attention_available() else "torch was built without flash attention"

@@ -17,7 +17,7 @@ SHORT_RUN = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class DenseGroup:
     """Documents that one dense call serves.
 
     Attributes:
@@ -32,7 +32,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class BranchRun:
     """Consecutive branches of one prompt that one dense call serves.
 
     Attributes:
@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class DensePlan:
     """All calls of one packing, and where their rows belong.
 
     Attributes:
@@ -56,15 +56,15 @@ class Plan:
         order: token index of the rows in the order in which the calls return them; None: they are in place.
     """
 
-    groups: tuple[Group, ...]
-    runs: tuple[Run, ...]
+    groups: tuple[DenseGroup, ...]
+    runs: tuple[BranchRun, ...]
     order: Tensor | None
 
 
 @lru_cache(maxsize=64)
 def plan_of(
     bounds: tuple[int, ...], causal: bool, device: torch.device, prompts: tuple[int, ...] | None = None
-) -> Plan:
+) -> DensePlan:
     """Choose the calls; the same plan serves every layer of a step."""
     spans = list(zip(bounds[:-1], bounds[1:], strict=True))
     if prompts is None:
@@ -73,15 +73,15 @@ def plan_of(
     groups = [_group(bucket, device) for bucket in _buckets(whole, causal)]
     runs = [_run(spans[prompt], branches, device) for prompt, branches in _runs(spans, prompts)]
     if not groups and not runs:  # no tokens: one empty call keeps the graph
-        return Plan((Group(1, slice(0, 0), None),), (), None)
+        return DensePlan((DenseGroup(1, slice(0, 0), None),), (), None)
     order: list[Tensor] = []
     for part in (*groups, *runs):
         rows = part.rows if isinstance(part.rows, Tensor) else torch.arange(part.rows.start, part.rows.stop)
-        real = part.real if isinstance(part, Group) else None
+        real = part.real if isinstance(part, DenseGroup) else None
         order.append(rows.cpu() if real is None else rows.cpu()[real.cpu()])
     places = torch.cat(order)
     in_place = torch.equal(places, torch.arange(bounds[-1]))
-    return Plan(tuple(groups), tuple(runs), None if in_place else places.to(device))
+    return DensePlan(tuple(groups), tuple(runs), None if in_place else places.to(device))
 
 
 def _buckets(spans: list[tuple[int, int]], causal: bool) -> list[list[tuple[int, int]]]:
@@ -103,7 +103,7 @@ def _buckets(spans: list[tuple[int, int]], causal: bool) -> list[list[tuple[int,
     return buckets
 
 
-def _group(bucket: list[tuple[int, int]], device: torch.device) -> Group:
+def _group(bucket: list[tuple[int, int]], device: torch.device) -> DenseGroup:
     longest = bucket[0][0]
     lengths = torch.tensor([length for length, _ in bucket])
     starts = torch.tensor([start for _, start in bucket])
@@ -112,9 +112,9 @@ def _group(bucket: list[tuple[int, int]], device: torch.device) -> Group:
     rows = (starts[:, None] + torch.minimum(offset[None, :], lengths[:, None] - 1)).flatten()
     real = (offset[None, :] < lengths[:, None]).flatten().nonzero().squeeze(1)
     if torch.equal(rows, torch.arange(bucket[0][1], bucket[0][1] + rows.numel())):
-        return Group(len(bucket), slice(bucket[0][1], bucket[0][1] + rows.numel()), None)
+        return DenseGroup(len(bucket), slice(bucket[0][1], bucket[0][1] + rows.numel()), None)
     padded = real.numel() < rows.numel()
-    return Group(len(bucket), rows.to(device), real.to(device) if padded else None)
+    return DenseGroup(len(bucket), rows.to(device), real.to(device) if padded else None)
 
 
 def _runs(spans: list[tuple[int, int]], prompts: tuple[int, ...]) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -134,9 +134,9 @@ def _runs(spans: list[tuple[int, int]], prompts: tuple[int, ...]) -> list[tuple[
     return runs
 
 
-def _run(prompt: tuple[int, int], branches: list[tuple[int, int]], device: torch.device) -> Run:
+def _run(prompt: tuple[int, int], branches: list[tuple[int, int]], device: torch.device) -> BranchRun:
     first, last = branches[0][0], branches[-1][1]
     branch = torch.cat([torch.full((stop - start,), n) for n, (start, stop) in enumerate(branches)])
     own = (branch[:, None] == branch[None, :]).tril()
     mask = torch.cat([own.new_ones(last - first, prompt[1] - prompt[0]), own], dim=1)
-    return Run(slice(*prompt), slice(first, last), mask.to(device))
+    return BranchRun(slice(*prompt), slice(first, last), mask.to(device))

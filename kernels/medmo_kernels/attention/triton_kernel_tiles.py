@@ -11,7 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .. import grids
+
+LOG2E = tl.constexpr(grids.LOG2E)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
+from ..fit import dense
 from .reference import COSTS, Problems, assign_reference, box_match_reference, check_counts, check_spans
 
 OP = "box_match"
@@ -170,7 +171,7 @@ def _assign(cost: Tensor, num_rows: Tensor, num_cols: Tensor) -> Tensor:
     check_counts(num_rows, num_cols, cost.shape[1], cost.shape[2])
     if not runtime.has_native():
         return assign_reference(cost, num_rows, num_cols)
-    inputs = [tensor.cpu().contiguous() for tensor in (cost.double(), num_rows, num_cols)]
+    inputs = [dense(tensor.cpu()) for tensor in (cost.double(), num_rows, num_cols)]
     return torch.ops.medmo_native.assign(*inputs).to(cost.device)
 
 
@@ -208,13 +209,13 @@ def _match_natively(cost: str, problems: Problems) -> Tensor:
     check_spans(pred_offsets, len(pred), "pred_offsets")
     check_spans(truth_offsets, len(truth), "truth_offsets")
     nothing = pred_offsets.new_empty(0)
-    labels = [nothing if labels is None else labels.contiguous() for labels in (pred_labels, truth_labels)]
+    labels = [nothing if labels is None else dense(labels) for labels in (pred_labels, truth_labels)]
     # The native op takes no optional tensors: empty labels mean none, and the costs that need no diagonal ignore it.
     diagonal = pred.new_zeros(problems.num_problems, dtype=torch.float64)
     if image_size is not None:
         diagonal = image_size.double().square().sum(1).sqrt()
-    boxes = (pred.double().contiguous(), truth.double().contiguous())
-    offsets = (pred_offsets.contiguous(), truth_offsets.contiguous())
+    boxes = (dense(pred.double()), dense(truth.double()))
+    offsets = (dense(pred_offsets), dense(truth_offsets))
     has_labels = pred_labels is not None
     return torch.ops.medmo_native.box_match(*boxes, *offsets, *labels, has_labels, diagonal, COSTS.index(cost))
 

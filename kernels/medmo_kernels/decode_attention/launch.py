@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from ..fit import unit_stride
-from ..grids import cdiv, next_power_of_2
+from ..grids import LOG2E, cdiv, next_power_of_2
 from ..tables import Tuned, tuned
 from . import triton_kernel as kernels
 from .reference import Call
 
 ROOM = "decode_attention"
-LOG2E = 1.4426950408889634
 MAX_BLOCK_M = 64
 MIN_BLOCK_M = 16
 """The least M of a matrix product."""
 
 
-class Plan(NamedTuple):
+class SplitPlan(NamedTuple):
     """Programs of the first launch.
 
     Attributes:
@@ -103,7 +102,7 @@ def _fitting(call: Call) -> tuple[Call, Tensor, Tensor]:
     return call._replace(prompt_key=key, prompt_value=value), key, value
 
 
-def _plan(call: Call, columns: int, prompt_columns: int, num_splits: int | None, max_splits: int) -> Plan:
+def _plan(call: Call, columns: int, prompt_columns: int, num_splits: int | None, max_splits: int) -> SplitPlan:
     rows, num_heads, head_dim = call.query.shape
     num_kv_heads = call.key_cache.shape[1]
     group = num_heads // num_kv_heads
@@ -119,7 +118,7 @@ def _plan(call: Call, columns: int, prompt_columns: int, num_splits: int | None,
         for programs, longest in ((tiles, prompt_columns), (rows, columns))
     )
     constants = {"GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": block_d, "PROMPT_M": prompt_m, "OWN_M": own_m}
-    return Plan(tiles * prompt_splits, rows * own_splits, prompt_splits, own_splits, constants, config)
+    return SplitPlan(tiles * prompt_splits, rows * own_splits, prompt_splits, own_splits, constants, config)
 
 
 def _tile_rows(rows: int, num_prompts: int) -> int:

@@ -13,8 +13,8 @@ order. Two kinds of programs share the first launch:
 Bytes decide. Floors for the 8B decoder (H 32, K 8, D 128, bf16), per layer on an H200 at 4.3 TB/s, none measured: 64
 rows x 4,096 tokens, nothing shared, 1.07 GB, 250 us; 8 prompts of 4,096 tokens with 8 rows each and 128 own tokens, 134
 + 34 MB, 39 us (copies per row: 258 us); 1 row x 4,096 tokens, 16.8 MB, 3.9 us, where launches and too few programs
-weigh more. Parts cost 8 (D + 1) bytes per row, head and part: 4 us at 64 rows and 8 parts. A tile of M = 64 does 64
-FLOP per byte of keys and values, 35 % of what the tensor cores do in that time.
+weigh more. Parts cost 8 (D + 1) bytes per row, head and part: at least 4 us at 64 rows and 8 parts. A tile of M = 64
+does 64 FLOP per byte of keys and values, 35 % of what the tensor cores could do in that time.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from ..fit import dense
 from ..grids import cdiv
 from ..tables import tuned
 from . import triton_kernel as kernels
@@ -21,7 +22,7 @@ def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
     if num_pairs:
         blocks, options, _ = tuned(ROOM, "aligned", pred)
         kernels.aligned_forward_kernel[(cdiv(num_pairs, blocks["BLOCK"]),)](
-            pred.contiguous(), target.contiguous(), out, num_pairs, GIOU_ONLY=giou_only, **blocks, **options
+            dense(pred), dense(target), out, num_pairs, GIOU_ONLY=giou_only, **blocks, **options
         )
     return out
 
@@ -32,7 +33,7 @@ def aligned_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool
     grads = pred.new_empty(pred.shape), target.new_empty(target.shape)
     if num_pairs:
         blocks, options, _ = tuned(ROOM, "aligned", pred)
-        tensors = (pred.contiguous(), target.contiguous(), grad.contiguous(), *grads)
+        tensors = (dense(pred), dense(target), dense(grad), *grads)
         kernels.aligned_backward_kernel[(cdiv(num_pairs, blocks["BLOCK"]),)](
             *tensors, num_pairs, GIOU_ONLY=giou_only, **blocks, **options
         )
@@ -52,7 +53,7 @@ def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
     if out.numel():
         blocks, options, _ = tuned(ROOM, "pairwise", pred)
         problem = None if sets.pred_offsets is None else problem_of(sets.pred_offsets, num_rows)
-        tensors = (pred.contiguous(), target.contiguous(), out, problem, sets.pred_offsets, sets.target_offsets)
+        tensors = (dense(pred), dense(target), out, problem, sets.pred_offsets, sets.target_offsets)
         kernels.pairwise_forward_kernel[(cdiv(num_rows, blocks["ROWS"]), cdiv(width, blocks["COLS"]))](
             *tensors, num_rows, pred.shape[-2], target.shape[-2], width,
             RAGGED=sets.pred_offsets is not None, GIOU_ONLY=giou_only, **blocks, **options,
@@ -63,9 +64,9 @@ def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
 def pairwise_backward(sets: Sets, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
     """Return the gradients of both sets, in their dtypes: one launch for each."""
     width = grad.shape[sets.pred.ndim - 1]
-    pred_side = sets.pred.contiguous(), sets.pred_offsets
-    target_side = sets.target.contiguous(), sets.target_offsets
-    grad, found = grad.contiguous(), []
+    pred_side = dense(sets.pred), sets.pred_offsets
+    target_side = dense(sets.target), sets.target_offsets
+    grad, found = dense(grad), []
     blocks, options, _ = tuned(ROOM, "pairwise", sets.pred)
     for (own, own_offsets), (other, other_offsets) in ((pred_side, target_side), (target_side, pred_side)):
         grad_own = own.new_empty(own.shape)

@@ -34,7 +34,7 @@ def forward(call: Call) -> Tensor:
     ratios = [call.image_std[0] / std for std in call.image_std]
     shifts = [(0.5 - mean) / std for mean, std in zip(call.image_mean, call.image_std, strict=True)]
     kernels.pack_kernel[(embed_dim,)](
-        weight.contiguous(), dense(call.bias), packed, folded_bias, *ratios, *shifts,
+        dense(weight), dense(call.bias), packed, folded_bias, *ratios, *shifts,
         TAPS=num_taps, FOLDS=width == 3 * num_pixels, PIXELS=num_pixels, WIDTH=width, PACKED_WIDTH=packed_width,
         HAS_BIAS=call.bias is not None, BLOCK_K=blocks["BLOCK_K"], BLOCK=next_power_of_2(packed_width),
         **tuned(ROOM, "pack", weight).options,
@@ -78,6 +78,6 @@ def table_gradient(grad: Tensor, coordinates: Tensor, position_table: Tensor) ->
     offsets = torch.searchsorted(sorted_entries, bounds, out_int32=True)
     blocks, options, _ = tuned(ROOM, "table_gradient", grad)
     kernels.table_gradient_kernel[(side * side, cdiv(embed_dim, blocks["BLOCK_N"]))](
-        grad.contiguous(), order, weights, offsets, out, EMBED_DIM=embed_dim, **blocks, **options
+        dense(grad), order, weights, offsets, out, EMBED_DIM=embed_dim, **blocks, **options
     )
     return out

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
+from ..fit import dense
 from .plain import embed, weight_product
 from .reference import MAX_PIXEL, Call, bilinear_taps, patch_embed_reference
 
@@ -171,7 +172,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A still's one frame was seen by every tap.
         grad_weight = torch.stack(channels, dim=1).to(weight.dtype).expand_as(taps).reshape(weight.shape)
     if needs_table:
-        grad_table = _table_gradient(grad.contiguous(), coordinates, position_table)
+        grad_table = _table_gradient(dense(grad), coordinates, position_table)
     return None, grad_weight, grad_bias, grad_table, None, None, None
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..fit import dense
 from ..grids import cdiv, next_power_of_2
 from ..tables import tuned
 from . import triton_kernel as kernels
@@ -85,7 +86,7 @@ def _fitting(
     features: Sequence[Tensor], weights: Sequence[ProjectorWeights]
 ) -> tuple[list[Tensor], list[ProjectorWeights]]:
     """Return tensors as the kernels read them: contiguous."""
-    return [x.contiguous() for x in features], [ProjectorWeights(*(t.contiguous() for t in w)) for w in weights]
+    return [dense(x) for x in features], [ProjectorWeights(*(dense(t) for t in w)) for w in weights]
 
 
 def _parts(shape: Sequence[int]) -> list[slice]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fit import unit_stride
+from ..fit import dense, unit_stride
 from ..grids import cdiv, next_power_of_2
 from ..tables import tuned
 from . import triton_kernel as kernels
@@ -41,9 +41,7 @@ def forward(call: Call, query_out: Tensor, key_out: Tensor) -> None:
     )  # fmt: skip
 
 
-def backward(
-    query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys (contiguous) and, in fp32, of the two weights.
 
     Without `weights` the last two are empty.
@@ -77,7 +75,7 @@ def backward(
 def _fitting(call: Call) -> Call:
     """Return tensors as the kernels read them: heads with a last axis of stride 1, weights and tables contiguous."""
     heads = (unit_stride(call.query), unit_stride(call.key))
-    return Call(*heads, *(x.contiguous() for x in call[2:6]), call.eps)
+    return Call(*heads, *(dense(x) for x in call[2:6]), call.eps)
 
 
 def _tuned(kernel: str, x: Tensor) -> tuple[dict[str, Any], Any, Any]:

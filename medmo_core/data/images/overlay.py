@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...boxes import Boxes
 from ...errors import InputError
+from ...notice import PICTURE_NOTICE
 from .geometry import Geometry
 
 TRUE_COLOUR = (64, 220, 120)
 PREDICTED_COLOUR = (255, 150, 40)
 PAPER, INK = (16, 18, 22), (235, 235, 235)
-FOOTER = "Research use only. Not for diagnosis."
 LINE_HEIGHT = 18
 
 
@@ -160,7 +160,7 @@ def _framed(picture: Image.Image, title: str, predicted: Boxes | None, truth: Bo
     for text, colour in legend:
         draw.text((x, y), text, fill=colour, font=_font())
         x += draw.textlength(text, font=_font()) + 14
-    draw.text((4, sheet.height - LINE_HEIGHT - 1), FOOTER, fill=INK, font=_font())
+    draw.text((4, sheet.height - LINE_HEIGHT - 1), PICTURE_NOTICE, fill=INK, font=_font())
     return sheet
 
 

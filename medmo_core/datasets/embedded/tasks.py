@@ -20,8 +20,8 @@ from . import texts
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
 
-TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
-SPLITS = ("train", "test")
+EMBEDDED_TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
+EMBEDDED_SPLITS = ("train", "test")
 SOURCE_WEIGHTS = {
     "ct-abdomen": 0.76,
     "ct-contrast": 0.88,
@@ -63,8 +63,8 @@ def records_of(split: str) -> tuple[ImageFacts, ...]:
     Raises:
         ValueError: there is no such split.
     """
-    if split not in SPLITS:
-        raise InputError(f"the embedded set has no split {split!r}: use one of {', '.join(SPLITS)}")
+    if split not in EMBEDDED_SPLITS:
+        raise InputError(f"the embedded set has no split {split!r}: use one of {', '.join(EMBEDDED_SPLITS)}")
     return tuple(r for r in load_facts() if r.split == split)
 
 
@@ -98,7 +98,7 @@ class EmbeddedTasks:
     """One task of one split of the embedded set, as a source for a mixture.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `EMBEDDED_TASKS`.
         split: train or test; a volume is in one of them only.
         crops: draw a random square window for every sample; otherwise show whole images.
 
@@ -107,8 +107,8 @@ class EmbeddedTasks:
     """
 
     def __init__(self, task: str, split: str = "train", crops: bool = True) -> None:
-        if task not in TASKS:
-            raise InputError(f"the embedded set has no task {task!r}: use one of {', '.join(TASKS)}")
+        if task not in EMBEDDED_TASKS:
+            raise InputError(f"the embedded set has no task {task!r}: use one of {', '.join(EMBEDDED_TASKS)}")
         self.task, self.split, self.crops = task, split, crops
         self.name = f"embedded:{task}"
         self.stream = f"{STREAM_PREFIX}{task}"
@@ -317,7 +317,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
     samples, each of which is returned once: the list may be shorter than `n`.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `EMBEDDED_TASKS`.
         split: train or test.
         crops: `fixed` (seeded random crops) or `none` (whole images).
         n: samples wanted.

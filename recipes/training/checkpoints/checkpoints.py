@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from medmo_core.durable import publish, remove, sweep, write_json, write_text
+from medmo_core.durable import publish, remove, shared_aside, sweep, write_json, write_text
 
 from ...settings.run_config import RunConfig
 from ..distributed.shards import local_part
@@ -146,7 +146,7 @@ class Checkpoints:
         def finish(files: dict[str, FileSum]) -> None:
             self._finish(target, text, files)
 
-        partial = target.with_name(f".{target.name}.partial")
+        partial = shared_aside(target)
         writer = ShardWriter(partial, rank=self.world.rank, own=own_values, finish=finish)
         if self.in_background:
             self.background.start(lambda: self._write(writer, tensors, local))
@@ -161,7 +161,7 @@ class Checkpoints:
 
     def _finish(self, target: Path, state: str, files: dict[str, FileSum]) -> None:
         """Complete the folder, give it its name, and delete what is no longer kept; the main process does this."""
-        partial = target.with_name(f".{target.name}.partial")
+        partial = shared_aside(target)
         write_text(partial / STATE, state)
         write_manifest(partial, {**files, STATE: sum_file(partial / STATE)})
         publish(partial, target)

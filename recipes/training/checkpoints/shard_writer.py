@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from medmo_core.durable import flush, write_bytes
+from medmo_core.durable import final_of, flush, write_bytes
 
 from .manifest import THREADS, CheckpointError, FileSum
 
@@ -64,7 +64,7 @@ def write_tensors(
         dcp.save({}, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
     except dcp.CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        name = writer.folder.name.removeprefix(".").removesuffix(".partial")
+        name = final_of(writer.folder).name
         raise CheckpointError(f"{name} could not be saved: process {rank}: {cause}") from cause
 
 

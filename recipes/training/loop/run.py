@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 
+from medmo_core.durable import write_text
 from medmo_core.inference.kit import Kit
 
 from ...settings.command_line import format_value, setting_types
@@ -254,8 +255,7 @@ def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
             log.say(f"resumed after step {resumed.step}{note}")
             log.event("resumed", step=resumed.step, changed=changed, passed_over=passed_over, restart=attempt())
         if world.is_main:
-            text = json.dumps(config.to_dict(), indent=2) + "\n"
-            (out_dir / "config.json").write_text(text, encoding="utf-8")
+            write_text(out_dir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         try:
             yield run
         except BaseException:

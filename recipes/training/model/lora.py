@@ -8,6 +8,7 @@ Reference: Hu et al., LoRA, arXiv 2106.09685; Liu et al., DoRA, arXiv 2402.09353
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medmo_core.durable import replacing_folder, write_text
 from medmo_core.models.medmo import MedMO
 from medmo_core.optional import import_optional
 
@@ -24,6 +26,7 @@ from ...settings.run_config import ConfigError, Lora
 from .parts import PARTS, select
 
 ADAPTER = "default"  # peft's name for the one adapter there is
+WEIGHTS_FILE = "adapter_model.safetensors"
 READ_DIRECTLY = ("lm_head", "patch_embedding")
 """Linear layers whose weight other code reads instead of calling the layer: an adapter on them would do nothing."""
 
@@ -154,7 +157,7 @@ def save_adapter(folder: Path, model: nn.Module, base: str, tensors: Mapping[str
     """Write the adapter alone in peft's layout: adapter_config.json and adapter_model.safetensors.
 
     Args:
-        folder: made if it is not there.
+        folder: made, or replaced at the very end; other files in it stay.
         model: model with adapters.
         base: folder or hub id of the model that the adapter belongs to.
         tensors: parameters of the model by name, whole; None: its own as they are, see `merged_tensors`.
@@ -164,14 +167,14 @@ def save_adapter(folder: Path, model: nn.Module, base: str, tensors: Mapping[str
     stored = peft.get_peft_model_state_dict(
         model, {n: t for n, t in tensors.items() if is_adapter(n)}, save_embedding_layers=False
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {f"base_model.model.{name}": t.cpu().contiguous() for name, t in stored.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
     config: Any = model.peft_config
     values = {**config[ADAPTER].to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     # Sets have no order: sorted, equal adapters make equal files.
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
-    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
+    whole = {f"base_model.model.{name}": t.cpu().contiguous() for name, t in stored.items()}
+    folder = folder.resolve()
+    with replacing_folder(folder) as partial:
+        if folder.exists():
+            shutil.copytree(folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS_FILE))
+        save_file(whole, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_text(partial / "adapter_config.json", json.dumps(plain, indent=2, default=str) + "\n")

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from medmo_core.durable import write_text
+
 from ..distributed.world import World
 
 TOP_OPS = 30
@@ -47,4 +49,4 @@ def profiled(folder: Path, world: World, *, wanted: bool) -> Iterator[None]:
     found.export_chrome_trace(str(folder / "trace.json"))
     by = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     table = found.key_averages().table(sort_by=by, row_limit=TOP_OPS, max_name_column_width=60)
-    (folder / "top_ops.txt").write_text(table + "\n", encoding="utf-8")
+    write_text(folder / "top_ops.txt", table + "\n")

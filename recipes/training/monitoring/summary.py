@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmo_core.durable import replacing, write_text
 from medmo_core.notice import SHORT_NOTICE
 from medmo_core.optional import missing
 
@@ -46,7 +47,7 @@ def write_summary(folder: Path) -> Path:
         plot = NO_PLOT
     text = describe(config, lines, events, read_skipped(folder), plot)
     path = folder / "summary.md"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
@@ -172,7 +173,8 @@ def plot_curves(lines: Sequence[Mapping[str, float]], title: str, path: Path) ->
         axes.tick_params(which="both", labelsize=8, colors=INK)
         axes.spines[["left", "bottom"]].set_color(QUIET)
     figure.text(0.995, 0.985, SHORT_NOTICE, ha="right", va="top", fontsize=8, color=QUIET)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
 
 
 def _curve(axes: Any, lines: Sequence[Mapping[str, float]], name: str, title: str) -> None:

@@ -19,7 +19,7 @@ from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets.embedded.dialogues import Dialogues
-from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks
+from medmo_core.datasets.embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks
 from medmo_core.profile import MEDMO, QWEN3_VL
 
 SPECS = {"qwen3_vl": PatchSpec(16, 2, 2), "dinov2": PatchSpec(14, 1)}
@@ -44,7 +44,7 @@ def assert_same_but_for_pixels(outline: Document, item: Document) -> None:
         assert outline.patches[name].strides == (0, 0)  # no memory
 
 
-@pytest.mark.parametrize("task", [*TASKS, "dialogue"])
+@pytest.mark.parametrize("task", [*EMBEDDED_TASKS, "dialogue"])
 def test_every_task_has_the_length_that_it_is_encoded_to(task: str) -> None:
     source = Dialogues("train") if task == "dialogue" else EmbeddedTasks(task, "train", crops=True)
     rng = random.Random(task)

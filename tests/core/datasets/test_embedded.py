@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmo_core.data.records.sample import SPLITS, TASKS
 from medmo_core.datasets.embedded import tasks as sample
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet, pick
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look, mask_of
@@ -242,3 +243,7 @@ def test_how_often_images_are_drawn_does_not_depend_on_the_process(monkeypatch: 
     slots = sample._slots.__wrapped__("caption", "train")
     names = sorted({record.source for record in slots})
     assert len(names) > 5 and asked[: len(names)] == names
+
+
+def test_tasks_and_splits_are_those_of_the_record_format() -> None:
+    assert set(sample.EMBEDDED_TASKS) < set(TASKS) and set(sample.EMBEDDED_SPLITS) < set(SPLITS)

@@ -14,7 +14,7 @@ from medmo_core.data.sample_text import SampleText
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.datasets.catalogue import CATALOGUE
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look
-from medmo_core.datasets.embedded.tasks import TASKS, EmbeddedTasks, eval_samples
+from medmo_core.datasets.embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks, eval_samples
 from medmo_core.datasets.embedded.texts import REPORT_ORGANS, place
 from medmo_core.metrics import report_fact_f1, vqa_correct
 from medmo_core.profile import QWEN3_VL
@@ -22,7 +22,7 @@ from medmo_recipes.evaluation.baselines import best_constant_box, fit_baselines,
 
 WORDS = SampleText(QWEN3_VL)
 BY_PATH = {r.path: r for r in load_facts()}
-TRAIN = {task: eval_samples(task, "train", n=300, seed=11) for task in TASKS}
+TRAIN = {task: eval_samples(task, "train", n=300, seed=11) for task in EMBEDDED_TASKS}
 
 
 def window_mask(sample: Sample) -> tuple[ImageFacts, np.ndarray]:
@@ -48,7 +48,7 @@ def masked(samples: list[Sample]) -> list[Sample]:
     return [s for s in samples if BY_PATH[s.images[0].path].mask is not None]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EMBEDDED_TASKS)
 @pytest.mark.parametrize("crops", [True, False])
 def test_a_source_is_a_function_of_index_and_random_state(task: str, crops: bool) -> None:
     source = CATALOGUE[f"embedded:{task}"].open("train", crops)
@@ -59,7 +59,7 @@ def test_a_source_is_a_function_of_index_and_random_state(task: str, crops: bool
     assert all((s.images[0].crop is None) or crops for s in samples)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EMBEDDED_TASKS)
 def test_evaluation_samples_are_fixed_and_held_out(task: str) -> None:
     first = eval_samples(task, "test", n=60, seed=3)
     assert first == eval_samples(task, "test", n=60, seed=3)
@@ -71,7 +71,7 @@ def test_evaluation_samples_are_fixed_and_held_out(task: str) -> None:
     assert all(s.images[0].crop is None for s in whole)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EMBEDDED_TASKS)
 def test_every_sample_is_a_valid_record(task: str) -> None:
     for sample in TRAIN[task][:60]:
         assert sample_from_json(sample.to_json()) == sample

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -202,6 +203,10 @@ def test_what_is_written_names_no_patient(
     assert json.loads(lines.splitlines()[0])["text"] == "yes"
     for scan in ("scan-0", "red.png"):
         assert scan not in lines + json.dumps(metrics)
+    result.predictions["vqa"].append(cast(Prediction, None))  # an error in the middle of writing leaves the older file
+    with pytest.raises(AttributeError):
+        write_evaluation(tmp_path / "out", result)
+    assert (tmp_path / "out" / "predictions.jsonl").read_text() == lines
 
 
 def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> None:

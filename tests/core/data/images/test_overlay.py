@@ -6,7 +6,8 @@ import torch
 
 from medmo_core.boxes import Boxes
 from medmo_core.data.images.geometry import Geometry
-from medmo_core.data.images.overlay import FOOTER, PREDICTED_COLOUR, TRUE_COLOUR, draw_overlay
+from medmo_core.data.images.overlay import PREDICTED_COLOUR, TRUE_COLOUR, draw_overlay
+from medmo_core.notice import PICTURE_NOTICE
 
 PIXELS = np.full((100, 200, 3), 90, dtype=np.uint8)
 
@@ -45,7 +46,7 @@ def test_true_and_predicted_differ_even_without_colour() -> None:
 
 
 def test_the_footer_and_odd_labels_fit() -> None:
-    assert "Research use only" in FOOTER
+    assert "Research use only" in PICTURE_NOTICE
     odd = Boxes(torch.tensor([[0.0, 0, 0, 0], [199, 99, 200, 100]]), "pixel", (200, 100), ("\u809d\u0000\n" * 50, "x"))
     geometry = Geometry((0, 0, 0), (1, 0, 0), (0, 1, 0), (200, 100))
     plain = draw_overlay(PIXELS)

@@ -153,6 +153,26 @@ def test_peft_reads_the_adapter(tmp_path: Path, dora: bool) -> None:
     assert torch.equal(wrapped.base_model.model(batch), adapted(batch))
 
 
+def test_an_adapter_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, adapted = make(Lora(rank=2, targets=EVERYWHERE))
+    folder = tmp_path / "adapter"
+    save_adapter(folder, adapted, "first")
+    (folder / "README.md").write_text("mine")
+    save_adapter(folder, adapted, "second")
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(kept) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert b'"second"' in kept["adapter_config.json"]
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("medmo_recipes.training.model.lora.write_text", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_adapter(folder, adapted, "third")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_recomputed_blocks_have_the_same_gradients() -> None:
     found: list[dict[str, Tensor]] = []
     for recompute in ("nothing", "all", "selected"):
