@@ -1,6 +1,6 @@
 """Ask a checkpoint about one scan and save a picture of its answer.
 
-    python examples/ask_one_scan.py runs/quickstart scan.dcm "Where is the liver?"
+    python examples/ask_one_scan.py runs/quickstart/reinforce scan.dcm "Where is the liver?"
 
 Research use only: not a medical device, not for diagnosis.
 """
@@ -24,4 +24,6 @@ def main(checkpoint: str, scan: str, question: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit(f"usage: {sys.argv[0]} CHECKPOINT IMAGE QUESTION")
     main(*sys.argv[1:])

@@ -11,6 +11,7 @@ Shapes: B rows, E embedding width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,14 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_generations", "top_k", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputError(f"{name} is {value!r}, expected a whole number")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"{name} is {value!r}, expected a finite number")
         if self.max_new_tokens < 1 or self.num_generations < 1:
             raise InputError(
                 f"max_new_tokens ({self.max_new_tokens}) and num_generations ({self.num_generations}) must be at least "

@@ -84,6 +84,8 @@ def ask(
         InputError: an image cannot be used as asked (the message says which and how to fix it), a question is empty, or
             the number of slices is not that of the images.
     """
+    if not isinstance(kit, Kit):
+        raise InputError(f"the first argument is of type {type(kit).__name__}, expected what `load(folder)` returns")
     pairs = _pairs(images, question)
     shown: dict[int, _Shown] = {}  # by the identity of what the caller gave: decoded once, however many questions
     for given, _ in pairs:

@@ -45,7 +45,7 @@ def open_image(
         _check_pixels(image.pixels)
         return image
     if isinstance(image, np.ndarray):
-        pixels = np.stack([image] * 3, axis=-1) if image.ndim == 2 else image
+        pixels = np.stack([image] * 3, axis=-1) if image.ndim == 2 and image.dtype == np.uint8 else image
         _check_pixels(pixels)
         return LoadedImage(pixels)
     raise ImageError(
@@ -54,11 +54,22 @@ def open_image(
 
 
 def _check_pixels(pixels: NDArray[Any]) -> None:
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0 or pixels.dtype != np.uint8:
-        raise ImageError(
-            f"the image is an array of shape {pixels.shape} of {pixels.dtype}, expected (H, W) or (H, W, 3) of uint8: "
-            "scale its values to 0 to 255 and cast it, as in (255 * x).astype('uint8')"
-        )
+    fits = pixels.ndim == 3 and pixels.shape[2] == 3
+    if fits and pixels.size and pixels.dtype == np.uint8:
+        return
+    if not pixels.size:
+        fix = "it holds no pixel"
+    elif pixels.ndim == 3 and pixels.shape[2] == 4:
+        fix = "drop its alpha channel, as in x[..., :3]"
+    elif pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        fix = "move its channels to the end, as in x.transpose(1, 2, 0)"
+    elif not fits and pixels.ndim != 2:
+        fix = "give one picture at a time"
+    else:
+        fix = "scale its values to 0 to 255 and cast it, as in (255 * x).astype('uint8')"
+    raise ImageError(
+        f"the image is an array of shape {pixels.shape} of {pixels.dtype}, expected (H, W) or (H, W, 3) of uint8: {fix}"
+    )
 
 
 def _kind(value: object) -> str:

@@ -12,7 +12,7 @@ from ..data.text.tokenizer import Tokenizer
 from ..errors import InputError
 from ..models.medmo import MedMO
 from ..models.official.folder import find_folder
-from ..models.official.names import PREPROCESSOR_FILE
+from ..models.official.names import CONFIG_FILE, PREPROCESSOR_FILE
 from ..profile import CheckpointProfile
 from .kit import Kit
 
@@ -30,7 +30,7 @@ def load(
 
     Args:
         checkpoint: a folder in the official layout, a run's folder (its final/ is taken), or a hub id.
-        device: "auto" (CUDA when there is one), or any device of torch, such as "cpu" or "cuda:1".
+        device: "auto" (CUDA when there is one), "cpu", or a CUDA device, such as "cuda:1".
         dtype: type of weights and activations; None: bfloat16 on CUDA, float32 elsewhere.
         max_pixels: largest image area in px; a larger image is shrunk. None: what the checkpoint states.
 
@@ -42,12 +42,14 @@ def load(
         InputError: the folder is no checkpoint, one of its files is broken, there is no such device or type, or
             `max_pixels` is below 1.
     """
+    if not isinstance(checkpoint, str | Path) or not str(checkpoint):
+        raise InputError(f"checkpoint is {checkpoint!r}, expected a folder or a hub id")
     place = _find_device(device)
     name = dtype or ("bfloat16" if place.type == "cuda" else "float32")
     if name not in DTYPES:
         raise InputError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
-    if max_pixels is not None and max_pixels < 1:
-        raise InputError(f"max_pixels is {max_pixels}, expected an image area of 1 px or more")
+    if max_pixels is not None and (not isinstance(max_pixels, int) or max_pixels < 1):
+        raise InputError(f"max_pixels is {max_pixels!r}, expected an image area of 1 px or more, as a whole number")
     folder = checkpoint_folder(checkpoint)
     low, high = read_pixel_limits(folder)
     high = high if max_pixels is None else max_pixels
@@ -75,6 +77,8 @@ def _find_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise InputError(f"device is {device!r}, expected auto or a device of torch, such as cpu or cuda") from None
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; a model answers on cpu or cuda")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {found}: this machine shows no CUDA device; use cpu")
     return found
@@ -96,6 +100,10 @@ def checkpoint_folder(checkpoint: str | Path) -> Path:
             f"{path} holds training checkpoints but no finished model; "
             f"write one with: medmo export --run {path} --out exported/"
         )
+    if not (path / CONFIG_FILE).is_file():
+        runs = sorted((folder for folder in path.glob("*/final") if folder.is_dir()), key=lambda f: f.stat().st_mtime)
+        hint = f"it holds runs: load the last one, {runs[-1]}" if runs else "name the folder that holds config.json"
+        raise FileNotFoundError(f"{path} holds no checkpoint; {hint}")
     return path
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medmo_core.datasets.names import current_name
+from medmo_core.errors import InputError
 from medmo_core.inference.load import load
 
 from ..evaluation.ask import Asking
@@ -30,9 +31,13 @@ from ..evaluation.suites import evaluate_data, evaluate_embedded
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = build_parser().parse_args(argv)
+    asking = Asking(arguments.batch_size, arguments.max_new_tokens, arguments.seed)
+    if arguments.num_samples < 1:
+        raise InputError(f"--num-samples is {arguments.num_samples}, expected 1 or more")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise InputError(f"--out {arguments.out} is a file, expected a folder to write into")
     kit = load(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
     started = time.perf_counter()
-    asking = Asking(arguments.batch_size, arguments.max_new_tokens, arguments.seed)
     if arguments.data is None:
         result = evaluate_embedded(kit.model, kit.processor, num_samples=arguments.num_samples, asking=asking)
         where = "embedded images"

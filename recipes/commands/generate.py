@@ -25,6 +25,10 @@ from medmo_core.notice import RESEARCH_ONLY
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer as the command line says; returns the exit status."""
     words = build_parser().parse_args(argv)
+    out = words.out or Path(f"{words.image[0].name.split('.')[0]}_overlay.png")
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a PNG file, such as answer.png")
+    out.parent.mkdir(parents=True, exist_ok=True)
     kit = load(words.checkpoint, device=words.device, dtype=words.dtype)
     answer = ask(
         kit,
@@ -39,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         window=read_window_argument(words.window),
     )
     print(json.dumps(answer.to_json(), indent=2) if words.json else describe(answer))
-    out = words.out or Path(f"{words.image[0].name.split('.')[0]}_overlay.png")
-    out.parent.mkdir(parents=True, exist_ok=True)
     answer.draw(words.prompt).save(out, format="PNG")
     if not words.json:
         print(f"overlay: {out}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from medmo_core.data.packing import pack
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
+from medmo_core.errors import InputError
 from medmo_core.models.medmo import MedMO
 
 SPARE_TOKENS = 16  # an answer may be half as long again as the longest true one, and this much more
@@ -28,11 +29,22 @@ class Asking:
         batch_size: answers decoded together, or documents per pass.
         max_new_tokens: longest answer; None: half as long again as the longest true one.
         seed: seed of everything that is drawn: crops, shuffling, bootstrap.
+
+    Raises:
+        InputError: a number is out of range.
     """
 
     batch_size: int = 64
     max_new_tokens: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}, expected 1 or more")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more, or none for the default")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}, expected 0 or more")
 
 
 DEFAULT_ASKING = Asking()

@@ -25,7 +25,7 @@ from .shorthand import SHORT_FIELDS, expand
 
 
 def sample_from_json(values: Any, *, file: str = "record", line: int = 0) -> Sample:
-    """Read a record, in the full form or a short one (see `record`).
+    """Read a record, in the full form or a short one (see `sample.py`).
 
     Args:
         values: the parsed JSON object.

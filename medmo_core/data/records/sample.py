@@ -1,6 +1,6 @@
 """The sample: one image-text example, one JSON object per line of a data file.
 
-Full form and two short ones, all read by `jsonl.load_jsonl`:
+Full form and two short ones, all read by `sources.jsonl.load_jsonl`:
 
     {"id": "ct-7/vqa", "task": "vqa", "images": [{"path": "ct-7.png", "width": 512, "height": 512}],
      "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is the liver visible?"}]}],

@@ -193,7 +193,15 @@ def test_slices_are_for_all_images_or_one_each(kit: Kit, says: LetSay, nifti: Pa
         ("missing.png", "Where?", {}, r"missing\.png: no such file"),
         (GREY / 255, "Where?", {}, r"shape \(48, 32, 3\) of float64, expected .*uint8"),
         (GREY[None], "Where?", {}, r"shape \(1, 48, 32, 3\)"),
-        (np.zeros((0, 4), dtype=np.uint8), "Where?", {}, r"shape \(0, 4, 3\)"),
+        (np.zeros((0, 4), dtype=np.uint8), "Where?", {}, r"shape \(0, 4, 3\) .*holds no pixel"),
+        (np.zeros((8, 8, 4), dtype=np.uint8), "Where?", {}, "drop its alpha channel"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), "Where?", {}, "move its channels to the end"),
+        (np.zeros((8, 8)), "Where?", {}, r"shape \(8, 8\) of float64.*scale its values"),
+        (GREY, "Where?", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number"),
+        (GREY, "Where?", {"max_new_tokens": "5"}, "max_new_tokens is '5', expected a whole number"),
+        (GREY, "Where?", {"temperature": float("nan")}, "temperature is nan, expected a finite number"),
+        (GREY, "Where?", {"temperature": "hot"}, "temperature is 'hot', expected a finite number"),
+        (GREY, "Where?", {"seed": "a"}, "seed is 'a', expected a whole number"),
         (3.5, "Where?", {}, "of type float, expected the path of a file"),
         (GREY, "Where?", {"slice_index": 3}, "choose from a file"),
         (GREY, "Where?", {"window": "soft_tissue"}, "window chooses grey levels of a file"),
@@ -204,6 +212,11 @@ def test_slices_are_for_all_images_or_one_each(kit: Kit, says: LetSay, nifti: Pa
 def test_mistakes_are_explained(kit: Kit, images: object, question: object, options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         ask(kit, images, question, **options)  # type: ignore[call-overload]
+
+
+def test_a_folder_in_place_of_a_kit_is_explained() -> None:
+    with pytest.raises(InputError, match="first argument is of type str, expected what `load"):
+        ask("runs/mine", GREY, "Where?")  # type: ignore[call-overload]
 
 
 def test_a_damaged_file_is_named(kit: Kit, tmp_path: Path) -> None:

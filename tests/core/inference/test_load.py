@@ -61,6 +61,11 @@ def test_a_run_means_its_final_model(tmp_path: Path) -> None:
     (tmp_path / "unfinished/checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="medmo export --run"):
         checkpoint_folder(tmp_path / "unfinished")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint; it holds runs: load the last one, .*run/final"):
+        checkpoint_folder(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty holds no checkpoint; name the folder that holds config.json"):
+        checkpoint_folder(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such checkpoint folder"):
         load(tmp_path / "nowhere", device="cpu")
 
@@ -77,7 +82,12 @@ def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"device": "gpu"}, "device is 'gpu', expected auto"), ({"device": "cpu", "dtype": "int8"}, "dtype is 'int8'")],
+    [
+        ({"device": "gpu"}, "device is 'gpu', expected auto"),
+        ({"device": "meta"}, "device is 'meta'; a model answers on cpu or cuda"),
+        ({"device": "cpu", "dtype": "int8"}, "dtype is 'int8'"),
+        ({"device": "cpu", "max_pixels": "9"}, "max_pixels is '9', expected an image area"),
+    ],
 )
 def test_a_wrong_device_or_type_is_explained(checkpoint: Path, options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):

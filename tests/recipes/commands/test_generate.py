@@ -106,5 +106,8 @@ def test_bad_words_are_explained(tmp_path: Path) -> None:
         generate.main([*words, "--prompt", "What is this?"])
     with pytest.raises(ValueError, match=r"--window 40;400,: expected"):
         read_window_argument("40;400,")
+    for out in ("answer.jpg", str(tmp_path)):
+        with pytest.raises(ValueError, match="expected the name of a PNG file"):
+            generate.main([*words, "--prompt", "What is this?", "--out", out])
     assert read_window_argument("40,400") == (40.0, 400.0)
     assert read_window_argument("soft_tissue") == "soft_tissue"

@@ -12,6 +12,7 @@ from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
 from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
+from medmo_recipes.commands import evaluate as evaluate_command
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation import retrieval, suites
 from medmo_recipes.evaluation.ask import Asking, answer, answer_limit, caption_scores, with_answer
@@ -207,6 +208,21 @@ def test_what_is_written_names_no_patient(
     with pytest.raises(AttributeError):
         write_evaluation(tmp_path / "out", result)
     assert (tmp_path / "out" / "predictions.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch-size", "0"], "batch_size is 0, expected 1 or more"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0, expected 1 or more"),
+        (["--seed", "-1"], "seed is -1, expected 0 or more"),
+        (["--num-samples", "0"], "--num-samples is 0, expected 1 or more"),
+        (["--out", __file__], "is a file, expected a folder"),
+    ],
+)
+def test_bad_numbers_and_places_are_refused_before_any_work(words: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        evaluate_command.main(["--checkpoint", "nowhere", *words])
 
 
 def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> None:
