@@ -9,10 +9,10 @@
 Research use only: not a medical device, not for diagnosis.
 """
 
-from .answer import Answer
 from .ask import ask
 from .images import AnyImage
 from .kit import Kit
 from .load import load
+from .reply import Reply
 
-__all__ = ["Answer", "AnyImage", "Kit", "ask", "load"]
+__all__ = ["AnyImage", "Kit", "Reply", "ask", "load"]

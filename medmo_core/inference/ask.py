@@ -11,9 +11,9 @@ from ..data.packing import pack
 from ..data.processor import Cut
 from ..data.records.sample import ImageRef, Sample
 from ..errors import InputError
-from .answer import Answer
 from .images import AnyImage, open_image
 from .kit import Kit
+from .reply import Reply
 
 Images = AnyImage | Sequence[AnyImage]
 
@@ -31,17 +31,17 @@ class AskOptions(TypedDict, total=False):
 
 
 @overload
-def ask(kit: Kit, images: Images, question: str, **options: Unpack[AskOptions]) -> Answer:
+def ask(kit: Kit, images: Images, question: str, **options: Unpack[AskOptions]) -> Reply:
     """Answer one question."""
 
 
 @overload
-def ask(kit: Kit, images: Images, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]) -> list[Answer]:
+def ask(kit: Kit, images: Images, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]) -> list[Reply]:
     """Answer several questions about the same images."""
 
 
 @overload
-def ask(kit: Kit, images: Sequence[tuple[Images, str]], **options: Unpack[AskOptions]) -> list[Answer]:
+def ask(kit: Kit, images: Sequence[tuple[Images, str]], **options: Unpack[AskOptions]) -> list[Reply]:
     """Answer pairs of images and a question."""
 
 
@@ -57,7 +57,7 @@ def ask(
     slice_index: int | Sequence[int | None] | None = None,
     plane: str = "axial",
     window: Any = None,
-) -> Answer | list[Answer]:
+) -> Reply | list[Reply]:
     """Ask a checkpoint about one image, or about several at once.
 
     Several questions are answered together in one batch, which takes less time than one after the other and gives the
@@ -141,7 +141,7 @@ def _open(
 
 def _answer(
     kit: Kit, sheets: Sequence[tuple[_Shown, str]], *, max_new_tokens: int, temperature: float, seed: int
-) -> list[Answer]:
+) -> list[Reply]:
     """Answer every question in one batch."""
     if not sheets:
         return []
@@ -152,13 +152,13 @@ def _answer(
     ]
     batch = pack(documents).to(kit.model.head_weight.device)
     outcomes = kit.model.generate(batch, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    answers: list[Answer] = []
+    answers: list[Reply] = []
     for (outcome,), sample, (shown, _) in zip(outcomes, samples, sheets, strict=True):
         text = kit.tokenizer.decode(outcome.tokens)
         where = sample.truth_boxes()
         assert where is not None  # a sample with images
         parsed = kit.profile.read_boxes(text, where)
-        answers.append(Answer(text, outcome.finished, parsed.boxes, parsed.errors, shown.images))
+        answers.append(Reply(text, outcome.finished, parsed.boxes, parsed.errors, shown.images))
     return answers
 
 

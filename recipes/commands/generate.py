@@ -18,7 +18,7 @@ from pathlib import Path
 
 from medmo_core.boxes import by_image
 from medmo_core.errors import InputError
-from medmo_core.inference import Answer, ask, load
+from medmo_core.inference import Reply, ask, load
 from medmo_core.notice import RESEARCH_ONLY
 
 
@@ -95,7 +95,7 @@ def read_window_argument(text: str | None) -> str | tuple[float, float] | None:
     return center, width
 
 
-def describe(answer: Answer) -> str:
+def describe(answer: Reply) -> str:
     """Write text and boxes for people."""
     lines = [answer.text or "(the model said nothing)"]
     if not answer.finished:

@@ -13,7 +13,7 @@ from medmo_core.boxes import by_image
 from medmo_core.data.images.load import LoadedImage, load_image
 from medmo_core.errors import InputError
 from medmo_core.generation.decoding import Generation
-from medmo_core.inference import Answer, Kit, ask
+from medmo_core.inference import Kit, Reply, ask
 from medmo_core.inference import images as inference_images
 
 BOX = 'It is here: [{"bbox_2d": [250, 500, 750, 1000], "label": "liver"}]'
@@ -170,7 +170,7 @@ def test_slices_are_for_all_images_or_one_each(kit: Kit, says: LetSay, nifti: Pa
     says("no")
 
     def shown(slices: int | Sequence[int | None] | None) -> list[np.ndarray]:
-        answer: Answer = ask(kit, [nifti, nifti], "Is it new?", slice_index=slices)
+        answer: Reply = ask(kit, [nifti, nifti], "Is it new?", slice_index=slices)
         return [image.pixels for image in answer.images]
 
     first, last = shown([0, 4])

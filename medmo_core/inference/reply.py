@@ -14,7 +14,7 @@ from ..notice import RESEARCH_ONLY
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """An answer of a checkpoint about one image, or about several.
 
     Attributes:
