@@ -98,7 +98,8 @@ def run(pytestconfig: pytest.Config) -> Collection:
         result = replace(before, ceilings=highest)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in result.ceilings.items())
     print(f"\n{machine.device}, commit {machine.commit}, {rates}\nresults: {path}", flush=True)
-    return Collection(path, result, device, float(pytestconfig.getoption("--budget-s")))
+    budget = pytestconfig.getoption("--budget-s")
+    return Collection(path, result, device, float("inf") if budget is None else float(budget))
 
 
 @pytest.fixture

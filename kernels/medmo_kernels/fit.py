@@ -17,9 +17,15 @@ POINTER = 16
 
 
 @overload
-def dense(x: Tensor) -> Tensor: ...
+def dense(x: Tensor) -> Tensor:
+    """Return a tensor that is contiguous."""
+
+
 @overload
-def dense(x: Tensor | None) -> Tensor | None: ...
+def dense(x: Tensor | None) -> Tensor | None:
+    """Return a tensor that is contiguous, or None."""
+
+
 def dense(x: Tensor | None) -> Tensor | None:
     """Return a tensor that is contiguous; None stays None."""
     return None if x is None else x.contiguous()

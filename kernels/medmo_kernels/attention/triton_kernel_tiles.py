@@ -11,9 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import grids
-
-LOG2E = tl.constexpr(grids.LOG2E)
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit

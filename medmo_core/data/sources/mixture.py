@@ -21,16 +21,15 @@ KEPT_ORDERS = 2  # neighbouring epochs of a source that are in use at once
 
 
 class Source(Protocol):
-    """Samples, some of which may be made on demand."""
+    """Samples, some of which may be made on demand.
+
+    A source that may be renamed can also have `stream`: the name of its random numbers in a mixture. Without one, they
+    have the name that the mixture gives the source.
+    """
 
     @property
     def name(self) -> str:
         """Name for messages."""
-        ...
-
-    @property
-    def stream(self) -> str | None:
-        """Name of its random numbers in a mixture; None: the name that the mixture gives it."""
         ...
 
     @property
@@ -82,7 +81,7 @@ class Mixture:
                 raise InputError(f"mixture: {name} holds no sample")
         self.sources, self.seed = dict(sources), seed
         self._names = list(sources)
-        self._streams = [source.stream or name for name, (source, _) in sources.items()]
+        self._streams = [getattr(source, "stream", None) or name for name, (source, _) in sources.items()]
         weights = [weight for _, weight in sources.values()]
         bounds = [sum(weights[:i]) / sum(weights) for i in range(len(weights))]
         # A block must hold every source at least once, or the rounding could take a draw back from it.

@@ -266,11 +266,6 @@ class RecordSource:
         return self.files.paths[0].name
 
     @property
-    def stream(self) -> None:
-        """None: a run names the files, and their random numbers by that name."""
-        return None
-
-    @property
     def root(self) -> Path | None:
         """Data root of images that are files of their own."""
         return self.files.root

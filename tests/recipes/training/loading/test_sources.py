@@ -23,7 +23,7 @@ from medmo_recipes.training.loading.sources import load_mixture
 class Shades:
     """Pictures that are bright or dark: a data set as CONTRIBUTING describes one."""
 
-    name, stream = "shades", None
+    name = "shades"
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = root, split
