@@ -19,7 +19,7 @@ def main(checkpoint: str, scan: str, question: str) -> None:
         print(f"{label}: {box} px, corners in mm: {corners}")
     for error in answer.errors:
         print(f"not read as boxes: {error}")
-    answer.draw(question).save("answer.png")
+    answer.picture(question).save("answer.png")
     print("wrote answer.png (research use only)")
 
 

@@ -26,6 +26,7 @@ from medmo_kernels.back_ends import Choice
 from medmo_kernels.spec import OpSpec
 
 from . import cliffs
+from .durable import write_json
 from .modules import backend
 from .notice import SHORT_NOTICE
 from .optional import how_to_install
@@ -325,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(path: Path | None, diagnosis: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(diagnosis, indent=2) + "\n", encoding="utf-8")
+        write_json(path, diagnosis, indent=2)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from .boxes import (
     print_image_boxes,
     resize_like,
 )
+from .durable import write_json
 from .errors import InputError
 
 PROFILE_FILE = "medmo_profile.json"
@@ -150,7 +151,7 @@ class CheckpointProfile:
     def save(self, folder: str | Path) -> Path:
         """Write `medmo_profile.json` into a checkpoint folder and return its path."""
         path = Path(folder) / PROFILE_FILE
-        path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_json(), indent=2)
         return path
 
     @classmethod

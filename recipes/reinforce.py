@@ -37,7 +37,7 @@ from .reinforcement.alarms import Alarms
 from .reinforcement.completions import PolicyBatch, divide, silent, to_completions
 from .reinforcement.engine import InPlaceEngine, RolloutEngine
 from .reinforcement.figures import answer_figures, step_figures
-from .reinforcement.groups import Group, draw_prompts, reward_answers, sample_answers
+from .reinforcement.groups import Group, draw_prompts, reward_completions, sample_completions
 from .reinforcement.image_features import encode_images, keeps_features
 from .reinforcement.reference_policy import Reference, make_reference
 from .reinforcement.reward_calls.reward_set import RewardSet
@@ -194,7 +194,7 @@ def sample_groups(stage: PolicyTraining, count: int, step: int, phases: Phases) 
             if keeps_features(kit.model):  # a frozen tower is whole on every process
                 per_pass = max(1, config.rollout.rows_per_pass // config.rollout.num_generations)
                 prompts = encode_images(kit.model, prompts, per_pass=per_pass)
-            answers = sample_answers(stage.engine, prompts, config.rollout, seed=config.train.seed)
+            answers = sample_completions(stage.engine, prompts, config.rollout, seed=config.train.seed)
             problem = None
         except FloatingPointError as error:
             answers, problem = [], str(error)
@@ -203,7 +203,7 @@ def sample_groups(stage: PolicyTraining, count: int, step: int, phases: Phases) 
             names = [prompt.sample.id for prompt in prompts.values()]
             raise run.not_finite(step, "; ".join(problems), names)
     with phases("reward_s"), world.together("rewarding"):
-        return reward_answers(
+        return reward_completions(
             answers, stage.rewards, config.rewards.weights, kit.tokenizer, kit.processor.text,
             config.rollout, config.grpo, step=step, max_steps=config.train.steps,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from tools.house.docstrings import offences
 from tools.house.habits import path_changes
 from tools.house.imports import circles, graph_of, imports_of, is_package, longest_chain, module_files
-from tools.house.sources import LIBRARY, SHIPPED, Source, of_parts, python_files, sources
+from tools.house.sources import LIBRARY, SHIPPED, SourceFile, of_parts, python_files, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 500
@@ -119,7 +119,7 @@ GRAPH = graph_of(FILES)
 LIBRARY_FILES = [(name, source) for name, source in FILES.items() if source.part in LIBRARY]
 
 
-def imported_names(module: str, source: Source) -> set[str]:
+def imported_names(module: str, source: SourceFile) -> set[str]:
     """Return the absolute names of everything a file imports, at any depth of the file."""
     return {item.target for item in imports_of(module, source)}
 
@@ -133,7 +133,7 @@ def covered(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def violations(module: str, source: Source) -> list[str]:
+def violations(module: str, source: SourceFile) -> list[str]:
     """Return what a file imports of ours though its room may not."""
     room = room_of(module)
     ground = () if covered(module, "medmo_kernels") else tuple(f"medmo_core.{name}" for name in GROUND)
@@ -143,12 +143,12 @@ def violations(module: str, source: Source) -> list[str]:
     return sorted(name for name in names if not any(covered(name, prefix) for prefix in allowed))
 
 
-def planted(tmp_path: Path, text: str) -> Source:
+def planted(tmp_path: Path, text: str) -> SourceFile:
     """Return a file with this text that stands in medmo_core/data/records."""
     path = Path("medmo_core/data/records/planted.py")
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(text)
-    return Source(tmp_path, path, "core")
+    return SourceFile(tmp_path, path, "core")
 
 
 @pytest.mark.parametrize("module", FILES)

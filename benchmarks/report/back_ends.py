@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import medmo_kernels
+from medmo_core.durable import write_text
 from medmo_kernels import back_ends
 from medmo_kernels.spec import OpSpec, ShapesAlone
 from medmo_kernels.tables import TABLE
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = [room for room, table in tables.items() if text_of(table) != texts[room]]
     for room in stale:
         if options.write:
-            (ROOMS / room / TABLE).write_text(text_of(tables[room]), encoding="utf-8")
+            write_text(ROOMS / room / TABLE, text_of(tables[room]))
         print(f"{room}/{TABLE}: {'written' if options.write else 'the results say something else'}")
     return 1 if stale and not options.write else 0
 

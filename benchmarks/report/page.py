@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from medmo_core.durable import write_text
 from medmo_core.notice import PAGE_NOTICE
 
 from ..suite.schema import Result, ResultError, read
@@ -203,9 +204,9 @@ def main(argv: Sequence[str] | None = None, results: Path = RESULTS, target: Pat
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             faults.append(f"{target.name} is out of date: python -m benchmarks.report")
     else:
-        target.write_text(text, encoding="utf-8")
+        write_text(target, text)
         for stored in newest(found):
-            plots.draw_all(stored.device, stored.contests, stored.result.ceilings, folder)
+            plots.plot_all(stored.device, stored.contests, stored.result.ceilings, folder)
         print(f"{target}: {len(found)} results, {sum(len(stored.result.rows) for stored in found)} rows")
     for fault in faults:
         print(fault, file=sys.stderr)

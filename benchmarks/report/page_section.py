@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from medmo_core.durable import write_text
+
 
 def markers(tool: str) -> tuple[str, str]:
     """Return the lines that a tool's part of a page stands between."""
@@ -36,5 +38,5 @@ def settle(page: Path, tool: str, section: str, *, write: bool, fix: str) -> int
         return 1
     begin, end = markers(tool)
     before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n\n{section.strip()}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_text(page, f"{before}{begin}\n\n{section.strip()}\n\n{end}{rest.split(end)[1]}")
     return 0

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from medmo_core.durable import replacing
+
 from ..suite.comparison import OURS
 from .ratios import AGAIN, Contest, ceiling_share
 
@@ -37,7 +39,7 @@ def planned(device: str, contests: Sequence[Contest], folder: Path) -> list[tupl
     return found
 
 
-def draw_all(device: str, contests: Sequence[Contest], ceilings: Mapping[str, float], folder: Path) -> None:
+def plot_all(device: str, contests: Sequence[Contest], ceilings: Mapping[str, float], folder: Path) -> None:
     """Draw what `planned` names.
 
     Raises:
@@ -49,9 +51,9 @@ def draw_all(device: str, contests: Sequence[Contest], ceilings: Mapping[str, fl
     folder.mkdir(parents=True, exist_ok=True)
     for level in _levels(contests):
         shown = [contest for contest in contests if contest.place[0] == level and contest.headline]
-        _draw_level(shown, ceilings, folder / f"{device}-{level}.png")
+        _plot_level(shown, ceilings, folder / f"{device}-{level}.png")
     if curves(contests):
-        _draw_curves(curves(contests), folder / f"{device}-scaling.png")
+        _plot_curves(curves(contests), folder / f"{device}-scaling.png")
 
 
 def curves(contests: Sequence[Contest]) -> dict[Curve, list[Contest]]:
@@ -70,7 +72,7 @@ def _levels(contests: Sequence[Contest]) -> list[str]:
     return list(dict.fromkeys(contest.place[0] for contest in contests if contest.headline))
 
 
-def _draw_level(contests: Sequence[Contest], ceilings: Mapping[str, float], path: Path) -> None:
+def _plot_level(contests: Sequence[Contest], ceilings: Mapping[str, float], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -112,7 +114,7 @@ def _draw_level(contests: Sequence[Contest], ceilings: Mapping[str, float], path
     _finish(figure, panels, path)
 
 
-def _draw_curves(found: Mapping[Curve, Sequence[Contest]], path: Path) -> None:
+def _plot_curves(found: Mapping[Curve, Sequence[Contest]], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -154,4 +156,5 @@ def _finish(figure: Any, panels: "Sequence[Axes]", path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DPI, facecolor="white")
     plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)  # a fifth of the size
+    with replacing(path) as partial:  # 64 colours: a fifth of the size
+        Image.open(drawn).convert("RGB").quantize(64).save(partial, format="PNG", optimize=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmo_core.durable import write_text
 from medmo_core.notice import PAGE_NOTICE
 from medmo_recipes.settings.run_config import STAGES
 
@@ -215,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = page(run, rounds, shown)
     status = 0
     if arguments.write:
-        PAGE.write_text(text, encoding="utf-8")
+        write_text(PAGE, text)
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
         print(f"{PAGE.name} is out of date: {command}", file=sys.stderr)
         status = 1

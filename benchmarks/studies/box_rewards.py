@@ -39,7 +39,7 @@ from medmo_recipes.evaluation.ask import answer, answer_limit
 from medmo_recipes.evaluation.scores import image_key, score_answers
 from medmo_recipes.reinforcement.advantages import combine, group_advantages
 from medmo_recipes.reinforcement.engine import InPlaceEngine
-from medmo_recipes.reinforcement.groups import reward_answers, sample_answers
+from medmo_recipes.reinforcement.groups import reward_completions, sample_completions
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.reinforcement.sharpening import TEMPERATURES, sampled_box_reward
 from medmo_recipes.settings.command_line import apply_overrides
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.page:
         measured = run_all(plan, arguments.init, arguments.out, arguments.jobs)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(summarise(plan, measured), indent=1) + "\n")
+        write_text(path, json.dumps(pool_seeds(plan, measured), indent=1) + "\n")
     rounds = stored_rounds(path.parent)
     text = page(rounds)
     if path.parent == FIGURES:
@@ -196,10 +196,10 @@ def agreement(plan: StudyPlan, kit: Kit) -> dict[str, float]:
     config = plan.run_config(next(iter(plan.arms)), 0, Path(), Path())
     samples = eval_samples("grounding", "train", n=2 * plan.questions["sampled"])
     prompts = {number: kit.processor.encode(sample, for_generation=True) for number, sample in enumerate(samples)}
-    answers = sample_answers(InPlaceEngine(kit.model), prompts, config.rollout, seed=0)
+    answers = sample_completions(InPlaceEngine(kit.model), prompts, config.rollout, seed=0)
     every = {name: 1.0 for weights in plan.arms.values() for name in weights}
     rewards = RewardSet.from_config(Rewards(weights=every))
-    groups = reward_answers(
+    groups = reward_completions(
         answers,
         rewards,
         every,
@@ -220,7 +220,7 @@ def agreement(plan: StudyPlan, kit: Kit) -> dict[str, float]:
     return {arm: float(own @ other / (own.norm() * other.norm()).clamp(min=1e-12)) for arm, other in pairs}
 
 
-def summarise(plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def pool_seeds(plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Reduce the answers to means and intervals: over seeds per question first, then over images."""
     start = measured[START]
     images = {key: start[f"{key} images"] for key in METRICS}

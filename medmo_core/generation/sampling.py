@@ -99,10 +99,10 @@ class Sampler:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logps = (logits / (self.temperature or 1.0)).log_softmax(-1)
         allowed = logps.index_fill(1, self.banned, float("-inf"))
-        tokens = allowed.argmax(-1) if uniform is None else self._draw(allowed, uniform)
+        tokens = allowed.argmax(-1) if uniform is None else self._choose(allowed, uniform)
         return tokens, logps.gather(1, tokens[:, None]).squeeze(1)
 
-    def _draw(self, logps: Tensor, uniform: Tensor) -> Tensor:
+    def _choose(self, logps: Tensor, uniform: Tensor) -> Tensor:
         """Invert the cumulative distribution, in float64 so that large vocabularies keep their tails."""
         order = None
         if self.top_k or self.top_p < 1.0:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..boxes import AnyBoxes, by_image
 from ..data.images.loaded import LoadedImage
-from ..data.images.overlay import beside, draw_overlay
+from ..data.images.overlay import beside, overlay_boxes
 from ..notice import RESEARCH_ONLY
 
 
@@ -60,8 +60,8 @@ class Reply:
             "notice": RESEARCH_ONLY,
         }
 
-    def draw(self, title: str = "") -> Image.Image:
+    def picture(self, title: str = "") -> Image.Image:
         """Return the images with their boxes, side by side, under a title such as the question."""
         titles = [f"Image {n}: {title}" for n in range(1, len(self.images) + 1)] if len(self.images) > 1 else [title]
         parts = zip(self.images, by_image(self.boxes), titles, strict=True)
-        return beside([draw_overlay(i.pixels, b, title=words, geometry=i.geometry) for i, b, words in parts])
+        return beside([overlay_boxes(i.pixels, b, title=words, geometry=i.geometry) for i, b, words in parts])

@@ -15,8 +15,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medmo_core.boxes import by_image
+from medmo_core.durable import replacing
 from medmo_core.errors import InputError
 from medmo_core.inference import Reply, ask, load
 from medmo_core.notice import RESEARCH_ONLY
@@ -25,28 +27,29 @@ from medmo_core.notice import RESEARCH_ONLY
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer as the command line says; returns the exit status."""
     words = build_parser().parse_args(argv)
-    out = words.out or Path(f"{words.image[0].name.split('.')[0]}_overlay.png")
+    out = picture_path(words.out, words.image[0])
+    kit = load(words.checkpoint, device=words.device, dtype=words.dtype)
+    answer = ask(kit, words.image, words.prompt, **ask_settings(words))
+    with replacing(out) as partial:
+        answer.picture(words.prompt).save(partial, format="PNG")
+    print(json.dumps(answer.to_json(), indent=2) if words.json else f"{describe(answer)}\noverlay: {out}")
+    return 0
+
+
+def picture_path(out: Path | None, image: Path) -> Path:
+    """Return the file that the overlay is written to, in a folder that is there."""
+    out = out or Path(f"{image.name.split('.')[0]}_overlay.png")
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"--out {out}: expected the name of a PNG file, such as answer.png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    kit = load(words.checkpoint, device=words.device, dtype=words.dtype)
-    answer = ask(
-        kit,
-        words.image,
-        words.prompt,
-        max_new_tokens=words.max_new_tokens,
-        temperature=words.temperature,
-        seed=words.seed,
-        frame=words.frame,
-        slice_index=words.slice,
-        plane=words.plane,
-        window=read_window_argument(words.window),
-    )
-    print(json.dumps(answer.to_json(), indent=2) if words.json else describe(answer))
-    answer.draw(words.prompt).save(out, format="PNG")
-    if not words.json:
-        print(f"overlay: {out}")
-    return 0
+    return out
+
+
+def ask_settings(words: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of how to read the images and how to answer, as `ask` names it."""
+    plain = ("max_new_tokens", "temperature", "seed", "frame", "plane")
+    chosen = {name: getattr(words, name) for name in plain}
+    return {**chosen, "slice_index": words.slice, "window": read_window_argument(words.window)}
 
 
 def build_parser() -> argparse.ArgumentParser:

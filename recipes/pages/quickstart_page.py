@@ -9,7 +9,7 @@ from PIL import Image
 
 from medmo_core.boxes import Boxes
 from medmo_core.data.images.load import load_image
-from medmo_core.data.images.overlay import draw_overlay
+from medmo_core.data.images.overlay import overlay_boxes
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT
 from medmo_core.datasets.embedded.tasks import eval_samples
@@ -182,7 +182,7 @@ def _picture(sample: Sample, prediction: Prediction) -> Picture:
     said = torch.tensor(prediction.boxes_px, dtype=torch.float64)
     predicted = Boxes(said, "pixel", where.size, tuple(prediction.box_labels)).resize(size)
     iou = prediction.scores["grounding_iou"]
-    return Picture(draw_overlay(pixels, predicted, truth), f"{prediction.question} IoU {iou:.2f}")
+    return Picture(overlay_boxes(pixels, predicted, truth), f"{prediction.question} IoU {iou:.2f}")
 
 
 def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:

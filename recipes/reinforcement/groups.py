@@ -33,8 +33,8 @@ OVERLONG = "overlong"
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One prompt and what the model said to it.
+class Completions:
+    """Completions of one prompt.
 
     Attributes:
         name: sample id and number of the draw; unique in a run, it seeds the sampling.
@@ -91,9 +91,9 @@ def draw_prompts(
     return prompts, [outcome for outcome in outcomes.values() if isinstance(outcome, SkippedSample)]
 
 
-def sample_answers(
+def sample_completions(
     engine: RolloutEngine, prompts: Mapping[int, Document], rollout: Rollout, *, seed: int
-) -> list[Answers]:
+) -> list[Completions]:
     """Sample each prompt's completions.
 
     Args:
@@ -107,15 +107,15 @@ def sample_answers(
     """
     requests = [Request(f"{prompt.sample.id}#{number}", prompt) for number, prompt in prompts.items()]
     sampled = engine.sample(requests, rollout, seed=seed)
-    answers = [Answers(r.name, r.prompt, generations) for r, generations in zip(requests, sampled, strict=True)]
+    answers = [Completions(r.name, r.prompt, generations) for r, generations in zip(requests, sampled, strict=True)]
     lost = [a.name for a in answers if any(g.logps and not np.isfinite(g.logps).any() for g in a.generations)]
     if lost:
         raise FloatingPointError(f"sampled probabilities are not numbers, with samples {', '.join(lost)}")
     return answers
 
 
-def reward_answers(
-    answers: Sequence[Answers],
+def reward_completions(
+    answers: Sequence[Completions],
     rewards: RewardSet,
     weights: Mapping[str, float],
     tokenizer: Tokenizer,

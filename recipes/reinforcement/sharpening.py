@@ -11,7 +11,7 @@ from medmo_core.inference.kit import Kit
 
 from ..settings.run_config import Grpo, Rewards, Rollout
 from .engine import InPlaceEngine
-from .groups import reward_answers, sample_answers
+from .groups import reward_completions, sample_completions
 from .reward_calls.reward_set import RewardSet
 
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)
@@ -43,8 +43,8 @@ def sampled_box_reward(
     means: dict[float, float] = {}
     for temperature in temperatures:
         rollout = Rollout(num_generations=num_generations, max_new_tokens=max_new_tokens, temperature=temperature)
-        answers = sample_answers(engine, prompts, rollout, seed=seed)
-        groups = reward_answers(
+        answers = sample_completions(engine, prompts, rollout, seed=seed)
+        groups = reward_completions(
             answers, box, rewards.weights, kit.tokenizer, kit.processor.text, rollout, Grpo(), step=0, max_steps=1
         )
         means[temperature] = sum(float(group.rewards.mean()) for group in groups) / len(groups)

@@ -23,7 +23,7 @@ def bounds_of(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
 
 
-def draw(total: int, heads: int = 4, kv_heads: int = 2, width: int = 8, dtype: torch.dtype = torch.float64):
+def random_inputs(total: int, heads: int = 4, kv_heads: int = 2, width: int = 8, dtype: torch.dtype = torch.float64):
     generator = torch.Generator().manual_seed(total)
     return [
         torch.randn(total, count, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -48,7 +48,7 @@ def close(got: Tensor, expected: Tensor) -> None:
 @settings(max_examples=30, deadline=None)
 @given(lengths=lengths_of, causal=st.booleans())
 def test_packed_equals_separate(lengths: list[int], causal: bool) -> None:
-    leaves = draw(sum(lengths))
+    leaves = random_inputs(sum(lengths))
     out = attention(*leaves, bounds_of(lengths), causal)
     parts = zip(*(x.split(lengths) for x in leaves), strict=True)
     close(out, torch.cat([attention(*part, bounds_of([len(part[0])]), causal) for part in parts if len(part[0])]))
@@ -57,7 +57,7 @@ def test_packed_equals_separate(lengths: list[int], causal: bool) -> None:
 @settings(max_examples=30, deadline=None)
 @given(lengths=lengths_of, causal=st.booleans(), seed=st.integers(0, 99))
 def test_permuted_documents_give_permuted_rows(lengths: list[int], causal: bool, seed: int) -> None:
-    leaves = draw(sum(lengths))
+    leaves = random_inputs(sum(lengths))
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
     rows = torch.cat([torch.arange(sum(lengths)).split(lengths)[n] for n in order])
     out = attention(*leaves, bounds_of(lengths), causal)
@@ -97,7 +97,7 @@ def families(sizes: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
 def test_one_prompt_with_branches_equals_as_many_sequences(sizes: list[list[int]], rotary: bool) -> None:
     """Values and all gradients; that of a prompt is the sum over its copies."""
     lengths, prompts = families(sizes)
-    leaves = draw(sum(lengths))
+    leaves = random_inputs(sum(lengths))
     rows, bounds, kept = unshared(lengths, prompts)
     rope = angles(sum(lengths), 8) if rotary else None
     out = attention(*leaves, bounds_of(lengths), True, prompt_of=torch.tensor(prompts), rope=rope)
@@ -115,7 +115,7 @@ def test_long_branches_take_several_runs() -> None:
     for run in plan.runs:
         wasted = 1 - run.mask.double().mean().item() * 2
         assert run.mask.shape[0] <= SHORT_RUN or run.mask.shape[0] in lengths or wasted <= MAX_WASTE_RATIO
-    leaves = draw(sum(lengths), 2, 1, 4)
+    leaves = random_inputs(sum(lengths), 2, 1, 4)
     arguments = (*leaves, bounds_of(lengths), True)
     out, expected = (f(*arguments, prompt_of=torch.tensor(prompts)) for f in (attention, attention_reference))
     close(out, expected)
@@ -135,11 +135,11 @@ def test_long_branches_take_several_runs() -> None:
 )
 def test_wrong_prompts_are_refused(prompts: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        attention(*draw(6), bounds_of([2, 2, 2]), True, prompt_of=torch.tensor(prompts))
+        attention(*random_inputs(6), bounds_of([2, 2, 2]), True, prompt_of=torch.tensor(prompts))
 
 
 def test_wrong_tensors_are_refused() -> None:
-    query, key, value = draw(6)
+    query, key, value = random_inputs(6)
     bounds = bounds_of([6])
     with pytest.raises(ValueError, match="prompt_of needs causal"):
         attention(query, key, value, bounds, False, prompt_of=torch.tensor([-1]))
@@ -155,7 +155,7 @@ def test_wrong_tensors_are_refused() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_rotation_inside_equals_rotation_before(causal: bool) -> None:
-    leaves = draw(9)
+    leaves = random_inputs(9)
     rope = angles(9, 8)
     out = attention(*leaves, bounds_of([4, 5]), causal, rope=rope)
     expected = attention_reference(*(turned(x, *rope) for x in leaves[:2]), leaves[2], bounds_of([4, 5]), causal)
@@ -166,7 +166,7 @@ def test_rotation_inside_equals_rotation_before(causal: bool) -> None:
 
 def test_only_distances_matter() -> None:
     """Turning all tokens of a document further by one angle changes nothing."""
-    leaves = draw(7)
+    leaves = random_inputs(7)
     turns = torch.arange(7)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)
     outs = [attention(*leaves, bounds_of([7]), True, rope=((turns + s).cos(), (turns + s).sin())) for s in (0.0, 2.0)]
     close(*outs)
@@ -205,7 +205,7 @@ def test_kernels_run_equal_bit_for_bit() -> None:
 def test_more_segments_than_one_look_at_the_boundaries() -> None:
     """Programs count starts in chunks of 128."""
     lengths = [n % 3 for n in range(140)]
-    leaves = draw(sum(lengths), 1, 1, 64, torch.float32)
+    leaves = random_inputs(sum(lengths), 1, 1, 64, torch.float32)
     prompts = torch.tensor([*[-1] * 131, *[130] * 9])
     arguments = (*(x.detach().to(DEVICE) for x in leaves), bounds_of(lengths).to(DEVICE), True)
     results = [f(*arguments, prompt_of=prompts.to(DEVICE)) for f in (attention, attention_reference)]

@@ -18,7 +18,7 @@ LENGTHS = {
 }
 
 
-def draw(lengths: list[int], heads: int, kv_heads: int, width: int, dtype: torch.dtype = torch.float64):
+def random_inputs(lengths: list[int], heads: int, kv_heads: int, width: int, dtype: torch.dtype = torch.float64):
     generator = torch.Generator().manual_seed(sum(lengths))
     shapes = [(sum(lengths), h, width) for h in (heads, kv_heads, kv_heads)]
     tensors = [torch.randn(shape, generator=generator, dtype=dtype, requires_grad=True) for shape in shapes]
@@ -26,7 +26,7 @@ def draw(lengths: list[int], heads: int, kv_heads: int, width: int, dtype: torch
 
 
 def check(lengths: list[int], causal: bool, heads: int = 4, kv_heads: int = 2, width: int = 8) -> None:
-    tensors, bounds = draw(lengths, heads, kv_heads, width)
+    tensors, bounds = random_inputs(lengths, heads, kv_heads, width)
     weight = torch.linspace(-1, 1, tensors[0].numel(), dtype=torch.float64).view_as(tensors[0])
     for scale in (None, 0.3):
         out = attention(*tensors, bounds, causal, scale)
@@ -51,7 +51,7 @@ def test_head_shapes(heads: int, kv_heads: int, width: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), causal=st.booleans())
 def test_any_lengths(lengths: list[int], causal: bool) -> None:
-    tensors, bounds = draw(lengths, 2, 1, 4)
+    tensors, bounds = random_inputs(lengths, 2, 1, 4)
     torch.testing.assert_close(attention(*tensors, bounds, causal), attention_reference(*tensors, bounds, causal))
 
 
@@ -66,7 +66,7 @@ def test_padding_stays_within_its_share(lengths: list[int]) -> None:
 
 
 def test_wrong_inputs_are_refused() -> None:
-    tensors, bounds = draw([4], 4, 2, 8)
+    tensors, bounds = random_inputs([4], 4, 2, 8)
     with pytest.raises(ValueError, match="3 query heads are not a multiple of 2"):
         attention(tensors[0][:, :3], *tensors[1:], bounds, True)
     with pytest.raises(ValueError, match="ends at 3, the batch has 4"):

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 GRIDS = [(4, 6), (2, 2), (14, 8)]  # the table below is 8 x 8: grids smaller and larger than it, and its middle
 
 
-def draw(count: int, frames: int, patch: int, seed: int = 0) -> Tensor:
+def random_inputs(count: int, frames: int, patch: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3 * frames * patch**2), generator=generator, dtype=torch.uint8)
 
@@ -45,7 +45,7 @@ def test_pixels_equal_what_transformers_makes_of_processed_rows(
     entering: list[Tensor] = []
     tower.blocks[0].register_forward_pre_hook(lambda module, args: entering.append(args[0]))
     count = sum(rows * columns for rows, columns in GRIDS)
-    pixels = draw(count, frames, 8)
+    pixels = random_inputs(count, frames, 8)
     shown = pixels.view(count, 3, frames, 64).expand(-1, -1, 2, -1).flatten(1)
     grid_thw = torch.tensor([[1, rows, columns] for rows, columns in GRIDS])
 
@@ -97,7 +97,7 @@ def test_a_plane_over_the_table_stays_a_plane(side: int, grids: list[tuple[int, 
 @given(count=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_patches_do_not_see_one_another(count: int, seed: int) -> None:
     weight, bias, table = weights(5, 4, 3)
-    pixels = draw(count, 1, 4, seed)
+    pixels = random_inputs(count, 1, 4, seed)
     generator = torch.Generator().manual_seed(seed)
     places = 2 * torch.rand(count, 2, generator=generator)
     order = torch.randperm(count, generator=generator)
@@ -113,7 +113,7 @@ def test_the_table_receives_every_gradient_once(mode: str, monkeypatch: pytest.M
     weight, bias, table = (x.float() for x in weights(6, 4, 4))
     places = torch.tensor([[0, 0], [3, 3], [3, 0.25], [1.5, 2], [2, 1], [0.1, 2.9]])
     grad = torch.randn(6, 6, generator=torch.Generator().manual_seed(3))
-    patch_embed(draw(6, 1, 4), weight, bias, table.requires_grad_(), places).backward(grad)
+    patch_embed(random_inputs(6, 1, 4), weight, bias, table.requires_grad_(), places).backward(grad)
     assert table.grad is not None
     torch.testing.assert_close(table.grad.sum(0), grad.sum(0))
     # The last corner is read by the patch on it alone; the middle of the left edge by nobody.
@@ -126,7 +126,7 @@ def test_a_still_is_a_video_that_stands_still(mode: str, monkeypatch: pytest.Mon
     """Values, and the gradients of both taps."""
     monkeypatch.setenv(runtime.SWITCH, mode)
     weight, bias, _ = (x.float() for x in weights(9, 4, 1))
-    still = draw(7, 1, 4)
+    still = random_inputs(7, 1, 4)
     video = still.view(7, 3, 1, 16).expand(-1, -1, 2, -1).flatten(1)
     weight.requires_grad_()
     outputs = [patch_embed(pixels, weight, bias, image_mean=(0.4, 0.5, 0.6)) for pixels in (still, video)]
@@ -147,7 +147,7 @@ def test_views_and_unaligned_rows_are_read_right(monkeypatch: pytest.MonkeyPatch
     """The kernel reads words of four bytes from rows that begin anywhere."""
     monkeypatch.setenv(runtime.SWITCH, "triton")
     weight, bias, _ = (x.float() for x in weights(9, 4, 1))
-    pixels = draw(5, 1, 4)
+    pixels = random_inputs(5, 1, 4)
     expected = patch_embed(pixels, weight, bias)
     odd = torch.zeros(5 * 48 + 1, dtype=torch.uint8)[1:].view(5, 48).copy_(pixels)
     columns = torch.zeros(5, 50, dtype=torch.uint8)[:, 1:49].copy_(pixels)
@@ -157,7 +157,7 @@ def test_views_and_unaligned_rows_are_read_right(monkeypatch: pytest.MonkeyPatch
 
 def test_errors_tell_both_shapes() -> None:
     weight, bias, table = weights(5, 4, 3)
-    pixels, places = draw(2, 1, 4), torch.zeros(2, 2)
+    pixels, places = random_inputs(2, 1, 4), torch.zeros(2, 2)
     with pytest.raises(ValueError, match=r"47 values each; the encoder takes 48 .* or 96"):
         patch_embed(pixels[:, :-1], weight)
     with pytest.raises(ValueError, match=r"bias \(4,\), weight \(5, 3, 2, 4, 4\): expected \(5,\)"):

@@ -18,7 +18,7 @@ SPEC = SPECS[0]
 FC1_ROWS = [row for row in tables.table("projector")["rows"] if row.get("kernel") == "fc1"]
 
 
-def draw(
+def random_inputs(
     num_tokens: int, width: int, out: int, after_merge: Any, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[list[Tensor], list[ProjectorWeights]]:
     """Return features and weights as leaves that learn."""
@@ -77,7 +77,7 @@ def test_equals_transformers(after_merge: bool, dtype: torch.dtype) -> None:
 
 def test_placement_matters() -> None:
     """The oracle above distinguishes the two placements."""
-    (x,), (w,) = draw(3, 6, 5, (True,))
+    (x,), (w,) = random_inputs(3, 6, 5, (True,))
     patchwise = w._replace(norm_weight=w.norm_weight[:6], norm_bias=w.norm_bias[:6])
     assert (projector([x], [w])[0] - projector([x], [patchwise])[0]).abs().max() > 0.1
 
@@ -90,7 +90,7 @@ def test_placement_matters() -> None:
     seed=st.integers(0, 1000),
 )
 def test_mergers_do_not_mix(num_tokens: int, width: int, after_merge: list[bool], seed: int) -> None:
-    features, weights = draw(num_tokens, width, 3, tuple(after_merge), seed=seed)
+    features, weights = random_inputs(num_tokens, width, 3, tuple(after_merge), seed=seed)
     together = projector(features, weights)
     alone = [projector([x], [w])[0] for x, w in zip(features, weights, strict=True)]
     torch.testing.assert_close(together, alone)
@@ -99,7 +99,7 @@ def test_mergers_do_not_mix(num_tokens: int, width: int, after_merge: list[bool]
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(7)), after_merge=st.booleans())
 def test_permuted_tokens_give_permuted_rows(order: list[int], after_merge: bool) -> None:
-    (x,), weights = draw(7, 5, 3, (after_merge,))
+    (x,), weights = random_inputs(7, 5, 3, (after_merge,))
     permuted = x.unflatten(0, (7, 4))[order].flatten(0, 1)
     torch.testing.assert_close(projector([permuted], weights)[0], projector([x], weights)[0][order])
 
@@ -122,7 +122,7 @@ def test_every_row_of_the_table(row: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("interpreted")
 def test_more_mergers_than_one_launch_takes() -> None:
-    features, weights = draw(2, 16, 3, (False, *TOWER), torch.float32)
+    features, weights = random_inputs(2, 16, 3, (False, *TOWER), torch.float32)
     leaves = [*features, *(t for w in weights for t in w)]
     ours, expected = projector(features, weights), projector_reference(features, weights)
     torch.testing.assert_close(ours, expected)
@@ -133,7 +133,7 @@ def test_more_mergers_than_one_launch_takes() -> None:
 @pytest.mark.parametrize("learns", ["features", "weights", "nothing", "one output"])
 def test_only_what_learns_gets_a_gradient(learns: str) -> None:
     """Partial backwards: a frozen tower, a frozen projector, no gradient at all, an output that nobody used."""
-    features, weights = draw(3, 16, 4, (False, True), torch.float32)
+    features, weights = random_inputs(3, 16, 4, (False, True), torch.float32)
     plain = [ProjectorWeights(*(t.detach() for t in w)) for w in weights]
     frozen = [x.detach() for x in features]
     expected = projector_reference(features, weights)
@@ -151,7 +151,7 @@ def test_only_what_learns_gets_a_gradient(learns: str) -> None:
 @pytest.mark.usefixtures("interpreted")
 def test_torch_accepts_the_registration() -> None:
     """Schema, fake tensors, autograd and tracing with dynamic shapes, of the op that the kernels serve."""
-    features, weights = draw(2, 16, 4, (False, True), torch.float32)
+    features, weights = random_inputs(2, 16, 4, (False, True), torch.float32)
     lists = [features, *(list(column) for column in zip(*weights, strict=True))]
     torch.library.opcheck(op._projector, (*lists, 2, 1e-6, True))
     frozen = [[t.detach() for t in tensors] for tensors in lists]
@@ -166,7 +166,7 @@ def test_the_table_decides_on_a_gpu(monkeypatch: pytest.MonkeyPatch, request: py
     request.addfinalizer(back_ends._choose.cache_clear)
 
     def chosen(num_tokens: int, after_merge: Any, width: int = 16, dtype: torch.dtype = torch.bfloat16) -> str:
-        features, weights = draw(num_tokens, width, 4, after_merge, dtype)
+        features, weights = random_inputs(num_tokens, width, 4, after_merge, dtype)
         return op._backend(features, weights, 2)
 
     pytest.importorskip("triton")
@@ -225,19 +225,19 @@ def test_swapped_and_hooked_layers_are_called() -> None:
     ],
 )
 def test_wrong_weights_are_refused(change: dict[str, Tensor], message: str) -> None:
-    features, weights = draw(2, 4, 2, (False,), torch.float32)
+    features, weights = random_inputs(2, 4, 2, (False,), torch.float32)
     with pytest.raises(ValueError, match=message):
         projector(features, [weights[0]._replace(**change)])
 
 
 def test_wrong_features_are_refused() -> None:
-    features, weights = draw(2, 4, 2, (False, True), torch.float32)
+    features, weights = random_inputs(2, 4, 2, (False, True), torch.float32)
     with pytest.raises(ValueError, match="1 features and 2 weights"):
         projector(features[:1], weights)
     with pytest.raises(ValueError, match=r"\(8, 4\), \(4, 4\): expected one shape \(N, C\)"):
         projector([features[0], features[1][:4]], weights)
     with pytest.raises(ValueError, match="7 patches do not make whole tokens of 4"):
         projector([x[:7] for x in features], weights)
-    other = draw(2, 4, 3, (False,), torch.float32)[1][0]
+    other = random_inputs(2, 4, 3, (False,), torch.float32)[1][0]
     with pytest.raises(ValueError, match=r"\(16, 16\) and \(2, 16\), \(16, 16\) and \(3, 16\): expected the same"):
         projector(features, [weights[0], other])

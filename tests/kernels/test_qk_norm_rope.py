@@ -18,7 +18,9 @@ SECTIONS, THETA = (24, 20, 20), 5e6
 Heads = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def draw(num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, seed: int = 0) -> Heads:
+def random_inputs(
+    num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, seed: int = 0
+) -> Heads:
     generator = torch.Generator().manual_seed(seed)
     shapes = (num_tokens, num_heads, head_dim), (num_tokens, num_kv_heads, head_dim), (head_dim,), (head_dim,)
     q, k, wq, wk = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
@@ -58,7 +60,7 @@ POSITIONS = torch.tensor(
 
 
 def test_equals_the_published_text_attention() -> None:
-    heads = draw(8, 4, 2, 128, torch.float32)
+    heads = random_inputs(8, 4, 2, 128, torch.float32)
     leaves = [x.clone().requires_grad_() for x in heads[:2]]
     cos, sin = mrope_table(POSITIONS, 128, THETA, SECTIONS)
     ours = qk_norm_rope(leaves[0], leaves[1], heads[2], heads[3], cos, sin)
@@ -69,7 +71,7 @@ def test_equals_the_published_text_attention() -> None:
 
 
 def test_sixteen_bits_are_nearer_to_the_truth_than_the_published_order_of_casts() -> None:
-    heads = draw(8, 16, 4, 128, torch.bfloat16)
+    heads = random_inputs(8, 16, 4, 128, torch.bfloat16)
     cos, sin = mrope_table(POSITIONS, 128, THETA, SECTIONS)
     wide = tuple(x.double() for x in heads)
     truth = qk_norm_rope_reference(*wide, cos.double(), sin.double())
@@ -79,7 +81,7 @@ def test_sixteen_bits_are_nearer_to_the_truth_than_the_published_order_of_casts(
 
 
 def test_equals_the_modules_it_replaced() -> None:
-    q, k, wq, wk = draw(9, 4, 2, 64, torch.float64)
+    q, k, wq, wk = random_inputs(9, 4, 2, 64, torch.float64)
     table = table_of(9, 64)
     norm = torch.nn.functional.rms_norm
     expected = tuple(apply_rope(norm(x, w.shape, w, 1e-5), table) for x, w in ((q, wq), (k, wk)))
@@ -92,7 +94,7 @@ SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.i
 @settings(max_examples=30, deadline=None)
 @given(SHAPES, st.integers(0, 1000))
 def test_rotation_keeps_the_norm_of_every_head(shape: tuple[int, int, int, int], seed: int) -> None:
-    q, k, wq, wk = draw(*shape, torch.float64, seed)
+    q, k, wq, wk = random_inputs(*shape, torch.float64, seed)
     out = qk_norm_rope(q, k, wq, wk, *table_of(shape[0], shape[3], seed))
     for got, x, weight in ((out[0], q, wq), (out[1], k, wk)):
         normalised = torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6)
@@ -102,7 +104,7 @@ def test_rotation_keeps_the_norm_of_every_head(shape: tuple[int, int, int, int],
 @settings(max_examples=30, deadline=None)
 @given(SHAPES, st.integers(0, 1000))
 def test_rotating_back_undoes_the_rotation(shape: tuple[int, int, int, int], seed: int) -> None:
-    q, k, wq, wk = draw(*shape, torch.float64, seed)
+    q, k, wq, wk = random_inputs(*shape, torch.float64, seed)
     cos, sin = table_of(shape[0], shape[3], seed)
     turned = qk_norm_rope(q, k, wq, wk, cos, sin)
     straight = qk_norm_rope(q, k, wq, wk, torch.ones_like(cos), torch.zeros_like(sin))
@@ -113,7 +115,7 @@ def test_rotating_back_undoes_the_rotation(shape: tuple[int, int, int, int], see
 @settings(max_examples=30, deadline=None)
 @given(SHAPES, st.randoms(use_true_random=False))
 def test_tokens_do_not_know_one_another(shape: tuple[int, int, int, int], random: Any) -> None:
-    q, k, wq, wk = draw(*shape, torch.float32)
+    q, k, wq, wk = random_inputs(*shape, torch.float32)
     cos, sin = table_of(shape[0], shape[3])
     order = list(range(shape[0]))
     random.shuffle(order)
@@ -123,7 +125,7 @@ def test_tokens_do_not_know_one_another(shape: tuple[int, int, int, int], random
 
 
 def test_a_head_of_zeros_stays_zero_and_passes_a_finite_gradient() -> None:
-    q, k, wq, wk = draw(2, 2, 1, 8, torch.float32)
+    q, k, wq, wk = random_inputs(2, 2, 1, 8, torch.float32)
     leaf = (q * 0).requires_grad_()
     out, _ = qk_norm_rope(leaf, k, wq, wk, *table_of(2, 8))
     (gradient,) = torch.autograd.grad(out.sum(), leaf)
@@ -131,7 +133,7 @@ def test_a_head_of_zeros_stays_zero_and_passes_a_finite_gradient() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    q, k, wq, wk = draw(2, 2, 1, 8, torch.float64)
+    q, k, wq, wk = random_inputs(2, 2, 1, 8, torch.float64)
     leaf = q.requires_grad_()
     out, _ = qk_norm_rope(leaf, k, wq, wk, *table_of(2, 8))
     (gradient,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
@@ -149,7 +151,7 @@ def fused(num_tokens: int, head_dim: int, requires_grad: bool = False) -> tuple[
 
 def check_views() -> None:
     qkv, q, k = fused(5, 72, requires_grad=True)
-    _, _, wq, wk = draw(5, 4, 2, 72, torch.float32)
+    _, _, wq, wk = random_inputs(5, 4, 2, 72, torch.float32)
     table = table_of(5, 72)
     out = qk_norm_rope(q, k, wq, wk, *table)
     assert all(x.is_contiguous() for x in out)
@@ -162,7 +164,7 @@ def check_views() -> None:
 
 def check_in_place() -> None:
     qkv, q, k = fused(5, 72)
-    _, _, wq, wk = draw(5, 4, 2, 72, torch.float32)
+    _, _, wq, wk = random_inputs(5, 4, 2, 72, torch.float32)
     table = table_of(5, 72)
     values = qkv[:, 6 * 72 :].clone()
     expected = qk_norm_rope(q, k, wq, wk, *table)
@@ -173,7 +175,7 @@ def check_in_place() -> None:
 
 
 def check_frozen_weights() -> None:
-    q, k, wq, wk = draw(6, 4, 2, 64, torch.float32)
+    q, k, wq, wk = random_inputs(6, 4, 2, 64, torch.float32)
     table = table_of(6, 64)
     results = []
     for learn in (False, True):
@@ -207,7 +209,7 @@ def test_kernels_in_runs_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         tables, "launch_row", lambda *args, **key: {**shipped(*args, **key), "launch": {"max_runs": 3}}
     )
-    heads, table = draw(8, 3, 1, 32, torch.float32), table_of(8, 32)
+    heads, table = random_inputs(8, 3, 1, 32, torch.float32), table_of(8, 32)
     results = []
     for function in (qk_norm_rope, qk_norm_rope_reference):
         leaves = [x.clone().requires_grad_() for x in heads]
@@ -217,7 +219,7 @@ def test_kernels_in_runs_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_in_place_refuses_to_lose_a_gradient() -> None:
-    q, k, wq, wk = draw(2, 2, 1, 8, torch.float32)
+    q, k, wq, wk = random_inputs(2, 2, 1, 8, torch.float32)
     table = table_of(2, 8)
     with pytest.raises(RuntimeError, match="keeps nothing for a backward pass"):
         qk_norm_rope_(q, k, wq.requires_grad_(), wk, *table)
@@ -228,7 +230,7 @@ def test_in_place_refuses_to_lose_a_gradient() -> None:
 
 
 def test_a_graph_notices_that_its_tensors_were_overwritten() -> None:
-    q, k, wq, wk = draw(2, 2, 1, 8, torch.float32)
+    q, k, wq, wk = random_inputs(2, 2, 1, 8, torch.float32)
     factor = torch.ones((), requires_grad=True)
     product = (factor * q).sum()  # keeps q
     qk_norm_rope_(q, k, wq, wk, *table_of(2, 8))
@@ -250,7 +252,7 @@ def test_a_graph_notices_that_its_tensors_were_overwritten() -> None:
 )
 def test_refusals(change: dict[str, Tensor], message: str) -> None:
     names = ("query", "key", "query_weight", "key_weight", "cos", "sin")
-    arguments = dict(zip(names, (*draw(2, 2, 1, 8, torch.float32), *table_of(2, 8)), strict=True))
+    arguments = dict(zip(names, (*random_inputs(2, 2, 1, 8, torch.float32), *table_of(2, 8)), strict=True))
     with pytest.raises(ValueError, match=message):
         qk_norm_rope(**(arguments | change))
 

@@ -10,17 +10,17 @@ import pytest
 
 from tools.house import comments, docstrings, habits, imports, lengths, names, table
 from tools.house.figures import Figure, measure
-from tools.house.sources import LIBRARY, SHIPPED, Source, of_parts, sources
+from tools.house.sources import LIBRARY, SHIPPED, SourceFile, of_parts, sources
 from tools.measure_house import main
 
-Plant = Callable[..., list[Source]]
+Plant = Callable[..., list[SourceFile]]
 
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Plant:
     """Return a function that writes files, each named by its path with `__` for a slash, and reads the checkout."""
 
-    def write(**files: str) -> list[Source]:
+    def write(**files: str) -> list[SourceFile]:
         for name, text in files.items():
             path = tmp_path / f"{name.replace('__', '/')}.py"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +35,11 @@ def package(root: Path, folder: str, text: str = "") -> None:
     (root / folder / "__init__.py").write_text(dedent(text), encoding="utf-8")
 
 
-def graph(files: list[Source]) -> dict[str, set[str]]:
+def graph(files: list[SourceFile]) -> dict[str, set[str]]:
     return imports.graph_of(imports.modules_of(of_parts(files, SHIPPED)))
 
 
-def rules(files: list[Source]) -> list[str]:
+def rules(files: list[SourceFile]) -> list[str]:
     return [f"{offence.line} {offence.rule}" for offence in docstrings.offences(files)]
 
 

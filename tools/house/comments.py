@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterable
 
-from .sources import Source, Text
+from .sources import SourceFile, Text
 
 NOTE = re.compile(r"\b(TODO|FIXME|XXX)\b")
 BANNER = re.compile(r"#\s*([-=*~#+_─━═])\1{2,}")
@@ -67,18 +67,18 @@ def _is_statement(node: ast.stmt) -> bool:
     return isinstance(node, STATEMENTS)
 
 
-def code_comments(source: Source) -> list[Text]:
+def code_comments(source: SourceFile) -> list[Text]:
     """Return the comments of a file that are code and have their line to themselves."""
     alone = [text for text in source.comments if not source.lines[text.line - 1][: text.column].strip()]
     return [text for text in alone if is_code(text.text)]
 
 
-def count(files: Iterable[Source], pattern: re.Pattern[str]) -> int:
+def count(files: Iterable[SourceFile], pattern: re.Pattern[str]) -> int:
     """Return the number of comments in which a pattern is found."""
     return sum(bool(pattern.search(text.text)) for source in files for text in source.comments)
 
 
-def banners(files: Iterable[Source]) -> list[str]:
+def banners(files: Iterable[SourceFile]) -> list[str]:
     """Return file and line of every comment that begins with a rule."""
     likely = [source for source in files if MAYBE_BANNER.search(source.text)]  # to read every token of tests is slow
     return [f"{source.name}:{text.line}" for source in likely for text in source.comments if BANNER.match(text.text)]

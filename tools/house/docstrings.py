@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .sources import Source, Text, docstring_node
+from .sources import SourceFile, Text, docstring_node
 
 MODULE, CLASS_QUESTION, CLASS_VERB = "module-question", "class-question", "class-imperative"
 ENTRY, POINTER = "entry-elliptical", "entry-pointer"
@@ -141,7 +141,7 @@ def opening_rules(node: ast.AST, docstring: str) -> Iterator[str]:
         yield CLASS_VERB
 
 
-def docstring_offences(source: Source) -> Iterator[Offence]:
+def docstring_offences(source: SourceFile) -> Iterator[Offence]:
     """Yield what the docstrings of modules, classes and functions do wrong, idioms aside."""
     for node in (source.tree, *source.definitions):
         constant = docstring_node(node)
@@ -177,7 +177,7 @@ def blocks(texts: Iterable[Text]) -> Iterator[Text]:
         yield pending
 
 
-def idiom_offences(source: Source) -> Iterator[Offence]:
+def idiom_offences(source: SourceFile) -> Iterator[Offence]:
     """Yield the idioms of a file's docstrings, comments and messages."""
     for block in blocks(source.texts):
         if KEY.fullmatch(block.text):
@@ -188,7 +188,7 @@ def idiom_offences(source: Source) -> Iterator[Offence]:
                 yield Offence(source.name, line, f"idiom ({name})", source.lines[line - 1].strip())
 
 
-def offences(files: Iterable[Source]) -> list[Offence]:
+def offences(files: Iterable[SourceFile]) -> list[Offence]:
     """Return every offence of some files, ordered by file and line."""
     return sorted(offence for source in files for offence in (*docstring_offences(source), *idiom_offences(source)))
 

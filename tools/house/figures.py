@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import comments, docstrings, habits, imports, lengths, names
-from .sources import FOLDERS, LIBRARY, SHIPPED, Source, of_parts, sources
+from .sources import FOLDERS, LIBRARY, SHIPPED, SourceFile, of_parts, sources
 
 LESS, MORE = "less", "more"
 MAX_FUNCTION = 60
@@ -46,7 +46,7 @@ def _listed(items: Iterable[object]) -> str:
     return "; ".join(str(item) for item in items)
 
 
-def size_figures(files: list[Source]) -> Iterator[Figure]:
+def size_figures(files: list[SourceFile]) -> Iterator[Figure]:
     """Yield the numbers of files and lines by part of the project."""
     for name, parts in {"library": LIBRARY, **{part: (part,) for part in FOLDERS}}.items():
         chosen = of_parts(files, parts)
@@ -54,7 +54,7 @@ def size_figures(files: list[Source]) -> Iterator[Figure]:
         yield Figure(f"lines.{name}", f"lines, {name}", sum(len(source.lines) for source in chosen))
 
 
-def length_figures(files: list[Source]) -> Iterator[Figure]:
+def length_figures(files: list[SourceFile]) -> Iterator[Figure]:
     """Yield how long files, functions and classes of the library are."""
     library = of_parts(files, LIBRARY)
     by_file = lengths.file_lengths(library)
@@ -81,7 +81,7 @@ def length_figures(files: list[Source]) -> Iterator[Figure]:
     yield Figure("class.longest", "longest class", largest.lines, LESS, largest.name)
 
 
-def habit_figures(root: Path, files: list[Source]) -> Iterator[Figure]:
+def habit_figures(root: Path, files: list[SourceFile]) -> Iterator[Figure]:
     """Yield annotations, docstrings, errors, dead code and ops of the library."""
     library = of_parts(files, LIBRARY)
     arguments, returns = habits.annotated_arguments(library), habits.annotated_returns(library)
@@ -105,7 +105,7 @@ def habit_figures(root: Path, files: list[Source]) -> Iterator[Figure]:
     yield Figure("ops", "registered ops", habits.registered_ops(library), MORE)
 
 
-def hatch_figures(root: Path, files: list[Source]) -> Iterator[Figure]:
+def hatch_figures(root: Path, files: list[SourceFile]) -> Iterator[Figure]:
     """Yield banners, what switches a checker off, lazy imports, and the share of lines that pyright checks."""
     library, shipped = of_parts(files, LIBRARY), of_parts(files, SHIPPED)
     banners = comments.banners(of_parts(files, (*SHIPPED, "tests")))
@@ -124,7 +124,7 @@ def hatch_figures(root: Path, files: list[Source]) -> Iterator[Figure]:
     yield Figure("checked", "lines that pyright checks (%)", checked.percent, MORE, note, 1)
 
 
-def import_figures(files: list[Source]) -> Iterator[Figure]:
+def import_figures(files: list[SourceFile]) -> Iterator[Figure]:
     """Yield circles, arrows up and chains of imports."""
     shipped = imports.modules_of(of_parts(files, SHIPPED))
     graph = imports.graph_of(shipped)
@@ -142,7 +142,7 @@ def import_figures(files: list[Source]) -> Iterator[Figure]:
         yield Figure(f"chain.{name}", label, len(chain), LESS, " → ".join(chain))
 
 
-def folder_figures(files: list[Source]) -> Iterator[Figure]:
+def folder_figures(files: list[SourceFile]) -> Iterator[Figure]:
     """Yield the fullest folder and the number of folders that hold too many files."""
     sizes = lengths.folder_sizes(of_parts(files, (*SHIPPED, "tests"))).most_common()
     shipped = lengths.folder_sizes(of_parts(files, SHIPPED)).most_common(1)
@@ -153,7 +153,7 @@ def folder_figures(files: list[Source]) -> Iterator[Figure]:
     yield Figure("folder.crowded", label, len(crowded), LESS, _listed(crowded))
 
 
-def docstring_figures(files: list[Source]) -> Iterator[Figure]:
+def docstring_figures(files: list[SourceFile]) -> Iterator[Figure]:
     """Yield the offences against the style of docstrings, by rule (`--list docstrings` shows where)."""
     shipped = of_parts(files, SHIPPED)
     for rule, count in docstrings.docstring_figures(docstrings.offences(shipped)).items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .imports import Import, imports_of
-from .sources import Definition, Function, Source, docstring_node
+from .sources import Definition, Function, SourceFile, docstring_node
 
 REGISTERED = ("custom_op", "triton_op")
 
@@ -43,7 +43,7 @@ def is_jit(node: Function) -> bool:
     return any(name in ("triton.jit", "jit") for name in names)
 
 
-def typed_functions(files: Iterable[Source]) -> Iterator[Function]:
+def typed_functions(files: Iterable[SourceFile]) -> Iterator[Function]:
     """Yield the functions whose annotations count: all but Triton kernels, whose arguments Python has no types for.
 
     Lambdas cannot be annotated and are not counted.
@@ -51,7 +51,7 @@ def typed_functions(files: Iterable[Source]) -> Iterator[Function]:
     return (node for source in files for node in source.functions if not is_jit(node))
 
 
-def annotated_arguments(files: Iterable[Source]) -> Share:
+def annotated_arguments(files: Iterable[SourceFile]) -> Share:
     """Return how many arguments are annotated; `self` and `cls` are not counted, `*args` and `**kwargs` are."""
     flags = []
     for node in typed_functions(files):
@@ -63,7 +63,7 @@ def annotated_arguments(files: Iterable[Source]) -> Share:
     return share(flags)
 
 
-def annotated_returns(files: Iterable[Source]) -> Share:
+def annotated_returns(files: Iterable[SourceFile]) -> Share:
     """Return how many functions say what they return."""
     return share(node.returns is not None for node in typed_functions(files))
 
@@ -78,28 +78,28 @@ def _public(body: Iterable[ast.stmt]) -> Iterator[Definition]:
             yield from _public(node.body)
 
 
-def public_docstrings(files: Iterable[Source]) -> Share:
+def public_docstrings(files: Iterable[SourceFile]) -> Share:
     """Return how many public functions, classes and methods of public classes have a docstring."""
     return share(docstring_node(node) is not None for source in files for node in _public(source.tree.body))
 
 
-def number_of(files: Iterable[Source], kind: type[ast.AST]) -> int:
+def number_of(files: Iterable[SourceFile], kind: type[ast.AST]) -> int:
     """Return how many nodes of a kind files have."""
     return sum(isinstance(node, kind) for source in files for node in source.nodes)
 
 
-def jit_functions(files: Iterable[Source]) -> int:
+def jit_functions(files: Iterable[SourceFile]) -> int:
     """Return the number of functions that Triton compiles."""
     return sum(is_jit(node) for source in files for node in source.functions)
 
 
-def autograd_functions(files: Iterable[Source]) -> int:
+def autograd_functions(files: Iterable[SourceFile]) -> int:
     """Return the number of classes derived from `torch.autograd.Function`."""
     classes = (node for source in files for node in source.nodes if isinstance(node, ast.ClassDef))
     return sum(any(ast.unparse(base).endswith("autograd.Function") for base in node.bases) for node in classes)
 
 
-def registered_ops(files: Iterable[Source]) -> int:
+def registered_ops(files: Iterable[SourceFile]) -> int:
     """Return the number of ops registered by `custom_op`, `triton_op` or the schema that a library defines."""
     calls = (node for source in files for node in source.nodes if isinstance(node, ast.Call))
     return sum(_registers(node) for node in calls)
@@ -111,7 +111,7 @@ def _registers(node: ast.Call) -> bool:
     return name in REGISTERED or (name == "define" and ("->" in schema or "::" in schema))
 
 
-def lazy_imports(files: Mapping[str, Source]) -> tuple[int, int]:
+def lazy_imports(files: Mapping[str, SourceFile]) -> tuple[int, int]:
     """Return the number of import statements inside functions, and how many of them need Triton.
 
     A file needs Triton that imports it at its top, or a file of ours that does.
@@ -134,7 +134,7 @@ def _reaches(items: Iterable[Import], modules: set[str]) -> bool:
     return any(item.module in modules or item.target in modules for item in items)
 
 
-def path_changes(files: Iterable[Source]) -> list[str]:
+def path_changes(files: Iterable[SourceFile]) -> list[str]:
     """Return file and line of every change of `sys.path`."""
     return [
         f"{source.name}:{node.lineno}"
@@ -144,7 +144,7 @@ def path_changes(files: Iterable[Source]) -> list[str]:
     ]
 
 
-def checked_lines(root: Path, files: Iterable[Source]) -> Share:
+def checked_lines(root: Path, files: Iterable[SourceFile]) -> Share:
     """Return how many lines pyright checks, by `[tool.pyright] include` and `exclude` of pyproject.toml.
 
     Args:
@@ -160,6 +160,6 @@ def checked_lines(root: Path, files: Iterable[Source]) -> Share:
     return Share(sum(len(source.lines) for source in checked), sum(len(source.lines) for source in files))
 
 
-def _below(source: Source, folders: Iterable[str]) -> bool:
+def _below(source: SourceFile, folders: Iterable[str]) -> bool:
     plain = (folder.rstrip("/").removesuffix("/**").removeprefix("./") for folder in folders)
     return any(folder in ("", ".", "**") or source.path.is_relative_to(folder) for folder in plain)

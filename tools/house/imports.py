@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .sources import FOLDERS, SHIPPED, Function, Source, of_parts, sources
+from .sources import FOLDERS, SHIPPED, Function, SourceFile, of_parts, sources
 
 PACKAGES = {
     "kernels": "medmo_kernels",
@@ -53,24 +53,24 @@ class Import:
         return f"{self.module}.{self.name}" if self.name else self.module
 
 
-def is_package(source: Source) -> bool:
+def is_package(source: SourceFile) -> bool:
     """Return whether a file is the `__init__` of a package."""
     return source.path.name == "__init__.py"
 
 
-def module_name(source: Source) -> str:
+def module_name(source: SourceFile) -> str:
     """Return the dotted name that a file is imported by; a package has the name of its folder."""
     parts = source.path.relative_to(FOLDERS[source.part]).with_suffix("").parts
     names = [PACKAGES[source.part], *(parts[:-1] if is_package(source) else parts)]
     return ".".join(name for name in names if name)
 
 
-def modules_of(files: Iterable[Source]) -> dict[str, Source]:
+def modules_of(files: Iterable[SourceFile]) -> dict[str, SourceFile]:
     """Return files by the names that they are imported by."""
     return {module_name(source): source for source in files}
 
 
-def module_files(root: Path, parts: Iterable[str] = SHIPPED) -> dict[str, Source]:
+def module_files(root: Path, parts: Iterable[str] = SHIPPED) -> dict[str, SourceFile]:
     """Return the files of a checkout by the names that they are imported by.
 
     Args:
@@ -103,12 +103,12 @@ def _walk(node: ast.AST, lazy: bool, typing: bool) -> Iterator[tuple[ast.Import 
 
 
 @cache
-def _statements(source: Source) -> list[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+def _statements(source: SourceFile) -> list[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
     """Return the import statements of a file: whether each is lazy, whether it is for types only."""
     return list(_walk(source.tree, False, False))
 
 
-def imports_of(module: str, source: Source) -> list[Import]:
+def imports_of(module: str, source: SourceFile) -> list[Import]:
     """Return what a file imports, at any depth, one item a name.
 
     Args:
@@ -126,7 +126,7 @@ def imports_of(module: str, source: Source) -> list[Import]:
     return found
 
 
-def _handed_on(module: str, source: Source) -> dict[str, Import]:
+def _handed_on(module: str, source: SourceFile) -> dict[str, Import]:
     """Return what a package takes from elsewhere, by the name that it gives it."""
     taken = {}
     for node, lazy, typing in _statements(source):
@@ -137,7 +137,7 @@ def _handed_on(module: str, source: Source) -> dict[str, Import]:
     return taken
 
 
-def graph_of(files: Mapping[str, Source]) -> dict[str, set[str]]:
+def graph_of(files: Mapping[str, SourceFile]) -> dict[str, set[str]]:
     """Return the arrows between files, each file's own left out.
 
     Args:
@@ -208,7 +208,7 @@ def longest_chain(graph: Graph) -> list[str]:
     return max(best.values(), key=lambda chain: (len(chain), chain), default=[])
 
 
-def parts_graph(files: Mapping[str, Source], graph: Graph) -> dict[str, set[str]]:
+def parts_graph(files: Mapping[str, SourceFile], graph: Graph) -> dict[str, set[str]]:
     """Return which part of the project imports which others.
 
     Args:

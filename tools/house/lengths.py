@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .habits import is_jit
-from .sources import Definition, Function, Source, docstring_node
+from .sources import Definition, Function, SourceFile, docstring_node
 
 
 @dataclass(frozen=True, order=True)
@@ -36,7 +36,7 @@ def percentile(values: Iterable[int], share: float) -> int:
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else 0
 
 
-def length_of(source: Source, node: Definition) -> Length:
+def length_of(source: SourceFile, node: Definition) -> Length:
     """Return the length of a function or class."""
     lines = (node.end_lineno or node.lineno) - node.lineno + 1
     docstring = docstring_node(node)
@@ -45,17 +45,17 @@ def length_of(source: Source, node: Definition) -> Length:
     return Length(lines, lines - spent, f"{source.name}: {node.name}", kernel)
 
 
-def file_lengths(files: Iterable[Source]) -> list[Length]:
+def file_lengths(files: Iterable[SourceFile]) -> list[Length]:
     """Return the lengths of files; their docstrings are not taken off."""
     return [Length(len(source.lines), len(source.lines), source.name) for source in files]
 
 
-def function_lengths(files: Iterable[Source]) -> list[Length]:
+def function_lengths(files: Iterable[SourceFile]) -> list[Length]:
     """Return the lengths of all functions and methods, nested ones included."""
     return [length_of(source, node) for source in files for node in source.functions]
 
 
-def class_lengths(files: Iterable[Source]) -> list[Length]:
+def class_lengths(files: Iterable[SourceFile]) -> list[Length]:
     """Return the lengths of all classes."""
     return [length_of(source, node) for source in files for node in source.nodes if isinstance(node, ast.ClassDef)]
 
@@ -70,7 +70,7 @@ def longest(lengths: Sequence[Length], *, bare: bool = False) -> Length:
     return max(lengths, key=lambda item: item.bare if bare else item.lines, default=Length(0, 0, "none"))
 
 
-def folder_sizes(files: Iterable[Source]) -> Counter[str]:
+def folder_sizes(files: Iterable[SourceFile]) -> Counter[str]:
     """Return the number of Python files that lie directly in each folder, `__init__` not counted."""
     plain = (source for source in files if source.path.name != "__init__.py")
     return Counter(source.path.parent.as_posix() for source in plain)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sources import LIBRARY, Definition, Source, of_parts
+from .sources import LIBRARY, Definition, SourceFile, of_parts
 
 WORDS = re.compile(r"[A-Za-z_]\w*([.:\[|, \]]+[A-Za-z_]\w*)*\]*")
 WORD = re.compile(r"[A-Za-z_]\w*")
@@ -34,7 +34,7 @@ class Defined:
         is_member: whether a class holds the definition; members of private classes and dunders are left out.
     """
 
-    source: Source
+    source: SourceFile
     name: str
     first: int
     last: int
@@ -53,7 +53,7 @@ CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 """Code on a page of Markdown."""
 CONVENTION = 3
 """Files that define a name from which it is a convention."""
-Uses = dict[str, list[tuple[Source, int]]]
+Uses = dict[str, list[tuple[SourceFile, int]]]
 """Name -> files and lines that use it."""
 
 
@@ -73,7 +73,7 @@ def _constants(node: ast.stmt) -> Iterator[str]:
                 yield name.id
 
 
-def _of_body(source: Source, body: Iterable[ast.stmt], member: bool) -> Iterator[Defined]:
+def _of_body(source: SourceFile, body: Iterable[ast.stmt], member: bool) -> Iterator[Defined]:
     for node in body:
         if isinstance(node, Definition) and not _is_dunder(node.name):
             yield Defined(source, node.name, _first_line(node), node.end_lineno or node.lineno, member)
@@ -87,7 +87,7 @@ def _of_body(source: Source, body: Iterable[ast.stmt], member: bool) -> Iterator
             yield from _of_body(source, inner, member)
 
 
-def defined(files: Iterable[Source]) -> list[Defined]:
+def defined(files: Iterable[SourceFile]) -> list[Defined]:
     """Return the functions, classes and constants that files define at their top, and public members of their classes.
 
     Fields of a class are not listed: who reads one cannot be seen without its type.
@@ -95,7 +95,7 @@ def defined(files: Iterable[Source]) -> list[Defined]:
     return [item for source in files for item in _of_body(source, source.tree.body, False)]
 
 
-def _listed(source: Source) -> set[int]:
+def _listed(source: SourceFile) -> set[int]:
     """Return the ids of the strings in `__all__`."""
     lists = [node for node in source.nodes if "__all__" in (_constants(node) if isinstance(node, ast.stmt) else ())]
     return {id(part) for node in lists for part in ast.walk(node)}
@@ -112,7 +112,7 @@ def _words_of(node: ast.AST, package: bool) -> Iterator[str]:
         yield from (alias.name for alias in node.names if alias.asname)
 
 
-def uses(files: Iterable[Source]) -> Uses:
+def uses(files: Iterable[SourceFile]) -> Uses:
     """Return every use of every name in some files."""
     found: Uses = defaultdict(list)
     for source in files:
@@ -141,7 +141,7 @@ def page_words(root: Path) -> set[str]:
     return {word for text in texts for code in CODE.findall(text) for word in WORD.findall(code)}
 
 
-def unused(root: Path, files: Iterable[Source]) -> tuple[list[Defined], list[Defined]]:
+def unused(root: Path, files: Iterable[SourceFile]) -> tuple[list[Defined], list[Defined]]:
     """Return the names of the library that nothing uses, and the public ones that only tests use.
 
     Args:

@@ -39,7 +39,7 @@ class Text:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SourceFile:
     """A Python file.
 
     Attributes:
@@ -112,18 +112,18 @@ def python_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def sources(root: Path) -> list[Source]:
+def sources(root: Path) -> list[SourceFile]:
     """Return the Python files of a checkout; a missing folder has none."""
     found = [
-        Source(root, path.relative_to(root), part)
+        SourceFile(root, path.relative_to(root), part)
         for part, folder in FOLDERS.items()
         for path in python_files(root / folder)
     ]
     others = [*sorted(root.glob("*.py")), *(path for name in OTHER_FOLDERS for path in python_files(root / name))]
-    return found + [Source(root, path.relative_to(root), OTHER) for path in others]
+    return found + [SourceFile(root, path.relative_to(root), OTHER) for path in others]
 
 
-def of_parts(files: Iterable[Source], parts: Iterable[str]) -> list[Source]:
+def of_parts(files: Iterable[SourceFile], parts: Iterable[str]) -> list[SourceFile]:
     """Return the files that belong to some parts of the project."""
     wanted = set(parts)
     return [source for source in files if source.part in wanted]

@@ -19,7 +19,7 @@ PAPER, INK = (16, 18, 22), (235, 235, 235)
 LINE_HEIGHT = 18
 
 
-def draw_overlay(
+def overlay_boxes(
     pixels: NDArray[np.uint8],
     predicted: Boxes | None = None,
     truth: Boxes | None = None,
@@ -57,11 +57,11 @@ def draw_overlay(
     picture = Image.fromarray(pixels).resize(shown, Image.Resampling.NEAREST if scale > 4 else Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     if truth is not None:
-        _draw_boxes(draw, truth.resize(shown), TRUE_COLOUR, dashed=False, label_above=True)
+        _paint_boxes(draw, truth.resize(shown), TRUE_COLOUR, dashed=False, label_above=True)
     if predicted is not None:
-        _draw_boxes(draw, predicted.resize(shown), PREDICTED_COLOUR, dashed=True, label_above=False)
+        _paint_boxes(draw, predicted.resize(shown), PREDICTED_COLOUR, dashed=True, label_above=False)
     if geometry is not None:
-        _draw_sides(draw, shown, geometry)
+        _paint_sides(draw, shown, geometry)
     return _framed(picture, title, predicted, truth)
 
 
@@ -80,7 +80,7 @@ def _font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _draw_boxes(
+def _paint_boxes(
     draw: ImageDraw.ImageDraw, boxes: Boxes, colour: tuple[int, int, int], *, dashed: bool, label_above: bool
 ) -> None:
     for (x1, y1, x2, y2), label in zip(boxes.xyxy.tolist(), boxes.labels, strict=True):
@@ -96,7 +96,7 @@ def _draw_boxes(
         else:
             draw.rectangle((x1, y1, right, bottom), outline=colour, width=2)
         if label:
-            _draw_label(draw, (x1, y1 - LINE_HEIGHT if label_above else bottom + 2), label, colour, boxes.size)
+            _paint_label(draw, (x1, y1 - LINE_HEIGHT if label_above else bottom + 2), label, colour, boxes.size)
 
 
 def _dashed_line(
@@ -114,7 +114,7 @@ def _dashed_line(
         draw.line((float(a[0]), float(a[1]), float(b[0]), float(b[1])), fill=colour, width=2)
 
 
-def _draw_label(
+def _paint_label(
     draw: ImageDraw.ImageDraw,
     corner: tuple[float, float],
     label: str,
@@ -129,7 +129,7 @@ def _draw_label(
     draw.text((x + 2, y), text, fill=colour, font=_font())
 
 
-def _draw_sides(draw: ImageDraw.ImageDraw, size: tuple[int, int], geometry: Geometry) -> None:
+def _paint_sides(draw: ImageDraw.ImageDraw, size: tuple[int, int], geometry: Geometry) -> None:
     width, height = size
     places = {
         "left": (4, height // 2),

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from ...durable import write_json, write_text
 from ...errors import InputError
 
 SPECIAL_TOKENS = (
@@ -186,7 +187,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / TOKENIZER_FILE
-        path.write_text(self.to_str(), encoding="utf-8")
+        write_text(path, self.to_str())
         config = {
             # transformers gives Qwen's class Qwen's own pretokeniser, whatever the file says.
             "tokenizer_class": "Qwen2TokenizerFast" if self._splits_as_qwen() else "PreTrainedTokenizerFast",
@@ -201,7 +202,7 @@ class Tokenizer:
             "split_special_tokens": False,
             "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, config, indent=2)
         return path
 
 

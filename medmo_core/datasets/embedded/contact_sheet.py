@@ -64,11 +64,13 @@ def tile(record: ImageFacts, side: int = TILE_PX) -> Image.Image:
     many = len(record.structures) > 1 and len({s.name for s in record.structures}) == 1
     ordered = sorted(record.structures, key=lambda s: -(s.area_mm2 or 0))[: None if many else MAX_BOXES]
     for index, item in enumerate(ordered):
-        _draw_box(draw, item, scale, COLOURS[index % len(COLOURS)], side, named=not many or index == 0)
+        _paint_box(draw, item, scale, COLOURS[index % len(COLOURS)], side, named=not many or index == 0)
     return canvas
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, item: Structure, scale: float, colour: str, side: int, *, named: bool) -> None:
+def _paint_box(
+    draw: ImageDraw.ImageDraw, item: Structure, scale: float, colour: str, side: int, *, named: bool
+) -> None:
     x1, y1, x2, y2 = (round(v * scale) for v in item.xyxy_px)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour)
     if named:

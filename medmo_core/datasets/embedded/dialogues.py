@@ -39,18 +39,18 @@ class Dialogues:
 
     def get(self, index: int, rng: Random) -> Sample:
         """Return a dialogue about some image; index and `rng` choose it."""
-        first = self._tasks[draw_task(rng)]
+        first = self._tasks[choose_task(rng)]
         record = first.record(index % len(first))
         draft, view = first.draft(record, rng)
         drafts = [draft]
         for _ in range(NUM_TURNS - 1):
-            following = draft_in_view(draw_task(rng), record, view, rng)
+            following = draft_in_view(choose_task(rng), record, view, rng)
             if following is not None and all(following.question != d.question for d in drafts):
                 drafts.append(following)
         return join_turns(drafts, view)
 
 
-def draw_task(rng: Random) -> str:
+def choose_task(rng: Random) -> str:
     """Draw the task of a turn."""
     return rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()))[0]
 

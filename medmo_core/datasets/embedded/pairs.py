@@ -20,7 +20,7 @@ from .tasks import (
     STREAM_PREFIX,
     EmbeddedTasks,
     box_annotations,
-    draw_view,
+    choose_view,
     image_of,
     single_targets,
     where_of,
@@ -154,7 +154,7 @@ class Pairs:
             form = rng.choices(list(left), list(left.values()))[0]
             del left[form]
             for _ in range(MAX_ATTEMPTS):
-                pair = self._draw_pair(record, rng)
+                pair = self._choose_pair(record, rng)
                 draft = FORMS[form](pair, rng)
                 if draft is not None:
                     return bind_pair(form, draft, pair)
@@ -164,10 +164,10 @@ class Pairs:
         assert draft is not None, f"{record.id} allows no question about a pair, though it was listed"
         return bind_pair("track", draft, pair)
 
-    def _draw_pair(self, record: ImageFacts, rng: Random) -> Pair:
+    def _choose_pair(self, record: ImageFacts, rng: Random) -> Pair:
         near = neighbours(record)
         second = near[rng.randrange(len(near))]
-        first_view, second_view = (draw_view(r, rng) if self.crops else look(r) for r in (record, second))
+        first_view, second_view = (choose_view(r, rng) if self.crops else look(r) for r in (record, second))
         return pair_of(first_view, second_view)
 
 

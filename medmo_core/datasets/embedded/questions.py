@@ -24,7 +24,7 @@ PAIR_TRIALS = 24  # views looked at to find both answers
 NAME_TRIALS = 4
 SIDES = ("left", "right")
 
-DrawView = Callable[[str | None], View]
+ChooseView = Callable[[str | None], View]
 """Returns the next view of an image, looking for one name only or (None) for everything."""
 
 
@@ -107,7 +107,7 @@ PAIRED: dict[str, Paired] = {
 }
 
 
-def ask_paired(form: str, record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question | None:
+def ask_paired(form: str, record: ImageFacts, choose_view: ChooseView, rng: Random, *, crops: bool) -> Question | None:
     """Ask one of `PAIRED` of an image; None where no structure has both answers."""
     pair = PAIRED[form]
     names = list(pair.names(look(record), not crops))
@@ -116,7 +116,7 @@ def ask_paired(form: str, record: ImageFacts, draw_view: DrawView, rng: Random, 
     for name in names[:NAME_TRIALS] if crops else _wanted_first(names, pair, look(record), wanted):
         views: dict[bool, View] = {}
         for _ in range(PAIR_TRIALS if crops else 1):
-            view = draw_view(name)
+            view = choose_view(name)
             value = pair.holds(view, name)
             if value is not None:
                 views.setdefault(value, view)
@@ -200,23 +200,23 @@ FORM_WEIGHTS = {
 """Form -> how often it is tried first."""
 
 
-def ask(record: ImageFacts, draw_view: DrawView, rng: Random, *, crops: bool) -> Question:
+def ask(record: ImageFacts, choose_view: ChooseView, rng: Random, *, crops: bool) -> Question:
     """Ask something of an image.
 
     Args:
         record: the image.
-        draw_view: function that makes the next view of it: a random crop, or the whole image every time.
+        choose_view: function that makes the next view of it: a random crop, or the whole image every time.
         rng: generator that chooses form, structure and answer.
-        crops: whether `draw_view` crops.
+        crops: whether `choose_view` crops.
     """
     left = dict(FORM_WEIGHTS)
     while left:
         form = rng.choices(list(left), list(left.values()))[0]
         del left[form]
         if form in PAIRED:
-            question = ask_paired(form, record, draw_view, rng, crops=crops)
+            question = ask_paired(form, record, choose_view, rng, crops=crops)
         else:
-            question = PLAIN[form](draw_view(None), rng)
+            question = PLAIN[form](choose_view(None), rng)
         if question is not None:
             return question
     raise AssertionError("the modality can be asked of any image")

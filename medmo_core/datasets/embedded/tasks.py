@@ -139,21 +139,21 @@ class EmbeddedTasks:
             plain_boxes: ask grounding questions for exactly one box only.
         """
         if self.task == "vqa":
-            question = ask(record, lambda only: self._draw_view(record, rng, only), rng, crops=self.crops)
+            question = ask(record, lambda only: self._choose_view(record, rng, only), rng, crops=self.crops)
             return from_question(question), question.view
         for form in forms_of(self.task, rng, plain_boxes=plain_boxes):
             for attempt in range(MAX_ATTEMPTS if self.crops else 1):
-                view = look(record) if attempt == MAX_ATTEMPTS - 1 else self._draw_view(record, rng)
+                view = look(record) if attempt == MAX_ATTEMPTS - 1 else self._choose_view(record, rng)
                 draft = draft_of(self.task, form, view, rng)
                 if draft is not None:
                     return draft, view
         raise AssertionError(f"{record.id} allows no {self.task} sample, though it was listed")
 
-    def _draw_view(self, record: ImageFacts, rng: Random, only: str | None = None) -> View:
-        return draw_view(record, rng, only) if self.crops else look(record, only=only)
+    def _choose_view(self, record: ImageFacts, rng: Random, only: str | None = None) -> View:
+        return choose_view(record, rng, only) if self.crops else look(record, only=only)
 
 
-def draw_view(record: ImageFacts, rng: Random, only: str | None = None) -> View:
+def choose_view(record: ImageFacts, rng: Random, only: str | None = None) -> View:
     """Return what a random square window of an image shows; `only` as for `look`."""
     return look(record, random_square_window((record.width, record.height), rng, *CROP_RATIOS, CROP_OVERHANG), only)
 
@@ -301,7 +301,7 @@ def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sam
     samples: dict[str, Sample] = {}
     for i in range(n):
         rng = Random(f"{seed}/absent/{split}/{i}")
-        view = source._draw_view(usable[i * len(usable) // n], rng)
+        view = source._choose_view(usable[i * len(usable) // n], rng)
         draft = _ground("absent", view, rng)
         if draft is not None:
             sample = bind("grounding", draft, view)

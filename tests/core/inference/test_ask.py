@@ -45,7 +45,7 @@ def test_nothing_names_the_patient(kit: Kit, says: LetSay, named_dicom: Path, tm
     says(BOX)
     named_file = named_dicom.rename(tmp_path / "Vandelay_4711.dcm")
     answer = ask(kit, named_file, "Where is the liver?")
-    answer.draw("Where is the liver?").save(tmp_path / "overlay.png")
+    answer.picture("Where is the liver?").save(tmp_path / "overlay.png")
     shown = repr(answer) + json.dumps(answer.to_json()) + repr(answer.images[0].info)
     for trace in ("Vandelay", "4711"):
         assert trace not in shown

@@ -53,7 +53,7 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(liger_kernel.ops.rms_norm, "rsqrt", lambda x: tl.rsqrt(x))
 
 
-def draw(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
+def random_inputs(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
     return values.to(device=DEVICE, dtype=dtype).requires_grad_()
@@ -86,13 +86,13 @@ def test_rms_norm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     def plain(x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, 1e-3)
 
-    x = draw(*shape, dtype=dtype, scale=0.03)  # mean of squares near eps
-    assert_as_good(ours, plain, [x, draw(shape[-1], dtype=dtype, seed=1)])
+    x = random_inputs(*shape, dtype=dtype, scale=0.03)  # mean of squares near eps
+    assert_as_good(ours, plain, [x, random_inputs(shape[-1], dtype=dtype, seed=1)])
 
 
 @pytest.mark.usefixtures("liger")
 def test_rms_norm_leaves_the_incoming_gradient_alone() -> None:
-    x = draw(3, 8, dtype=torch.float32)
+    x = random_inputs(3, 8, dtype=torch.float32)
     gradient = torch.ones(3, 8, device=DEVICE)
     RMSNorm(8, device=DEVICE)(x).backward(gradient)
     assert torch.equal(gradient, torch.ones_like(gradient))
@@ -110,8 +110,9 @@ def test_swiglu(dtype: torch.dtype) -> None:
     def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
-    weights = [draw(*shape, dtype=dtype, seed=i, scale=0.3) for i, shape in enumerate([(20, 12), (20, 12), (12, 20)])]
-    assert_as_good(ours, plain, [draw(5, 12, dtype=dtype, seed=9), *weights])
+    shapes = [(20, 12), (20, 12), (12, 20)]
+    weights = [random_inputs(*shape, dtype=dtype, seed=i, scale=0.3) for i, shape in enumerate(shapes)]
+    assert_as_good(ours, plain, [random_inputs(5, 12, dtype=dtype, seed=9), *weights])
 
 
 def targets_of(num_rows: int, vocab: int = 37) -> Tensor:
@@ -130,7 +131,7 @@ def test_linear_cross_entropy(reduction: str, dtype: torch.dtype) -> None:
             logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction=reduction
         )
 
-    leaves = [draw(11, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
+    leaves = [random_inputs(11, 12, dtype=dtype), random_inputs(37, 12, dtype=dtype, seed=1)]
     assert linear_cross_entropy(*leaves, targets, reduction).dtype == torch.float32
     assert_as_good(lambda hidden, weight: linear_cross_entropy(hidden, weight, targets, reduction), plain, leaves)
 
@@ -146,7 +147,7 @@ def test_rows_and_z_loss_come_from_the_pass_that_makes_the_gradients(dtype: torc
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets, reduction="sum") + z_loss * logits.logsumexp(-1).square().sum()
 
-    leaves = [draw(11, 12, dtype=dtype), draw(37, 12, dtype=dtype, seed=1)]
+    leaves = [random_inputs(11, 12, dtype=dtype), random_inputs(37, 12, dtype=dtype, seed=1)]
     assert_as_good(lambda h, w: linear_token_losses(h, w, targets, z_loss=z_loss).total, plain, leaves)
     got = linear_token_losses(*leaves, targets, z_loss=z_loss, accuracy=True)
     logits = F.linear(*(leaf.detach().double() for leaf in leaves))
@@ -164,7 +165,7 @@ def test_rows_and_z_loss_come_from_the_pass_that_makes_the_gradients(dtype: torc
 def test_a_head_learns_from_frozen_states_and_a_frozen_head_passes_gradients() -> None:
     """Liger alone drops the head's gradient when the states need none."""
     targets = targets_of(7)
-    hidden, weight = draw(7, 12, dtype=torch.float32), draw(37, 12, dtype=torch.float32, seed=1)
+    hidden, weight = random_inputs(7, 12, dtype=torch.float32), random_inputs(37, 12, dtype=torch.float32, seed=1)
     both = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), [hidden, weight])
     (head_alone,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, targets), [weight])
     (states_alone,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets), [hidden])
@@ -174,7 +175,7 @@ def test_a_head_learns_from_frozen_states_and_a_frozen_head_passes_gradients() -
 
 
 def test_no_rows_no_kernel() -> None:
-    hidden, weight = draw(0, 12, dtype=torch.float32), draw(37, 12, dtype=torch.float32)
+    hidden, weight = random_inputs(0, 12, dtype=torch.float32), random_inputs(37, 12, dtype=torch.float32)
     nothing, rows = targets_of(0), torch.zeros(0, device=DEVICE)
     for loss in (
         linear_cross_entropy(hidden, weight, nothing),

@@ -10,7 +10,9 @@ from medmo_core.losses import linear_token_losses, token_logprobs
 DENSE_LOGITS = "medmo_core.losses.chunked_head.DENSE_LOGITS"
 
 
-def draw(rows: int = 37, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_inputs(
+    rows: int = 37, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, 12, generator=generator, dtype=dtype, requires_grad=True)
     weight = torch.randn(101, 12, generator=generator, dtype=dtype, requires_grad=True)
@@ -23,7 +25,7 @@ def gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_chunks_equal_the_plain_loss(monkeypatch: pytest.MonkeyPatch, reduction: str) -> None:
-    hidden, weight, targets = draw()
+    hidden, weight, targets = random_inputs()
     plain = F.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
     monkeypatch.setattr(DENSE_LOGITS, 505)
     chunked = head(hidden, weight, targets, reduction)
@@ -36,7 +38,7 @@ def test_chunks_equal_the_plain_loss(monkeypatch: pytest.MonkeyPatch, reduction:
 def test_the_sum_its_rows_and_the_z_loss_equal_the_dense_reference(
     monkeypatch: pytest.MonkeyPatch, z_loss: float, limit: int
 ) -> None:
-    hidden, weight, targets = draw()
+    hidden, weight, targets = random_inputs()
     logits = hidden @ weight.T
     rows = F.cross_entropy(logits, targets, reduction="none")
     term = z_loss * logits.logsumexp(-1).square().sum()
@@ -56,7 +58,7 @@ def test_the_sum_its_rows_and_the_z_loss_equal_the_dense_reference(
 
 
 def test_no_row_is_no_loss_and_no_nan() -> None:
-    hidden, weight, targets = draw(0)
+    hidden, weight, targets = random_inputs(0)
     got = linear_token_losses(hidden, weight, targets, z_loss=0.1, accuracy=True)
     got.total.backward()
     assert got.total == got.z_loss == 0 and got.cross_entropy.shape == (0,) and got.correct.shape == (0,)
@@ -65,7 +67,7 @@ def test_no_row_is_no_loss_and_no_nan() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_token_logprobs_equal_log_softmax(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    hidden, weight, targets = draw()
+    hidden, weight, targets = random_inputs()
     plain = ((hidden @ weight.T) / temperature).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     whole = token_logprobs(hidden, weight, targets, temperature)
     monkeypatch.setattr(DENSE_LOGITS, 505)
@@ -81,7 +83,7 @@ def test_token_logprobs_equal_log_softmax(monkeypatch: pytest.MonkeyPatch, tempe
 @pytest.mark.parametrize("limit", [505, 2**20], ids=["chunks", "whole"])
 def test_half_precision_sums_in_fp32(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(DENSE_LOGITS, limit)
-    hidden, weight, targets = draw(dtype=torch.bfloat16)
+    hidden, weight, targets = random_inputs(dtype=torch.bfloat16)
     exact = F.cross_entropy(hidden.double() @ weight.double().T, targets)
     assert token_logprobs(hidden, weight, targets).dtype == torch.float32
     loss = head(hidden, weight, targets)
@@ -90,7 +92,7 @@ def test_half_precision_sums_in_fp32(monkeypatch: pytest.MonkeyPatch, limit: int
 
 
 def test_wrong_settings_are_refused() -> None:
-    hidden, weight, targets = draw()
+    hidden, weight, targets = random_inputs()
     with pytest.raises(ValueError, match="'none'"):
         head(hidden, weight, targets, "none")
     with pytest.raises(ValueError, match="temperature must be positive"):

@@ -17,10 +17,10 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.reinforcement.completions import Completion, divide, join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine
 from medmo_recipes.reinforcement.groups import (
-    Answers,
+    Completions,
     draw_prompts,
-    reward_answers,
-    sample_answers,
+    reward_completions,
+    sample_completions,
     sampled_tokens,
 )
 from medmo_recipes.reinforcement.image_features import encode_images, keeps_features
@@ -57,13 +57,13 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
 
     generations = [Generation([5] * n, [-1.0] * n) for n in (1, 2, 3, 4, 4, 4)]
     answers = [
-        Answers(f"{s.id}#{i}", kit.processor.encode(s, for_generation=True), generations[3 * i : 3 * i + 3])
+        Completions(f"{s.id}#{i}", kit.processor.encode(s, for_generation=True), generations[3 * i : 3 * i + 3])
         for i, s in enumerate(samples)
     ]
     rewards = RewardSet({"length": length, "first": first_only})
     rollout, grpo = Rollout(num_generations=3, max_new_tokens=4), Grpo(advantage="centred", overlong_tokens=2)
     weights = {"length": 1.0, "first": 3.0}
-    one, two = reward_answers(
+    one, two = reward_completions(
         answers, rewards, weights, kit.tokenizer, kit.processor.text, rollout, grpo, step=3, max_steps=9
     )
     assert one.components == {"length": [1.0, 2.0, 3.0], "first": [1.0] * 3, "overlong": [0.0, 0.0, -0.5]}
@@ -73,13 +73,13 @@ def test_groups_are_rewarded_and_compared(kit: Kit, own_data: Path) -> None:
     asked = [kit.processor.text.question_text(s) for s in samples for _ in range(3)]
     assert [turns[-1]["content"] for turns in seen["prompts"]] == asked
     apart = Grpo(advantage="centred", normalise_components=True)
-    one, _ = reward_answers(
+    one, _ = reward_completions(
         answers, rewards, weights, kit.tokenizer, kit.processor.text, rollout, apart, step=3, max_steps=9
     )
     assert one.rewards.tolist() == [1.0, 1.25, 1.5]  # what is logged is not normalised
     assert one.advantages.tolist() == pytest.approx([-0.25, 0.0, 0.25], rel=1e-3)  # deviations
     assert (
-        reward_answers([], rewards, weights, kit.tokenizer, kit.processor.text, rollout, grpo, step=3, max_steps=9)
+        reward_completions([], rewards, weights, kit.tokenizer, kit.processor.text, rollout, grpo, step=3, max_steps=9)
         == []
     )
 
@@ -92,13 +92,13 @@ def test_denominators_count_what_is_learned(kit: Kit, own_data: Path) -> None:
         Generation([5], [-1.0, -2.0], finished=True, stop_token=3),
         Generation([5, 6], [-math.inf, math.nan]),
     ]
-    answers = [Answers("a", kit.processor.encode(samples[0], for_generation=True), generations)]
+    answers = [Completions("a", kit.processor.encode(samples[0], for_generation=True), generations)]
     rollout = Rollout(num_generations=3, max_new_tokens=10)
 
     def weights(**settings: Any) -> list[list[float]]:
         grpo = Grpo(**settings)
         rewards = RewardSet({"letters": letters})
-        groups = reward_answers(
+        groups = reward_completions(
             answers, rewards, {"letters": 1.0}, kit.tokenizer, kit.processor.text, rollout, grpo, step=0, max_steps=1
         )
         completions = to_completions(groups, rollout, grpo, ALONE)
@@ -120,7 +120,7 @@ def test_samples_of_one_prompt_do_not_depend_on_its_neighbours(kit: Kit, own_dat
     def run(numbers: list[int], seed: int = 5) -> dict[str, list[list[int]]]:
         prompts, faults = draw_prompts(lambda n: samples[n % len(samples)], kit.processor, numbers)
         assert not faults
-        answers = sample_answers(InPlaceEngine(kit.model), prompts, rollout, seed=seed)
+        answers = sample_completions(InPlaceEngine(kit.model), prompts, rollout, seed=seed)
         return {a.name: [generation.tokens for generation in a.generations] for a in answers}
 
     together, apart = run([0, 1, 2, 16]), run([2])
@@ -144,7 +144,7 @@ def test_completion_log_probabilities_equal_the_samplers(kit: Kit, own_data: Pat
     samples = load_jsonl(own_data, own_data.parent)
     prompts, _ = draw_prompts(lambda n: samples[n], kit.processor, range(3))
     rollout = Rollout(num_generations=2, max_new_tokens=5, temperature=0.7)
-    answers = sample_answers(InPlaceEngine(kit.model), prompts, rollout, seed=0)
+    answers = sample_completions(InPlaceEngine(kit.model), prompts, rollout, seed=0)
     completions = [
         Completion(join(a.prompt, sampled_tokens(r)), 0.0, 1.0, r.logps) for a in answers for r in a.generations
     ]
@@ -229,7 +229,7 @@ def test_features_of_a_frozen_tower_stand_for_the_images(own_data: Path) -> None
     kit.model.model.visual.register_forward_hook(lambda _, given, __: encoded.append(len(given[1]["qwen3_vl"])))
 
     def run(given: dict[int, Document]) -> list[torch.Tensor]:
-        answers = sample_answers(InPlaceEngine(kit.model), given, rollout, seed=0)
+        answers = sample_completions(InPlaceEngine(kit.model), given, rollout, seed=0)
         pairs = [(a.prompt, g) for a in answers for g in a.generations]
         rows = [Completion(join(prompt, sampled_tokens(g)), 0.0, 1.0, g.logps) for prompt, g in pairs]
         batches = [pack_completions(rows, share_prefixes=share).batch for share in (True, False)]

@@ -30,7 +30,13 @@ from medmo_recipes.evaluation.scores import score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_data
 from medmo_recipes.reinforcement.completions import join, pack_completions, to_completions
 from medmo_recipes.reinforcement.engine import InPlaceEngine, Request
-from medmo_recipes.reinforcement.groups import Group, draw_prompts, reward_answers, sample_answers, sampled_tokens
+from medmo_recipes.reinforcement.groups import (
+    Group,
+    draw_prompts,
+    reward_completions,
+    sample_completions,
+    sampled_tokens,
+)
 from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.settings.run_config import Grpo, Rewards, Rollout, RunConfig
 from medmo_recipes.training.distributed.world import World
@@ -155,9 +161,9 @@ def rewarded(kit: Kit, sample: Sample, texts: Sequence[str]) -> Group:
     rollout = Rollout(num_generations=len(texts), max_new_tokens=200)
     prompts, faults = draw_prompts(lambda _: sample, kit.processor, [0])
     assert not faults
-    answers = sample_answers(Scripted(kit, texts), prompts, rollout, seed=0)
+    answers = sample_completions(Scripted(kit, texts), prompts, rollout, seed=0)
     rewards = RewardSet.from_config(Rewards(weights=WEIGHTS))
-    (group,) = reward_answers(
+    (group,) = reward_completions(
         answers, rewards, WEIGHTS, kit.tokenizer, kit.processor.text, rollout, Grpo(), step=1, max_steps=1
     )
     return group
@@ -218,7 +224,7 @@ def test_sampled_probabilities_are_the_trainers(kit: Kit, pairs: list[Sample]) -
     rollout = Rollout(num_generations=3, max_new_tokens=6, rows_per_pass=4)
     chosen = pairs[:3]
     prompts, _ = draw_prompts(lambda n: chosen[n], kit.processor, range(3))
-    for answer in sample_answers(InPlaceEngine(kit.model), prompts, rollout, seed=3):
+    for answer in sample_completions(InPlaceEngine(kit.model), prompts, rollout, seed=3):
         for generation in answer.generations:
             batch = pack([join(answer.prompt, sampled_tokens(generation))])
             with torch.no_grad():

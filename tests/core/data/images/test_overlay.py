@@ -6,7 +6,7 @@ import torch
 
 from medmo_core.boxes import Boxes
 from medmo_core.data.images.geometry import Geometry
-from medmo_core.data.images.overlay import PREDICTED_COLOUR, TRUE_COLOUR, draw_overlay
+from medmo_core.data.images.overlay import PREDICTED_COLOUR, TRUE_COLOUR, overlay_boxes
 from medmo_core.notice import PICTURE_NOTICE
 
 PIXELS = np.full((100, 200, 3), 90, dtype=np.uint8)
@@ -25,21 +25,21 @@ def extent(sheet: np.ndarray, colour: tuple[int, int, int]) -> list[int]:
 @pytest.mark.parametrize("kind", ["truth", "predicted"])
 def test_a_box_is_drawn_on_its_edges(kind: str) -> None:
     colour = {"truth": TRUE_COLOUR, "predicted": PREDICTED_COLOUR}[kind]
-    sheet = np.asarray(draw_overlay(PIXELS, min_side=400, **{kind: boxes((20, 10, 60, 80))}))  # type: ignore[arg-type]
+    sheet = np.asarray(overlay_boxes(PIXELS, min_side=400, **{kind: boxes((20, 10, 60, 80))}))  # type: ignore[arg-type]
     assert sheet.shape[1] == 800
     assert np.abs(np.subtract(extent(sheet, colour), [80, 40, 240, 320])).max() <= 2
 
 
 def test_boxes_of_thousandths_land_in_the_same_place() -> None:
     truth = boxes((20, 10, 60, 80))
-    pixel, thousandths = (np.asarray(draw_overlay(PIXELS, truth=b)) for b in (truth, truth.to("norm1000")))
+    pixel, thousandths = (np.asarray(overlay_boxes(PIXELS, truth=b)) for b in (truth, truth.to("norm1000")))
     assert np.array_equal(pixel, thousandths)
 
 
 def test_true_and_predicted_differ_even_without_colour() -> None:
     box = boxes((20, 10, 180, 90))
-    true = np.asarray(draw_overlay(PIXELS, truth=box, min_side=400))
-    said = np.asarray(draw_overlay(PIXELS, predicted=box, min_side=400))
+    true = np.asarray(overlay_boxes(PIXELS, truth=box, min_side=400))
+    said = np.asarray(overlay_boxes(PIXELS, predicted=box, min_side=400))
     solid = (true[40:41, 80:720] == TRUE_COLOUR).all(-1).mean()
     dashed = (said[40:41, 80:720] == PREDICTED_COLOUR).all(-1).mean()
     assert solid == 1.0 and 0.3 < dashed < 0.8
@@ -49,13 +49,13 @@ def test_the_footer_and_odd_labels_fit() -> None:
     assert "Research use only" in PICTURE_NOTICE
     odd = Boxes(torch.tensor([[0.0, 0, 0, 0], [199, 99, 200, 100]]), "pixel", (200, 100), ("\u809d\u0000\n" * 50, "x"))
     geometry = Geometry((0, 0, 0), (1, 0, 0), (0, 1, 0), (200, 100))
-    plain = draw_overlay(PIXELS)
-    full = draw_overlay(PIXELS, odd, odd, title="a very long title " * 20, geometry=geometry)
+    plain = overlay_boxes(PIXELS)
+    full = overlay_boxes(PIXELS, odd, odd, title="a very long title " * 20, geometry=geometry)
     assert full.width == plain.width and full.height > plain.height
     assert np.asarray(plain)[-18:].max() > 200  # something is written at the foot
 
 
 def test_tiny_pictures_are_enlarged_and_wrong_sizes_refused() -> None:
-    assert draw_overlay(np.zeros((3, 2, 3), np.uint8)).height > 300
+    assert overlay_boxes(np.zeros((3, 2, 3), np.uint8)).height > 300
     with pytest.raises(ValueError, match="boxes of a 10x10 image cannot be drawn on one of 200x100"):
-        draw_overlay(PIXELS, boxes((0, 0, 1, 1), size=(10, 10)))
+        overlay_boxes(PIXELS, boxes((0, 0, 1, 1), size=(10, 10)))
