@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_core.nearest": (),
     "medmo_core.notice": (),
     "medmo_core.optional": (),
+    "medmo_core.printable": (),
     "medmo_core.boxes": ("medmo_kernels",),
     "medmo_core.profile": ("medmo_core.boxes",),
     "medmo_core.batch": ("medmo_kernels",),
@@ -112,7 +113,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tools.embedded_set": ("medmo_core.datasets",),
     "tools": ("tools", "benchmarks.report", "benchmarks.suite", "medmo_core", "medmo_kernels", "medmo_recipes"),
 }
-GROUND = ("durable", "errors", "moved", "nearest", "notice", "optional")
+GROUND = ("durable", "errors", "moved", "nearest", "notice", "optional", "printable")
 """Files at the root of medmo_core that any file above the kernels may import; they import nothing of ours."""
 FILES = module_files(ROOT)
 GRAPH = graph_of(FILES)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ...errors import UserError
 from ...nearest import nearest_name
+from ...printable import printable
 
 T = TypeVar("T")
 LARGEST = 10**15  # whole numbers beyond this do not survive as floats
@@ -48,7 +49,7 @@ class Fault:
         head = ": ".join(part for part in (place, self.field) if part)
         text = f"{head}: {'warning: ' if self.level == 'warning' else ''}{self.problem}"
         text += f"; expected {self.expected}" if self.expected else ""
-        return text + (f"; fix: {self.fix}" if self.fix else "")
+        return printable(text + (f"; fix: {self.fix}" if self.fix else ""))
 
 
 class RecordError(UserError, ValueError):
