@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...optional import import_optional
+from ..records.sample import ImageRef
 from ..records.store import ImageStore, Root
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import is_dicom, read_dicom
@@ -22,9 +23,11 @@ __all__ = [
     "SAFE_FIELDS",
     "ImageError",
     "LoadedImage",
+    "check_image",
     "crop_pixels",
     "from_pillow",
     "load_image",
+    "load_whole",
     "safe_path",
 ]
 
@@ -106,6 +109,45 @@ def load_image(
         return loaded
     geometry = loaded.geometry.crop(*crop) if loaded.geometry else None
     return LoadedImage(crop_pixels(loaded.pixels, crop, max_pixels=max_pixels), geometry, loaded.info)
+
+
+def load_whole(reference: ImageRef, root: Root) -> LoadedImage:
+    """Read the picture that a reference means, without its crop.
+
+    Args:
+        reference: file, and what to take of it.
+        root: data root of its path.
+
+    Raises:
+        ImageError: as for `load_image`.
+    """
+    return load_image(
+        reference.path,
+        root=root,
+        frame=reference.frame,
+        slice_index=reference.slice_index,
+        plane=reference.plane,
+        window=reference.window,
+    )
+
+
+def check_image(reference: ImageRef, root: Root) -> tuple[int, int]:
+    """Decode the picture that a reference means in full, as training would, and its crop too.
+
+    Args:
+        reference: file, and what to take of it.
+        root: data root of its path.
+
+    Returns:
+        Width and height in px of the stored picture, before its crop.
+
+    Raises:
+        ImageError: the picture is missing, cut, damaged or not readable as asked, or its crop misses it.
+    """
+    loaded = load_whole(reference, root)
+    if reference.crop is not None:
+        crop_pixels(loaded.pixels, reference.crop)
+    return loaded.size
 
 
 def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:

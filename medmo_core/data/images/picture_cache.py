@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..records.sample import ImageRef
 from ..records.store import Root
-from .load import load_image
+from .load import load_whole
 
 
 @dataclass
@@ -27,19 +27,13 @@ class PictureCache:
 
     def load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
         """Return the picture without its crop: (H, W, 3)."""
-        key = (root, image.path, image.frame, image.slice_index, image.plane, image.window)
+        # All of the reference but what says nothing of the whole picture: a setting added later is part of the key.
+        key = (root, replace(image, crop=None, width=None, height=None))
         with self.lock:
             if key in self.pictures:
                 self.pictures.move_to_end(key)
                 return self.pictures[key]
-        pixels = load_image(
-            image.path,
-            root=root,
-            frame=image.frame,
-            slice_index=image.slice_index,
-            plane=image.plane,
-            window=image.window,
-        ).pixels
+        pixels = load_whole(image, root).pixels
         with self.lock:
             if pixels.nbytes <= self.max_bytes and key not in self.pictures:
                 self.pictures[key] = pixels

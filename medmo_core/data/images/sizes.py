@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from ..records.sample import ImageRef
 from ..records.store import Root
 from .dicom import is_dicom
-from .load import PILLOW_FORMATS, ImageError, load_image, safe_path
+from .load import PILLOW_FORMATS, ImageError, load_whole, safe_path
 from .volume import is_volume
 
 EXIF_ORIENTATION = 274
@@ -59,15 +59,7 @@ def stored_size(reference: ImageRef, root: Root) -> tuple[int, int]:
                 size = _picture_size(stream, reference.frame)
     if size is not None:
         return size
-    loaded = load_image(
-        reference.path,
-        root=root,
-        frame=reference.frame,
-        slice_index=reference.slice_index,
-        plane=reference.plane,
-        window=reference.window,
-    )
-    return loaded.size
+    return load_whole(reference, root).size
 
 
 def _picture_size(stream: BinaryIO, frame: int | None) -> tuple[int, int] | None:
