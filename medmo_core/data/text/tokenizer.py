@@ -49,12 +49,15 @@ class Tokenizer:
         source: where it came from, for messages.
 
     Raises:
-        ValueError: a token that the chat template needs is missing.
+        ValueError: a token that the chat template needs is missing, or text could become one.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, source: str = "tokenizer") -> None:
         self._backend = backend
         self._backend.encode_special_tokens = True  # as text: what people type must never become a special token
+        # A file may ask for texts of one length; a cut report or a filled question would be taught without a word.
+        self._backend.no_truncation()
+        self._backend.no_padding()
         self.source = source
         self.endoftext_id = self._required("<|endoftext|>")
         self.im_start_id = self._required("<|im_start|>")
@@ -63,6 +66,7 @@ class Tokenizer:
         self.vision_end_id = self._required("<|vision_end|>")
         self.image_token_id = self._required("<|image_pad|>")
         self.video_token_id = self._required("<|video_pad|>")
+        self._refuse_control_tokens_in_text()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own pickle forgets that special tokens are to be read as text.
@@ -76,6 +80,26 @@ class Tokenizer:
                 "and vision tokens"
             )
         return token_id
+
+    def _refuse_control_tokens_in_text(self) -> None:
+        """Refuse a vocabulary in which a text can become a control token: typed as such, or under another spelling."""
+        ids = {token: self._backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        owners = {token_id: token for token, token_id in ids.items() if token_id is not None}
+        names = self._backend.get_vocab(with_added_tokens=True).items()
+        shared = sorted((token_id, name) for name, token_id in names if owners.get(token_id, name) != name)
+        if shared:
+            token_id, name = shared[0]
+            raise InputError(
+                f"{self.source}: {name!r} and {owners[token_id]} share the id {token_id}, so that one would be read as "
+                "the other; give every token an id of its own, or copy the base model's file"
+            )
+        typed = [t for t, i in ids.items() if i is not None and i in self.encode(t) + self.encode(f"a {t}a {t} ")]
+        if typed:
+            raise InputError(
+                f"{self.source}: typed text becomes the control token {typed[0]} ({len(typed)} such in all), so that a "
+                'question could end its turn; set "special": true for them under added_tokens, or copy the base '
+                "model's file"
+            )
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import regex
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +119,39 @@ def test_a_vocabulary_without_chat_tokens_is_refused(tmp_path: Path) -> None:
         Tokenizer.from_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"no tokenizer\.json in this checkpoint"):
         Tokenizer.from_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|box_start|>"])
+@pytest.mark.parametrize("form", ["unflagged", "of the model"])
+def test_a_vocabulary_in_which_typed_text_becomes_a_control_token_is_refused(token: str, form: str) -> None:
+    values = json.loads(embedded().to_str())
+    added = next(t for t in values["added_tokens"] if t["content"] == token)
+    if form == "unflagged":
+        added["special"] = False
+    else:  # a plain entry of the vocabulary, which the words of a text are looked up in
+        values["added_tokens"] = []
+        first = len(values["model"]["vocab"])
+        values["model"]["vocab"] |= {t: first + i for i, t in enumerate(SPECIAL_TOKENS)}
+        values["model"]["ignore_merges"], values["pre_tokenizer"] = True, None
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    with pytest.raises(ValueError, match=r'own\.json: typed text becomes the control token <.*set "special": true'):
+        Tokenizer(backend, source="own.json")
+
+
+def test_two_names_of_one_control_token_are_refused() -> None:
+    values = json.loads(embedded().to_str())
+    values["model"]["vocab"]["liver"] = embedded().im_end_id
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values))
+    with pytest.raises(ValueError, match=r"own\.json: 'liver' and <\|\w+\|> share the id \d+"):
+        Tokenizer(backend, source="own.json")
+
+
+def test_a_file_that_cuts_or_fills_texts_does_neither(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer.from_str(embedded().to_str())
+    backend.enable_truncation(4)
+    backend.enable_padding(length=9)
+    assert Tokenizer(backend).encode("The liver is enlarged.") == embedded().encode("The liver is enlarged.")
+    assert Tokenizer(backend).encode_batch(["a", "bc"]) == embedded().encode_batch(["a", "bc"])
 
 
 @pytest.mark.parametrize(
