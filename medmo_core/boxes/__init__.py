@@ -1,6 +1,6 @@
 """Boxes: typed corners with their frame and image size, the grammars models write them in, and their text."""
 
-from .boxes import FRAMES, Boxes
+from .boxes import FRAMES, Boxes, unit_mistake
 from .grammars import GRAMMARS, Grammar
 from .image_boxes import (
     AnyBoxes,
@@ -12,7 +12,7 @@ from .image_boxes import (
     resize_like,
 )
 from .many_texts import corners_px, parse_many
-from .text import ParsedBoxes, parse_boxes, print_boxes
+from .text import ParsedBoxes, parse_boxes, print_boxes, under_step
 
 __all__ = [
     "FRAMES",
@@ -31,4 +31,6 @@ __all__ = [
     "print_boxes",
     "print_image_boxes",
     "resize_like",
+    "under_step",
+    "unit_mistake",
 ]

@@ -242,3 +242,23 @@ def box_fault(row: Sequence[float], frame: str, size: tuple[int, int]) -> str | 
             f"[{limit_x:g}, {limit_y:g}]); clip it, or check the frame and the image size"
         )
     return None
+
+
+def unit_mistake(row: Sequence[float], frame: str, size: tuple[int, int]) -> str | None:
+    """Say that a box is written in fractions of the image although its frame has other units; None where it is not.
+
+    All four numbers lie between -1 and 1 and one is no whole number: read as thousandths or pixels, such a box would
+    be a speck in the corner. `[0, 0, 1, 1]` is whole and stays one pixel.
+
+    Args:
+        row: corners x1, y1, x2, y2 as they were written.
+        frame: frame they are read in.
+        size: (width, height) px of the image.
+    """
+    if frame == "unit" or max(frame_limits(frame, size)) <= 1:
+        return None
+    if all(-1 <= v <= 1 for v in row) and any(v != int(v) for v in row):
+        shown = "[" + ", ".join(f"{v:g}" for v in row) + "]"
+        unit = "pixels" if frame == "pixel" else "thousandths of the image side"
+        return f"is {shown}: fractions of the image side where {unit} are expected; multiply it out, or state the frame"
+    return None

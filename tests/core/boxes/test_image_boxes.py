@@ -70,7 +70,8 @@ def image_boxes(draw: st.DrawFn) -> ImageBoxes:
     parts = []
     for size in sizes:
         rows = draw(st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4), max_size=3))
-        corners = [[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in rows]
+        corners = [[min(a, c), min(b, d), max(a, c, 1), max(b, d, 1)] for a, b, c, d in rows]
+        corners = [[min(x1, x2 - 1), min(y1, y2 - 1), x2, y2] for x1, y1, x2, y2 in corners]  # none without area
         names = tuple(draw(label) for _ in rows)
         parts.append(Boxes(torch.tensor(corners, dtype=torch.float64).reshape(-1, 4), "norm1000", size, names))
     return ImageBoxes(tuple(parts), draw(st.integers(0, len(sizes) - 1)))
