@@ -85,6 +85,26 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def mend_lines(path: Path) -> int:
+    """Cut a last line that was not written to its end off a file of lines, so that more can be appended.
+
+    Returns:
+        The number of bytes that were cut off; 0 where the file is whole or is not there.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return 0
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
+        os.fsync(file.fileno())
+    return len(content) - whole
+
+
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write a value like `write_text`.
 

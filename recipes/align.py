@@ -20,12 +20,13 @@ from medmo_core.losses import TokenLosses
 
 from .settings.run_config import RunConfig
 from .training.distributed.torchrun import leave
-from .training.distributed.world import connect, say
+from .training.distributed.world import say
 from .training.loading.loader import held_out_loader, train_loader
 from .training.loading.sources import load_mixtures
 from .training.loop.fit import fit
 from .training.loop.launch import launch
 from .training.loop.run import open_run
+from .training.loop.start import begin
 from .training.model.kit import load_kit
 from .training.model.trainable import assert_only_projector, choose_trainable
 
@@ -37,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> bool:
     """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
-    train, parallel = config.train, config.parallel
-    with connect(
-        train.device, num_threads=train.num_threads, shard=parallel.shard, timeout_s=parallel.timeout_s
-    ) as world:
+    with begin(config) as world:
+        # What feeds.
+        mixture, held_out = load_mixtures(config)
+
         # The model.
         kit = load_kit(config, world.device)
         model = kit.model
@@ -51,12 +52,9 @@ def run(config: RunConfig) -> bool:
             assert_only_projector(model, trainable)
         say(world, trainable.describe())
 
-        # What feeds.
-        mixture, held_out = load_mixtures(config)
-
         # What is minimised: the cross-entropy of the labelled tokens, summed; `fit` divides by their global number.
         def minimise(batch: Batch) -> TokenLosses:
-            return model.token_losses(batch, z_loss=train.z_loss)
+            return model.token_losses(batch, z_loss=config.train.z_loss)
 
         with open_run(config, world, kit) as opened:
             loader = train_loader(config, mixture.draw, kit.processor, world, opened.skipped)

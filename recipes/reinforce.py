@@ -1,4 +1,4 @@
-"""PolicyTraining 3, reinforce: let the model answer, reward what is right, make it likelier (GRPO).
+"""Stage 3, reinforce: let the model answer, reward what is right, make it likelier (GRPO).
 
     python -m medmo_recipes.reinforce --config tiny_reinforce
     torchrun --nproc-per-node 8 -m medmo_recipes.reinforce --config medmo_8b_reinforce
@@ -46,10 +46,11 @@ from .reinforcement.update import Update
 from .settings.run_config import RunConfig
 from .training.distributed.shards import sum_gradients
 from .training.distributed.torchrun import leave
-from .training.distributed.world import connect, say
+from .training.distributed.world import say
 from .training.loading.sources import load_mixtures
 from .training.loop.launch import launch
 from .training.loop.run import Run, open_run
+from .training.loop.start import begin
 from .training.model.kit import load_kit
 from .training.model.trainable import choose_trainable
 from .training.monitoring.meter import Meter, Tally
@@ -65,19 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: RunConfig) -> bool:
     """Train; returns whether the last step was reached (False: asked to stop, and saved)."""
-    train, parallel = config.train, config.parallel
-    with connect(
-        train.device, num_threads=train.num_threads, shard=parallel.shard, timeout_s=parallel.timeout_s
-    ) as world:
-        # The policy, usually from instruct's final/ folder, what trains of it, and what it must not stray from.
-        kit = load_kit(config, world.device)
-        say(world, choose_trainable(config, kit.model).describe())
-        reference = make_reference(kit.model, config, world)
-
+    with begin(config) as world:
         # What feeds: prompts; the answers are the model's own. What judges them.
         mixture, _ = load_mixtures(config)
         rewards = RewardSet.from_config(config.rewards)
         say(world, "rewards " + ", ".join(f"{name} x {weight:g}" for name, weight in config.rewards.weights.items()))
+
+        # The policy, usually from instruct's final/ folder, what trains of it, and what it must not stray from.
+        kit = load_kit(config, world.device)
+        say(world, choose_trainable(config, kit.model).describe())
+        reference = make_reference(kit.model, config, world)
 
         with open_run(config, world, kit) as opened:
             stage = PolicyTraining(opened, mixture, InPlaceEngine(kit.model), rewards, reference)

@@ -12,7 +12,7 @@ from ..data.text.tokenizer import Tokenizer
 from ..errors import InputError
 from ..models.medmo import MedMO
 from ..models.official.folder import find_folder
-from ..models.official.names import CONFIG_FILE, PREPROCESSOR_FILE
+from ..models.official.names import PREPROCESSOR_FILE
 from ..profile import CheckpointProfile
 from .kit import Kit
 
@@ -50,7 +50,7 @@ def load(
         raise InputError(f"dtype is {name!r}, expected one of {', '.join(DTYPES)}")
     if max_pixels is not None and (not isinstance(max_pixels, int) or max_pixels < 1):
         raise InputError(f"max_pixels is {max_pixels!r}, expected an image area of 1 px or more, as a whole number")
-    folder = checkpoint_folder(checkpoint)
+    folder = find_folder(checkpoint)
     low, high = read_pixel_limits(folder)
     high = high if max_pixels is None else max_pixels
     tokenizer = Tokenizer.from_checkpoint(folder)
@@ -82,29 +82,6 @@ def _find_device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {found}: this machine shows no CUDA device; use cpu")
     return found
-
-
-def checkpoint_folder(checkpoint: str | Path) -> Path:
-    """Return the folder in the official layout that `checkpoint` means; a run's folder means its final/.
-
-    Raises:
-        FileNotFoundError: there is none, with the way to get one.
-    """
-    path = Path(checkpoint).expanduser()
-    if not path.is_dir():
-        return find_folder(checkpoint)
-    if (path / "final").is_dir():
-        return path / "final"
-    if (path / "checkpoints").is_dir() or (path / "state.json").is_file():
-        raise FileNotFoundError(
-            f"{path} holds training checkpoints but no finished model; "
-            f"write one with: medmo export --run {path} --out exported/"
-        )
-    if not (path / CONFIG_FILE).is_file():
-        runs = sorted((folder for folder in path.glob("*/final") if folder.is_dir()), key=lambda f: f.stat().st_mtime)
-        hint = f"it holds runs: load the last one, {runs[-1]}" if runs else "name the folder that holds config.json"
-        raise FileNotFoundError(f"{path} holds no checkpoint; {hint}")
-    return path
 
 
 def read_pixel_limits(folder: Path) -> tuple[int, int]:

@@ -250,7 +250,8 @@ class Parallel(Section):
     """Give a process without an image a blank one whose result is multiplied by zero, instead of keeping the vision
     encoder out of the sharded gathering where an image is missing."""
     timeout_s: float = 600.0
-    """How long a process waits for the others in one exchange before the run ends."""
+    """How long a process waits for the others in one exchange, or for the slowest to write its part of a checkpoint,
+    before the run ends."""
 
     def check(self) -> None:
         require(self.replicas >= 1, "parallel.replicas", self.replicas, "1 or more")

@@ -116,3 +116,11 @@ def test_an_error_while_a_folder_is_filled_leaves_the_older_one(tmp_path: Path) 
         (partial / "half").write_text("half")
         raise KeyError
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["new"]
+
+
+@pytest.mark.parametrize(("content", "kept"), [(b"", b""), (b"a", b""), (b"a\n", b"a\n"), (b"a\n\nbc", b"a\n\n")])
+def test_lines_end_whole(tmp_path: Path, content: bytes, kept: bytes) -> None:
+    (tmp_path / "lines").write_bytes(content)
+    assert durable.mend_lines(tmp_path / "lines") == len(content) - len(kept)
+    assert (tmp_path / "lines").read_bytes() == kept
+    assert durable.mend_lines(tmp_path / "nothing") == 0

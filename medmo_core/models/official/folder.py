@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,25 +37,39 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]
 
 
+def names_folder(name: str | Path) -> bool:
+    """Whether a name means a folder of this machine, there or not; otherwise it is a hub id, `owner/name`.
+
+    What begins with a dot, a slash, `~` or a folder that exists is a path, and so is what has any number of slashes
+    but one: a mistyped path never asks the network.
+    """
+    text = str(name)
+    owner, slash, rest = text.partition("/")
+    if isinstance(name, Path) or text.startswith((".", "/", "~")) or not slash or not rest or "/" in rest:
+        return True
+    return Path(owner).is_dir()
+
+
 def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
-    """Return the local folder of a checkpoint, downloading it when the name is a hub id.
+    """Return the local folder of a checkpoint, downloading it when the name is a hub id, which is said before.
 
     Args:
-        path_or_hub_id: a local folder, or `owner/name` on the Hugging Face hub.
+        path_or_hub_id: a folder in the official layout, a run's folder (its final/ is taken), or `owner/name` on the
+            Hugging Face hub; see `names_folder`.
         revision: branch, tag or commit on the hub; ignored for folders.
 
     Raises:
-        FileNotFoundError: neither a folder nor an id that can be reached from here.
+        FileNotFoundError: neither a folder nor an id that can be reached from here, or a run that has not finished.
         ImportError: the name is a hub id and huggingface_hub is not installed.
         ValueError: the path is a file.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
-        return path
+        return _finished(path)
     if path.is_file():
         raise InputError(f"{path} is a file; give the folder that holds it together with its {CONFIG_FILE}")
     name = str(path_or_hub_id)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+    if names_folder(path_or_hub_id):
         raise FileNotFoundError(f"{path}: no such checkpoint folder (a hub id would look like owner/name)")
     try:
         from huggingface_hub import snapshot_download
@@ -62,6 +77,7 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
         raise ImportError(
             f"{name} is not a local folder; reading it from the hub needs huggingface_hub: pip install huggingface_hub"
         ) from error
+    print(f"{name} is no folder here: looking for it on the Hugging Face hub", file=sys.stderr, flush=True)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
     except (OSError, ValueError) as error:
@@ -71,6 +87,22 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
             f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}). "
             "Offline: copy the checkpoint folder here and give its path."
         ) from error
+
+
+def _finished(path: Path) -> Path:
+    """Return the folder with the weights: a run's final/ where the path is a run's."""
+    if (path / "final").is_dir():
+        return path / "final"
+    if (path / "checkpoints").is_dir() or (path / "state.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds training checkpoints but no finished model; "
+            f"write one with: medmo export --run {path} --out exported/"
+        )
+    if not (path / CONFIG_FILE).is_file():
+        runs = sorted((folder for folder in path.glob("*/final") if folder.is_dir()), key=lambda f: f.stat().st_mtime)
+        hint = f"it holds runs: load the last one, {runs[-1]}" if runs else f"name the folder that holds {CONFIG_FILE}"
+        raise FileNotFoundError(f"{path} holds no checkpoint ({CONFIG_FILE} is missing); {hint}")
+    return path
 
 
 def open_checkpoint(path_or_hub_id: str | Path, *, revision: str | None = None) -> Checkpoint:

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from medmo_core.durable import publish, remove, shared_aside, sweep, write_json, write_text
+from medmo_core.durable import publish, remove, shared_aside, write_json, write_text
 
 from ...settings.run_config import RunConfig
 from ..distributed.shards import local_part
@@ -35,11 +35,10 @@ from ..distributed.world import World
 from .background import Background
 from .manifest import CheckpointError, FileSum, find_damage, sum_file, write_manifest
 from .shard_reader import read_tensors
-from .shard_writer import ShardWriter, write_tensors
+from .shard_writer import ShardWriter, own_file, write_tensors
 from .state import HostCopies, KeepsTensors, frozen_names, generator_states, run_tensors, set_generators
 
 STATE = "state.json"
-WRITE_TIMEOUT = timedelta(minutes=30)  # how long a process waits for the slowest one to write its files
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,18 @@ class Checkpoints:
         keep: newest checkpoints kept; 0 = all.
         keep_every: checkpoints whose step is a multiple of this stay; 0 = none. The best one stays anyway.
         in_background: write while the caller goes on.
+        timeout_s: time in s that a process waits for the slowest one to write its files.
     """
 
     def __init__(
-        self, out_dir: str | Path, world: World, *, keep: int = 0, keep_every: int = 0, in_background: bool = False
+        self,
+        out_dir: str | Path,
+        world: World,
+        *,
+        keep: int = 0,
+        keep_every: int = 0,
+        in_background: bool = False,
+        timeout_s: float = 600.0,
     ) -> None:
         self.folder, self.world, self.keep, self.keep_every = Path(out_dir) / "checkpoints", world, keep, keep_every
         self.in_background = in_background
@@ -87,7 +94,7 @@ class Checkpoints:
         self._group: dist.ProcessGroup | None = None
         if world.size > 1:
             # Its own group: the writing thread must not mix its messages with those of the training loop.
-            group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT)
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup)  # this process belongs to it
             self._group = group
 
@@ -182,11 +189,6 @@ class Checkpoints:
         """
         self.background.wait()
 
-    def sweep(self) -> None:
-        """Delete what interrupted saves have left; call in one process, before the first save."""
-        if self.folder.is_dir():
-            sweep(self.folder)
-
     def load(self, path: Path, model: nn.Module, optimizer: KeepsTensors) -> Resumed:
         """Bring model, optimiser and random generators to where `save` left them; every process calls this.
 
@@ -235,7 +237,7 @@ class Checkpoints:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         read_tensors(path, run_tensors(model, optimizer), self._group)
         continued = range(self.world.rank, state["world_size"], self.world.size)
-        processes = [json.loads((path / f"process-{rank}.json").read_text(encoding="utf-8")) for rank in continued]
+        processes = [json.loads((path / own_file(rank)).read_text(encoding="utf-8")) for rank in continued]
         if processes:
             set_generators(processes[0]["generators"], self.world.device)
         best = None if state["best"] is None else Best(**state["best"])

@@ -66,6 +66,27 @@ def write_tensors(
         rank, (cause, _) = next(iter(error.failures.items()))
         name = final_of(writer.folder).name
         raise CheckpointError(f"{name} could not be saved: process {rank}: {cause}") from cause
+    except RuntimeError as error:
+        if group is None:
+            raise
+        raise CheckpointError(_who_is_missing(writer.folder, group.size())) from error
+
+
+def _who_is_missing(folder: Path, size: int) -> str:
+    """Say whose files a save is without that its processes did not end together."""
+    missing = [str(rank) for rank in range(size) if not (folder / own_file(rank)).exists()]
+    name = final_of(folder).name
+    if not missing:
+        return f"{name} could not be saved: every process wrote its files, but one stopped answering after that"
+    return (
+        f"{name} could not be saved: the files of process {', '.join(missing)} are missing, which is gone, frozen or "
+        "slower than parallel.timeout_s allows"
+    )
+
+
+def own_file(rank: int) -> str:
+    """Return the name of the file that holds a process's own values, and shows that its tensors are written."""
+    return f"process-{rank}.json"
 
 
 def expect_no_group() -> None:
@@ -119,13 +140,16 @@ class ShardWriter(dcp.StorageWriter):
                 f"{self.folder}: made by the first process, not seen by process {self.rank}; "
                 "train.out_dir must be on a file system that all nodes share"
             )
-        files = {f"process-{self.rank}.json": lambda path: _write_bytes(path, json.dumps(self.own).encode())}
+        files: dict[str, Callable[[Path], FileSum]] = {}
         for number, items in enumerate(split_items(plan.items)):
             name = f"tensors-{self.rank}-{number}.safetensors"
             files[name] = lambda path, items=items: write_shards(path, items, planner)
         with ThreadPoolExecutor(THREADS) as pool:
             sums = pool.map(lambda name: files[name](self.folder / name), files)
             results = [WriteResult(MetadataIndex(n), s.size, s) for n, s in zip(files, sums, strict=True)]
+        name = own_file(self.rank)
+        own = _write_bytes(self.folder / name, json.dumps(self.own).encode())
+        results.append(WriteResult(MetadataIndex(name), own.size, own))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medmo_core.durable import mend_lines
 from medmo_core.errors import UserError
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -75,6 +76,7 @@ class SkippedSamples:
         self.drawn += drawn
         if faults and self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            mend_lines(self.path)  # of a run that was killed while it wrote
             with self.path.open("a", encoding="utf-8") as file:
                 for fault in faults:
                     line = {"draw": fault.draw, "id": fault.sample_id, "kind": fault.kind, "reason": fault.reason}

@@ -7,6 +7,7 @@ however that ends.
 
 import atexit
 import multiprocessing
+import shutil
 import signal
 import threading
 import traceback
@@ -16,6 +17,7 @@ from contextlib import suppress
 from itertools import accumulate
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,14 +27,19 @@ import torch.multiprocessing  # teaches pipes to send tensors through shared mem
 from torch import Tensor
 
 from medmo_core.batch import Batch
+from medmo_core.errors import UserError
 
+from ...settings.section import ConfigError
 from .documents import DocumentMaker, SampleError
 from .skipped import BadData, SkippedSample
 
 LEAVE_S = 5.0  # for a worker to end by itself
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_FREE = 2**20  # bytes of shared memory without which a worker cannot begin
+NO_SHARED_MEMORY = "shared memory ran out: enlarge /dev/shm (docker: --shm-size=16g) or use fewer data.num_workers"
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(UserError, RuntimeError):
     """A worker process is gone, and with it the batch it was making."""
 
 
@@ -90,6 +97,8 @@ class Workers:
             outcome, answer = self._exchange(index, method, numbers)
             if outcome == "bad data":
                 raise BadData(answer)
+            if outcome == "no memory":
+                raise WorkerDied(answer)
             if outcome == "failed":
                 raise SampleError(answer)
             if method == "lengths":
@@ -137,6 +146,19 @@ class Workers:
             link.close()
 
 
+def check_shared_memory(number: int) -> None:
+    """Refuse to start where the memory that workers share with the training process is full.
+
+    Raises:
+        ConfigError: there is less than LEAST_FREE bytes for each of `number` workers.
+    """
+    if not number or not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < number * LEAST_FREE:
+        raise ConfigError(f"data.num_workers={number}: {SHARED_MEMORY} has {free:,} bytes free; {NO_SHARED_MEMORY}")
+
+
 def _serve(link: Connection, documents: DocumentMaker) -> None:
     """Answer until the other end closes."""
     # Asking a run to end asks its training process, which finishes a step and closes this one.
@@ -162,7 +184,10 @@ def _answer(
     if method == "lengths" or answer[0] is None:
         return "ok", answer, None
     batch, faults = answer
-    grown = shelf.hold(batch.patches)
+    try:
+        grown = shelf.hold(batch.patches)
+    except (RuntimeError, OSError) as error:
+        return "no memory", f"{NO_SHARED_MEMORY} ({str(error).splitlines()[0]})", None
     return "ok", (_parts(batch), faults), grown
 
 
@@ -202,7 +227,7 @@ def _obituary(process: BaseProcess) -> str:
     name = signal.Signals(-code).name if code is not None and code < 0 else ""
     hints = {
         "SIGKILL": "killed, perhaps because memory ran out: fewer data.num_workers or a smaller train.tokens_per_batch",
-        "SIGBUS": "shared memory ran out: enlarge /dev/shm (docker: --shm-size=16g) or use fewer data.num_workers",
+        "SIGBUS": NO_SHARED_MEMORY,
         "SIGSEGV": "an image decoder crashed: data.num_workers=0 shows on which sample",
     }
     how = f"by {name} ({hints.get(name, 'from outside')})" if name else f"with exit status {code}"

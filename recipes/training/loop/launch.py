@@ -29,7 +29,11 @@ def launch(argv: Sequence[str] | None, *, stage: str, run: Callable[[RunConfig],
         if asked.print_only:
             print(format_config(asked.config))
         elif asked.dry_run:
-            print(dry_run(asked.config))
+            described = dry_run(asked.config)
+            print(described.text)
+            if described.problem:
+                print(f"error: {described.problem}", file=sys.stderr)
+                return 2
         elif not run(asked.config):
             return STOPPED
     except USER_ERRORS as error:

@@ -32,7 +32,7 @@ from ..model.parts import name_factor
 from ..monitoring.log import RunLog
 from ..monitoring.spikes import LossSpike, NonFiniteLoss
 from ..optim.optimizer import Optimizer
-from .run_folder import claim
+from .run_folder import mark
 
 STOPPED = 143  # exit status of a run that was asked to end: what the shell reports for SIGTERM
 FREE_TO_CHANGE = ("train.resume", "train.out_dir", "train.num_threads", "train.device", "train.log_every")
@@ -220,20 +220,25 @@ class Run:
 
 @contextmanager
 def open_run(config: RunConfig, world: World, kit: Kit) -> Iterator[Run]:
-    """Claim the run's folder, shard if asked, make the optimiser, and resume if asked.
+    """Shard if asked, make the optimiser, and continue from the newest checkpoint where the folder has one.
 
-    What trains must have been chosen before (`choose_trainable`).
+    The folder must have been claimed before (`claimed`), and what trains chosen (`choose_trainable`).
 
     Raises:
-        ConfigError: the folder already holds a run and train.resume is off.
         CheckpointError: no checkpoint of it can be resumed.
     """
     train = config.train
     out_dir = Path(train.out_dir)
     checkpoints = Checkpoints(
-        out_dir, world, keep=train.keep_checkpoints, keep_every=train.keep_every, in_background=train.async_save
+        out_dir,
+        world,
+        keep=train.keep_checkpoints,
+        keep_every=train.keep_every,
+        in_background=train.async_save,
+        timeout_s=config.parallel.timeout_s,
     )
-    continues = claim(train, world, checkpoints)
+    continues = world.gather(checkpoints.newest() is not None)[0]  # what the main process sees counts for all
+    mark(out_dir, world)
     optim = config.optim
     lr_scale = name_factor(kit.model, optim.lr_scale, "optim.lr_scale")
     decay_scale = name_factor(kit.model, optim.weight_decay_scale, "optim.weight_decay_scale")

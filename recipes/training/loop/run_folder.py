@@ -8,45 +8,58 @@ or, where there is none yet, from the beginning. Whose work it is stands in .lau
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from medmo_core.durable import write_json
+from medmo_core.durable import sweep, write_json
 
 from ...settings.run_config import ConfigError, Train
-from ..checkpoints.checkpoints import Checkpoints
+from ..checkpoints.checkpoints import list_checkpoints
 from ..distributed.torchrun import attempt
 from ..distributed.world import World, say
+from .run_lock import locked
 
 MARKER = ".launch.json"
 
 
-def claim(train: Train, world: World, checkpoints: Checkpoints) -> bool:
-    """Make the run's folder this launch's; every process calls this before anything is written.
-
-    Returns:
-        Whether there is a checkpoint to continue from.
+@contextmanager
+def claimed(train: Train, world: World) -> Iterator[None]:
+    """Hold the run's folder for this launch alone; every process calls this before anything is read or written.
 
     Raises:
-        ConfigError: the folder already holds a run and train.resume is off.
+        ConfigError: another run is going on there, the folder already holds a run and train.resume is off, or it cannot
+            be written.
     """
     out_dir = Path(train.out_dir)
-    launchers = world.gather(launcher())
-    has_checkpoint = checkpoints.newest() is not None
+    with ExitStack() as stack:
+        launchers = world.gather(launcher())
+        with world.together("claiming the run's folder"):
+            if world.is_main:
+                stack.enter_context(locked(out_dir))
+                _claim(out_dir, train, world, launchers)
+        yield
+
+
+def _claim(out_dir: Path, train: Train, world: World, launchers: list[str]) -> None:
+    """Check whose work a locked folder holds, and tidy up what was interrupted."""
+    has_checkpoint = bool(list_checkpoints(out_dir / "checkpoints"))
     begun = has_checkpoint or (out_dir / "metrics.jsonl").exists()
-    seen = (has_checkpoint, begun, attempt() > 0 and _is_ours(out_dir, launchers))
-    has_checkpoint, begun, is_ours = world.gather(seen)[0]  # what the main process sees counts for all
-    if begun and not (is_ours or train.resume):
+    if begun and not (train.resume or (attempt() > 0 and _is_ours(out_dir, launchers))):
         raise ConfigError(
             f"train.out_dir: {out_dir} already holds a run; train.resume=true continues it, "
             "another train.out_dir starts a new one"
         )
     if begun and not has_checkpoint:
         say(world, f"{out_dir} holds no checkpoint yet: the run begins again")
+    sweep(out_dir / "checkpoints")
+
+
+def mark(out_dir: Path, world: World) -> None:
+    """Write down whose work the folder holds from now on; every process calls this."""
+    launchers = world.gather(launcher())
     if world.is_main:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        checkpoints.sweep()
         write_json(out_dir / MARKER, {"launchers": launchers})
-    return has_checkpoint
 
 
 def launcher() -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from medmo_core.durable import mend_lines
+from medmo_core.errors import InputError
 from medmo_core.optional import how_to_install
 
 from ..distributed.world import World
@@ -56,8 +58,21 @@ class RunLog:
         self._board: Any = None
         if self.writes:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            self._metrics = (self.out_dir / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = self._open_metrics(self.out_dir / "metrics.jsonl")
             self._board = self._open_board()
+
+    def _open_metrics(self, path: Path) -> IO[str]:
+        """Open the file of metrics to append to it, having checked the lines of the run so far.
+
+        Raises:
+            InputError: a line before the last is no JSON object; the run's summary would fail on it at the end.
+        """
+        cut = mend_lines(path)
+        if cut:
+            self.say(f"{path}: the last line was cut short ({cut} bytes, as a crash leaves it) and has been taken off")
+        if path.exists():
+            read_metrics(path)
+        return path.open("a", encoding="utf-8")
 
     def _open_board(self) -> Any:
         try:
@@ -144,13 +159,27 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
-    """Return the lines of metrics by step, each step as it was done last, and the events in order."""
+    """Return the lines of metrics by step, each step as it was done last, and the events in order.
+
+    Raises:
+        InputError: a line is none that a run writes.
+    """
     lines: dict[int, dict[str, float]] = {}
     events = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        values = json.loads(text)
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        values = _metrics_line(text, f"{path}:{number}")
         if "event" in values:
             events.append(values)
         else:
             lines[values["step"]] = values  # a resumed run may do steps again
     return [lines[step] for step in sorted(lines)], events
+
+
+def _metrics_line(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError:  # UnicodeDecodeError too
+        values = None
+    if isinstance(values, dict) and ("event" in values or isinstance(values.get("step"), int)):
+        return values
+    raise InputError(f"{where}: no line of metrics, expected a JSON object with a step or an event; delete the line")

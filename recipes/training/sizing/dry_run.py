@@ -1,5 +1,7 @@
 """Description of a run without running it: sizes, what trains, an estimate of memory, and the first batch to read."""
 
+from dataclasses import dataclass
+
 import torch
 
 from medmo_core.batch import IGNORE_INDEX, Batch
@@ -8,6 +10,7 @@ from medmo_core.inference.kit import Kit
 from ...settings.run_config import ConfigError, RunConfig
 from ..distributed.torchrun import num_launched
 from ..distributed.world import World
+from ..loading.files import check_files
 from ..loading.loader import Loader
 from ..loading.plan import TokenBudget
 from ..loading.skipped import SkippedSamples
@@ -30,15 +33,25 @@ NAMED = ("model.dtype", "model.recompute_text", "model.recompute_vision", "optim
 """Settings that decide the memory, beside the batch."""
 
 
-def dry_run(config: RunConfig) -> str:
+@dataclass(frozen=True)
+class DryRun:
+    """Findings of a dry run.
+
+    Attributes:
+        text: parameters per module, what trains, a memory estimate, tokens per step, and the first documents decoded,
+            with learned tokens in double brackets.
+        problem: reason why there is no first batch, for which the run itself would be refused; "": there is one.
+    """
+
+    text: str
+    problem: str = ""
+
+
+def dry_run(config: RunConfig) -> DryRun:
     """Build the run on meta tensors and describe it; nothing is trained or written.
 
     Args:
         config: the run.
-
-    Returns:
-        Text: parameters per module, what trains, a memory estimate, tokens per step, and the first documents decoded,
-        with learned tokens in double brackets.
 
     Raises:
         ConfigError: settings that the run itself would refuse.
@@ -52,14 +65,16 @@ def dry_run(config: RunConfig) -> str:
     lines = [f"{config.name} ({config.stage}), {processes} process(es)", *_stand_in(config), ""]
     lines += [*_parameter_table(kit), "", trainable.describe()]
     try:
+        check_files(config)
         batch, skipped = _first_batch(config, kit)
     except (ConfigError, OSError, ImportError) as error:
         # The rest is worth reading without the data, which may live on another machine.
-        return "\n".join([*lines, "", *_memory(config, kit, None, processes), "", f"no first batch: {error}"])
+        lines += ["", *_memory(config, kit, None, processes), "", f"no first batch: {error}"]
+        return DryRun("\n".join(lines), str(error))
     num_samples = skipped.drawn - skipped.total
     lines += ["", *_memory(config, kit, batch, processes), "", _tokens_per_step(config, batch, num_samples, processes)]
     lines += [f"first batch: {skipped.summary()}", *_documents(batch, kit)]
-    return "\n".join(lines)
+    return DryRun("\n".join(lines))
 
 
 def estimate_memory(config: RunConfig, kit: Kit, batch: Batch | None, processes: int) -> tuple[Memory, BatchShape]:

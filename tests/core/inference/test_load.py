@@ -11,7 +11,8 @@ import torch
 from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
 from medmo_core.errors import InputError
 from medmo_core.inference import load
-from medmo_core.inference.load import checkpoint_folder, read_pixel_limits
+from medmo_core.inference.load import read_pixel_limits
+from medmo_core.models.official.folder import find_folder
 from medmo_core.models.official.names import PREPROCESSOR_FILE
 from medmo_core.models.official.write import IMAGE_PIXELS
 from medmo_core.profile import CheckpointProfile
@@ -57,15 +58,15 @@ def test_an_unusable_image_size_is_explained(tmp_path: Path, text: str) -> None:
 
 def test_a_run_means_its_final_model(tmp_path: Path) -> None:
     (tmp_path / "run/final").mkdir(parents=True)
-    assert checkpoint_folder(tmp_path / "run") == tmp_path / "run/final"
+    assert find_folder(tmp_path / "run") == tmp_path / "run/final"
     (tmp_path / "unfinished/checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="medmo export --run"):
-        checkpoint_folder(tmp_path / "unfinished")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint; it holds runs: load the last one, .*run/final"):
-        checkpoint_folder(tmp_path)
+        find_folder(tmp_path / "unfinished")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint .*; it holds runs: load .*run/final"):
+        find_folder(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty holds no checkpoint; name the folder that holds config.json"):
-        checkpoint_folder(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="empty holds no checkpoint .*; name the folder that holds config.json"):
+        find_folder(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such checkpoint folder"):
         load(tmp_path / "nowhere", device="cpu")
 

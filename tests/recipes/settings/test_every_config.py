@@ -78,7 +78,7 @@ def test_4b_is_8b_and_says_so(name: str) -> None:
 
 
 def test_dry_run_shows_sizes_and_the_first_batch() -> None:
-    text = dry_run(CONFIGS["debug_instruct"]().change(model={"trainable": ("projector",)}))
+    text = dry_run(CONFIGS["debug_instruct"]().change(model={"trainable": ("projector",)})).text
     for words in (
         "model.visual.merger",
         "model.language_model.layers",
@@ -94,6 +94,6 @@ def test_dry_run_shows_sizes_and_the_first_batch() -> None:
 
 
 def test_dry_run_of_a_large_model_needs_neither_weights_nor_data() -> None:
-    text = dry_run(CONFIGS["medmo_8b_align"]())
-    assert "8,767,123,696" in text and "not on this machine" in text
-    assert "no first batch: data.sources: data/captions.jsonl is no file" in text
+    found = dry_run(CONFIGS["medmo_8b_align"]())
+    assert "8,767,123,696" in found.text and "not on this machine" in found.text
+    assert f"no first batch: {found.problem}" in found.text and "data/captions.jsonl is no file" in found.problem

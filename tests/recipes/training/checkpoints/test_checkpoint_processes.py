@@ -1,6 +1,7 @@
 """Checkpoints of several processes: each number is written once, and any number of processes reads it back."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,30 @@ def test_damage_that_one_process_finds_is_known_to_all(tmp_path: Path, run_proce
 
     first, second = run_processes(try_to_load)
     assert first == second and "tensors-1-0.safetensors has the checksum" in first
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_process_frozen_in_a_save_is_named_within_the_time_limit(
+    tmp_path: Path, run_processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, frozen: int
+) -> None:
+    write_shards, thaw = shard_writer.write_shards, tmp_path / "thaw"
+
+    def write_or_wait(path: Path, *rest: Any) -> Any:
+        while path.name.startswith(f"tensors-{frozen}-") and not thaw.exists():
+            time.sleep(0.01)
+        return write_shards(path, *rest)
+
+    monkeypatch.setattr(shard_writer, "write_shards", write_or_wait)
+
+    def try_to_save() -> str:
+        with connect("cpu", shard=True) as world:
+            store = Checkpoints(tmp_path, world, in_background=True, timeout_s=2)
+            store.save(1, CONFIG, *make(0, True))
+            with pytest.raises(CheckpointError) as error:
+                store.wait()
+            thaw.touch()
+            return str(error.value)
+
+    said = run_processes(try_to_save)[1 - frozen]
+    assert said.startswith(f"step-000001 could not be saved: the files of process {frozen} are missing, which is gone,")
+    assert "parallel.timeout_s" in said and not list((tmp_path / "checkpoints").glob("step-*"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medmo_core.durable import sweep
 from medmo_recipes.settings.run_config import Optim, RunConfig
 from medmo_recipes.training.checkpoints.checkpoints import Best, Checkpoints
 from medmo_recipes.training.distributed.world import World
@@ -101,7 +102,7 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
 def train_for_ever(out_dir: Path, report: int) -> None:
     """Continue from the newest checkpoint, save every step, and report (step begun, step known to be saved)."""
     store = Checkpoints(out_dir, ALONE, keep=2, keep_every=50, in_background=True)
-    store.sweep()
+    sweep(store.folder)
     run = Trainee()
     step = store.load_newest(run.net, run.optimizer)[0].step if store.newest() else 0
     os.write(report, b"%08d %08d\n" % (step, step))
@@ -175,7 +176,7 @@ def one_more_step(out_dir: Path, *, die: int | None = None) -> bool:
 
     def work() -> None:
         store, run = Checkpoints(out_dir, ALONE, keep=1), Trainee()
-        store.sweep()
+        sweep(store.folder)
         step = 1 + (store.load_newest(run.net, run.optimizer)[0].step if store.newest() else 0)
         run.train(step)
         store.best = Best(step, 1.0 / step)

@@ -20,6 +20,7 @@ from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.sources.mixture import Mixture
 from medmo_core.data.text.tokenizer import Tokenizer
+from medmo_core.errors import UserError
 from medmo_core.profile import QWEN3_VL
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loading.documents import SampleError
@@ -129,6 +130,16 @@ def test_pixels_stay_out_of_the_pipe_and_their_memory_stays(root: Path) -> None:
             assert grown.is_shared() and grown.data_ptr() == shelf.memory.data_ptr()
             memory.append(grown.numel())
     assert 1 <= len(memory) < 4 and memory == sorted(memory)
+
+
+def test_a_worker_without_shared_memory_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensor: Tensor) -> Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(Tensor, "share_memory_", full)
+    outcome, answer, _ = _answer(loader(root, 0)._documents, "batch", [0], _Shelf())
+    assert outcome == "no memory" and answer.startswith("shared memory ran out: enlarge /dev/shm")
+    assert issubclass(WorkerDied, UserError)  # one line, no traceback
 
 
 def test_a_killed_worker_ends_the_run_at_once_and_says_so(root: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medmo_core.errors import InputError
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import ConfigError, RunConfig
@@ -21,8 +22,10 @@ from medmo_recipes.training.checkpoints.shard_reader import read_model
 from medmo_recipes.training.distributed.world import World
 from medmo_recipes.training.loop import run_folder as run_folder_module
 from medmo_recipes.training.loop.run import Run, open_run
+from medmo_recipes.training.loop.run_folder import claimed
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import make_trainable
+from medmo_recipes.training.monitoring.log import read_metrics
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -35,10 +38,11 @@ def config(tmp_path: Path, **train: object) -> RunConfig:
 
 @contextmanager
 def opened(config: RunConfig) -> Iterator[Run]:
-    kit = load_kit(config, "cpu")
-    make_trainable(kit.model, config.model.trainable)
-    with open_run(config, ALONE, kit) as run:
-        yield run
+    with claimed(config.train, ALONE):
+        kit = load_kit(config, "cpu")
+        make_trainable(kit.model, config.model.trainable)
+        with open_run(config, ALONE, kit) as run:
+            yield run
 
 
 def advance(run: Run, until: int, val_losses: Mapping[int, float] | None = None) -> bool:
@@ -211,3 +215,27 @@ def test_the_launcher_is_told_from_others() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 1000).decode() != name
+
+
+def test_a_cut_last_line_is_taken_off_and_the_run_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As kill -9 or a power cut leaves it; without the repair the next line would be glued to it."""
+    run_config = config(tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with opened(run_config) as run:
+        advance(run, 2)
+        run.log.metrics(1, {"loss": 2.0})
+    whole = metrics.read_bytes()
+    for cut in (b'{"step": 2, "lo', b"\x00" * 40):
+        metrics.write_bytes(whole + cut)
+        with opened(run_config.change(train={"resume": True})) as run:
+            assert metrics.read_bytes().startswith(whole) and cut not in metrics.read_bytes()
+            run.log.metrics(2, {"loss": 1.0})
+            run.finish()
+        assert f"the last line was cut short ({len(cut)} bytes" in capsys.readouterr().err
+    assert [line["loss"] for line in read_metrics(metrics)[0]] == [2.0, 1.0]
+    metrics.write_bytes(b'{"step": 1, "lo{"step": 2}\n' + whole)
+    with (
+        pytest.raises(InputError, match=r"metrics\.jsonl:1: no line of metrics"),
+        opened(run_config.change(train={"resume": True})),
+    ):
+        pass  # before any step, not at the end of all

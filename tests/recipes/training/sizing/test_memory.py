@@ -77,7 +77,7 @@ def test_fp32_state_of_8b_does_not_fit_and_the_dry_run_says_so() -> None:
     """The same run with optim.kind=adamw; the text names what decides the memory."""
     config, room, changes = bench.ON_ONE_GPU["8B, all weights, on 141 GB"]
     assert bench.planned(config, {**changes, "optim": {"kind": "adamw"}}).total > room * 1e9
-    text = dry_run(CONFIGS[config]().change(**changes))
+    text = dry_run(CONFIGS[config]().change(**changes)).text
     assert "ESTIMATED, not measured, for CUDA with liger-kernel" in text and "GB) in the backward pass of" in text
     assert "model.recompute_text=all model.recompute_vision=all optim.kind=adamw_bf16 parallel.shard=false" in text
     assert "as documents of one image of data.max_pixels" in text
@@ -87,7 +87,7 @@ def test_dry_run_of_token_budgets_and_adapters() -> None:
     config = CONFIGS["debug_instruct"]().change(
         train={"tokens_per_batch": 128, "batches_per_step": 3, "pack_buffer": 8}, lora={"rank": 2}
     )
-    text = dry_run(config)
+    text = dry_run(config).text
     assert "lora.rank=2" in text and "and a pass of 128 tokens" in text
     assert "tokens per step: at most 384 (3 passes of 128 over 1 process(es)" in text
     assert "for the CPU" in text
