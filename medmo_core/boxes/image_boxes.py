@@ -20,7 +20,8 @@ from torch import Tensor
 from ..errors import InputError
 from .boxes import Boxes
 from .grammars import GRAMMARS, Row
-from .recognise import NAMED_FRAMES, recognise
+from .objects import NAMED_FRAMES, shown
+from .recognise import recognise
 from .text import ParsedBoxes, named_grammar, usable_boxes, written_rows
 
 __all__ = ["AnyBoxes", "ImageBoxes", "by_image", "no_boxes", "parse_image_boxes", "print_image_boxes", "resize_like"]
@@ -190,7 +191,9 @@ def parse_image_boxes(
         if type(number) is int and 1 <= number <= len(sizes):
             rows[number - 1].append((label, corners))
         else:
-            errors.append(f"box {index} ({label or 'no label'}): image is {number!r}, expected 1 to {len(sizes)}")
+            errors.append(
+                f"box {index} ({shown(label, 'no label')}): image is {shown(repr(number))}, expected 1 to {len(sizes)}"
+            )
     per_image: list[Boxes] = []
     for number, (part, size) in enumerate(zip(rows, sizes, strict=True), start=1):
         boxes, faults = usable_boxes(replace(found, rows=part, errors=[]), frame, size)

@@ -14,7 +14,8 @@ import torch
 from ..errors import InputError
 from .boxes import EDGE_TOLERANCE, Boxes, box_fault, checked_size, frame_limits, unit_mistake
 from .grammars import GRAMMARS, Grammar, Row
-from .recognise import NAMED_FRAMES, Recognised, recognise
+from .objects import NAMED_FRAMES, Recognised, shown
+from .recognise import recognise
 
 B_co = TypeVar("B_co", covariant=True)
 _UNIT_PARTS = 10_000  # fractions are written to four decimals
@@ -177,13 +178,13 @@ def _usable(found: Recognised, frame: str, size: tuple[int, int]) -> tuple[list[
         x1, y1, x2, y2 = row
         mistake = unit_mistake(row, frame, size) if x2 <= 1 else None
         if mistake:
-            errors.append(f"box {index} ({label or 'no label'}) {mistake}")
+            errors.append(f"box {index} ({shown(label, 'no label')}) {mistake}")
             continue
         if not (0 <= x1 <= x2 <= limit_x and 0 <= y1 <= y2 <= limit_y):
             fault = box_fault(row, frame, size)
             clipped = [min(max(v, 0.0), limit) for v, limit in zip(row, (limit_x, limit_y) * 2, strict=True)]
             if fault:
-                errors.append(f"box {index} ({label or 'no label'}) {fault}")
+                errors.append(f"box {index} ({shown(label, 'no label')}) {fault}")
                 ordered = all(math.isfinite(v) for v in row) and x1 <= x2 and y1 <= y2
                 if not ordered or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
                     continue

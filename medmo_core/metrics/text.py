@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from ..findings import MAX_TEXT
@@ -15,10 +16,25 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
 def completion_text(completion: Any) -> str:
-    """Return the text of a completion: a string, or a chat whose last message holds it; anything else is empty."""
-    if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
-        completion = completion[-1].get("content")
-    return completion[:MAX_TEXT] if isinstance(completion, str) else ""
+    """Return the text of a completion; anything that has none is empty.
+
+    Args:
+        completion: a string, a message, or a chat whose last message counts. The content of a message is a string or a
+            list of parts (`{"type": "text", "text": ...}`), whose texts are joined; other parts say nothing.
+    """
+    if isinstance(completion, list | tuple) and completion and _has(completion[-1], "content"):
+        completion = completion[-1]
+    if _has(completion, "content"):
+        completion = completion["content"]
+    if isinstance(completion, str):
+        return completion
+    parts = completion if isinstance(completion, list | tuple) else ()
+    texts = (part["text"] if _has(part, "text") else part for part in parts)
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _has(value: Any, key: str) -> bool:
+    return isinstance(value, Mapping) and key in value
 
 
 def final_answer(text: str) -> str:

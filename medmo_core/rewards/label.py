@@ -88,7 +88,7 @@ def _agreement(found: set[str] | None, true: set[str], rule: str) -> float:
 
 
 def _labels(names: Sequence[str]) -> set[str]:
-    return {name for name in (normalise(one_name(normalise(label))) for label in names) if name}
+    return {name for name in (normalise(one_name(normalise(label))) for label in set(names)) if name}
 
 
 def _listed(text: str) -> set[str]:
