@@ -1,6 +1,8 @@
 # Two commands start from a machine that has only Python 3.11+ and make:
 #   make quickstart    three stages, evaluation and a report on embedded real images
 #   make test          the whole test suite
+# The suite draws the same examples every day. New ones, and the long searches that the suite leaves out:
+#   make fuzz          property tests with other examples each time, and the tests marked `fuzz`
 # Speed:
 #   make bench         time all that this machine can run beside its peers, then write benchmarks/RESULTS.md; minutes
 # For those who change kernels (no GPU needed):
@@ -11,21 +13,33 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LINK   := build/import_names/medmo_recipes
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+TORCH  := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install quickstart test bench native kernels kernels-oldest lint types clean
+.PHONY: install lock quickstart test fuzz bench native kernels kernels-oldest lint types clean
 
 install: $(STAMP) $(LINK)
 
 # Re-installs when the requirements change. The native part is built by `make native`.
-$(STAMP): setup.py constraints.txt pyproject.toml
+# Every file is held to its hash but torch's: each of its builds (CPU, one per CUDA version) is another file, which the
+# package index that pip is told of decides. On Linux, PyPI's is the CUDA build of several GB; the small one comes with
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+$(STAMP): setup.py constraints.txt requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel "torch>=2.11" numpy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[demo,medical,test]"
-	# Read as files by tests: Qwen's vocabulary, its published chat template and TRL's reward calls, and a collection of
-	# chest reports. Their dependencies are not wanted.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dashscope trl torchxrayvision
+	$(PIP) install --no-deps --require-hashes -r requirements.txt
+	$(PIP) install $(TORCH)
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Writes requirements.txt anew, for every system and Python version: after a change of setup.py or constraints.txt. Beside
+# what setup.py names: what builds the package, and what tests read as files (Qwen's vocabulary, its published chat
+# template and TRL's reward calls, and a collection of chest reports).
+lock: $(STAMP)
+	$(PIP) install -c constraints.txt uv
+	printf '%s\n' setuptools wheel dashscope trl torchxrayvision | $(BIN)/uv pip compile setup.py - --extra demo --extra medical --extra test \
+		-c constraints.txt --universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-annotate --quiet \
+		--custom-compile-command "make lock" --output-file requirements.txt
 
 quickstart: $(STAMP)
 	$(BIN)/medmo quickstart
@@ -34,14 +48,17 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# `hypothesis` is the mark that its plug-in puts on every property test. Prints what repeats a failure.
+fuzz: $(STAMP)
+	HYPOTHESIS_PROFILE=random OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "fuzz or hypothesis"
+
 # Wants a quiet machine. A way that is wrong, a peer's too, fails the first command; what was measured is stored.
 # The page is written where a way was wrong too: it says so.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks; status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
 native: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cmake ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps --force-reinstall -e .
+	$(PIP) install --no-deps --no-build-isolation --force-reinstall -e .
 	$(BIN)/python -c 'from medmo_kernels import runtime; print("native part:", runtime.native_status())'
 
 kernels: $(STAMP)
@@ -51,7 +68,7 @@ kernels: $(STAMP)
 
 OLDEST_TRITON := build/triton-3.6
 kernels-oldest: $(STAMP)
-	test -d $(OLDEST_TRITON) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OLDEST_TRITON) triton==3.6.0
+	test -d $(OLDEST_TRITON) || $(PIP) install --no-deps --target $(OLDEST_TRITON) triton==3.6.0
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.compile_kernels
 
 lint: $(STAMP) types

@@ -101,7 +101,7 @@ print(" or ".join(names))' "$@"
 for name in $stages; do
     case "$name" in
         tests) run_tests ;;
-        doctor) stage doctor 120 "$PYTHON" -m medmo_core.doctor --verify --rooms $rooms --json "$out/doctor.json" ;;
+        doctor) stage doctor 120 "$PYTHON" -m medmo_core --verify --rooms $rooms --json "$out/doctor.json" ;;
         kernels) bench kernels 300 bench_kernels.py "$(ops_of $rooms)" ;;
         train_step) bench train_step 200 bench_modules.py train_step ;;
         grpo_step) bench grpo_step 240 bench_recipes.py grpo_step ;;

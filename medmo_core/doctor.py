@@ -1,11 +1,9 @@
-"""`medmo doctor`: what runs on this machine, op by op, and why; what is known to go wrong here; what is missing.
+"""Diagnosis of a machine: what runs on it, op by op, and why; what is known to go wrong; what is missing.
 
-`--verify` holds every op to its definition on this machine. `--json FILE` writes all of it for programs.
+`medmo doctor` (`medmo_core/__main__.py`) prints it.
 """
 
-import argparse
 import importlib
-import importlib.metadata
 import itertools
 import json
 import pkgutil
@@ -26,10 +24,9 @@ from medmo_kernels.back_ends import Choice
 from medmo_kernels.spec import OpSpec
 
 from . import cliffs
-from .durable import write_json
 from .modules import backend
 from .notice import SHORT_NOTICE
-from .optional import how_to_install
+from .optional import how_to_install, version_of
 
 WIDTH = 120
 OPTIONAL = {
@@ -48,14 +45,6 @@ OPTIONAL = {
 }
 """Distribution -> the extra that brings it, and what it is for."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-
-
-def version_of(distribution: str) -> str | None:
-    """Return the installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def machine() -> dict[str, Any]:
@@ -298,36 +287,3 @@ def _columns(width: int, *cells: tuple[str, int]) -> list[str]:
         "".join(part.ljust(room) for part, room in zip(line, widths, strict=True)).rstrip()
         for line in itertools.zip_longest(*wrapped, fillvalue="")
     ]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the diagnosis; return 1 if an op failed its verification."""
-    parser = argparse.ArgumentParser(prog="medmo doctor", description=__doc__)
-    parser.add_argument("--verify", action="store_true", help="hold every op to its definition on this machine")
-    known = [name for name, _ in rooms()]
-    parser.add_argument("--rooms", nargs="*", default=(), choices=known, metavar="ROOM", help="verify only these rooms")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the diagnosis to this file")
-    options = parser.parse_args(argv)
-    diagnosis = diagnose()
-
-    def kept() -> Iterator[dict[str, Any]]:
-        """Write after each verdict: a kernel that hangs must not take the others' with it."""
-        for verdict in verdicts(options.rooms):
-            diagnosis["verdicts"].append(verdict)
-            _write(options.json, diagnosis)
-            yield verdict
-
-    _write(options.json, diagnosis)
-    for line in report(diagnosis, kept() if options.verify else None):
-        print(line, flush=True)
-    return 0 if all(verdict["passed"] for verdict in diagnosis["verdicts"]) else 1
-
-
-def _write(path: Path | None, diagnosis: Mapping[str, Any]) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, diagnosis, indent=2)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

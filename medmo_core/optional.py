@@ -1,6 +1,7 @@
 """Optional libraries: imported where they are used, quietly, with an error that names the extra to install."""
 
 import importlib
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,14 @@ def missing(module: str, extra: str, needed_by: str) -> str:
 def how_to_install(extra: str) -> str:
     """Return the command that installs the libraries of an extra."""
     return f'pip install "medmo[{extra}]"'
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @contextmanager

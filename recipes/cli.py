@@ -2,11 +2,20 @@
 
 import argparse
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medmo_core.errors import USER_ERRORS
+from medmo_core.nearest import nearest_name
 from medmo_core.notice import RESEARCH_ONLY
+from medmo_core.optional import version_of
+from medmo_core.printable import printable
+
+MISTAKE, INTERRUPTED, NO_READER = 2, 130, 141
+"""Exit status where the caller can fix it; the other two as shells give them for the signals INT and PIPE."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ COMMANDS: dict[str, Command] = {
         "medmo validate my.jsonl",
     ),
     "doctor": Command(
-        "medmo_core.doctor",
+        "medmo_core.__main__",
         "say what runs on this machine, op by op, and why",
         "medmo doctor",
     ),
@@ -83,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG.format(examples=examples, notice=RESEARCH_ONLY),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    version = f"medmo {version_of('medmo') or '(not installed)'}, torch {version_of('torch') or '(not installed)'}"
+    parser.add_argument("--version", action="version", version=version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         subparsers.add_parser(name, help=command.summary, add_help=False)
@@ -96,21 +107,65 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after `medmo`; the process's own when None.
 
     Returns:
-        The exit status: 0 when all went well, 2 for a mistake that the caller can fix (its message on stderr).
+        The exit status: 0 when all went well, 2 for a mistake that the caller can fix (its message on stderr), 130 for
+        a run that was interrupted, 141 where nobody reads what is printed any more.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] and words[0] in FORMER_NAMES:
         print(f"medmo {words[0]} is now called medmo {FORMER_NAMES[words[0]]}", file=sys.stderr)
         words[0] = FORMER_NAMES[words[0]]
-    known, rest = build_parser().parse_known_args(words[:1])
-    rest = rest + words[1:]
-    module = importlib.import_module(COMMANDS[known.command].module)
-    user_errors = importlib.import_module("medmo_core.errors").USER_ERRORS  # late: --help need not wait for torch
     try:
-        return int(module.main(rest) or 0)
-    except user_errors as error:
-        print(f"medmo {known.command}: {error}", file=sys.stderr)
-        return 2
+        status = _run(words)
+        sys.stdout.flush()  # here, where a reader that is gone is noticed quietly
+    except KeyboardInterrupt:
+        print(f"\nmedmo {' '.join(words[:1])}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # some other pipe, such as one between processes
+        return NO_READER
+    return status
+
+
+def _run(words: list[str]) -> int:
+    """Open the door that the words name."""
+    if not words:
+        build_parser().print_help()
+        return 0
+    name = words[0]
+    if not name.startswith("-") and name not in COMMANDS:
+        near = nearest_name(name, COMMANDS)
+        hint = f"did you mean `medmo {near}`?" if near else f"there are: {', '.join(COMMANDS)}"
+        print(f"medmo: no command '{printable(name)}'; {hint}", file=sys.stderr)
+        return MISTAKE
+    try:
+        build_parser().parse_known_args(words[:1])  # answers --help and --version
+        return int(importlib.import_module(COMMANDS[name].module).main(words[1:]) or 0)
+    except SystemExit:
+        sys.stdout.flush()  # a page of help may be read in part as well
+        raise
+    except USER_ERRORS as error:
+        print(f"medmo {name}: {_shown(error)}", file=sys.stderr)
+        return MISTAKE
+
+
+def _shown(error: BaseException) -> str:
+    """Return an error's message; ids, labels and paths in it may be anything."""
+    return "\n".join(map(printable, str(error).split("\n")))
+
+
+def _reader_is_gone() -> bool:
+    """Say whether it was standard output that broke; if so, leave nothing for Python to write at its end."""
+    try:
+        stream = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a stream of the system's
+        return False
+    watch = select.poll()
+    watch.register(stream, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return True
 
 
 if __name__ == "__main__":

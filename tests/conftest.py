@@ -1,6 +1,9 @@
 """Where there is no GPU the Triton code of every room runs in Triton's interpreter; several processes on one machine.
 
 The interpreter must be asked for before Triton is imported, so the variable is set before anything else.
+
+Property tests draw the same examples every day (profile `ci`), so that a change alone can make them fail; `make fuzz`
+draws new ones (profile `random`).
 """
 
 import gc
@@ -20,9 +23,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+settings.register_profile("ci", derandomize=True, print_blob=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 T = TypeVar("T")
 GRACE_S = 3

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_core.batch": ("medmo_kernels",),
     "medmo_core.accelerate": ("medmo_kernels", "medmo_core.modules"),
     "medmo_core.cliffs": ("medmo_kernels",),
+    "medmo_core.__main__": ("medmo_core.doctor",),
     "medmo_core.doctor": ("medmo_kernels", "medmo_core.modules", "medmo_core.cliffs"),
     "medmo_core.generation": ("medmo_kernels", "medmo_core.batch"),
     "medmo_core.modules": ("medmo_kernels", "medmo_core.generation.kv_cache"),

@@ -8,12 +8,17 @@ from medmo_core.datasets.embedded.contact_sheet import contact_sheet
 from medmo_core.notice import SHORT_NOTICE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Paint the sheet and print where it is."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(prog="medmo embedded", description=__doc__)
     default = Path("contact_sheet.png")
     parser.add_argument("--out", type=Path, default=default, help="PNG to write (default: %(default)s)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Paint the sheet and print where it is."""
+    arguments = build_parser().parse_args(argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(arguments.out)
     print(f"wrote {arguments.out} ({SHORT_NOTICE})")

@@ -21,16 +21,17 @@ from pathlib import Path
 
 from medmo_core.datasets.names import current_name
 from medmo_core.errors import InputError
-from medmo_core.inference.load import load
-
-from ..evaluation.ask import Asking
-from ..evaluation.results import NOTICE, format_table, write_evaluation
-from ..evaluation.suites import evaluate_data, evaluate_embedded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = build_parser().parse_args(argv)
+    from medmo_core.inference import load  # late: help need not wait for PyTorch
+
+    from ..evaluation.ask import Asking
+    from ..evaluation.results import NOTICE, format_table, write_evaluation
+    from ..evaluation.suites import evaluate_data, evaluate_embedded
+
     asking = Asking(arguments.batch_size, arguments.max_new_tokens, arguments.seed)
     if arguments.num_samples < 1:
         raise InputError(f"--num-samples is {arguments.num_samples}, expected 1 or more")

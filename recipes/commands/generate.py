@@ -15,18 +15,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medmo_core.boxes import by_image
 from medmo_core.durable import replacing
 from medmo_core.errors import InputError
-from medmo_core.inference import Reply, ask, load
 from medmo_core.notice import RESEARCH_ONLY
+
+if TYPE_CHECKING:
+    from medmo_core.inference import Reply
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer as the command line says; returns the exit status."""
     words = build_parser().parse_args(argv)
+    from medmo_core.inference import ask, load  # late: help need not wait for PyTorch
+
     out = picture_path(words.out, words.image[0])
     kit = load(words.checkpoint, device=words.device, dtype=words.dtype)
     answer = ask(kit, words.image, words.prompt, **ask_settings(words))
@@ -98,8 +101,10 @@ def read_window_argument(text: str | None) -> str | tuple[float, float] | None:
     return center, width
 
 
-def describe(answer: Reply) -> str:
+def describe(answer: "Reply") -> str:
     """Write text and boxes for people."""
+    from medmo_core.boxes import by_image
+
     lines = [answer.text or "(the model said nothing)"]
     if not answer.finished:
         lines.append("(cut: the answer reached --max-new-tokens)")

@@ -5,177 +5,37 @@
 
 Writes under --out: align/, instruct/ and reinforce/ (each a whole run; reinforce/final is the checkpoint in the
 official layout), metrics.json (`stages[name][metric] = {value, low, high, baseline, n, ...}`), held_out.png and
-report.html.
-
-The stages' budgets are steps in the `tiny_*` configs, so that one seed gives one result. Research use only.
+report.html. A folder that holds a quickstart already is refused. Research use only.
 """
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from medmo_core.durable import write_text
-from medmo_core.inference.kit import Kit
-from medmo_core.inference.load import load
 from medmo_core.notice import SHORT_NOTICE
 
-from ..configs import CONFIGS
-from ..evaluation.suites import evaluate_embedded
-from ..pages import quickstart_page as pages
-from ..pages.quickstart_page import Outcome
-from ..reinforcement.sharpening import TEMPERATURES, sampled_box_reward
-from ..settings.run_config import STAGES, ConfigError, RunConfig
-from ..training.distributed.torchrun import torchrun
-from ..training.model.kit import load_kit
-
-NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
-SIZES = {
-    "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
-    "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},
-}
+SIZES = ("tiny", "debug")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything and say where the report is."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="medmo quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     shown = "(default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help=f"folder to write {shown}")
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help=f"model and budgets {shown}")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help=f"model and budgets {shown}")
     parser.add_argument("--seed", type=int, default=0, help=f"of weights, data and sampling {shown}")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything and say where the report is."""
+    arguments = build_parser().parse_args(argv)
+    from ..pages.quickstart_page import format_verdicts  # late: help need not wait for PyTorch
+    from .three_stages import run
+
     outcome = run(arguments.out, size=arguments.size, seed=arguments.seed)
-    print(pages.format_verdicts(outcome))
+    print(format_verdicts(outcome))
     print(f"\nopen {arguments.out / 'report.html'}   ({SHORT_NOTICE})")
     return 0
-
-
-def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
-    """Train, measure and write the report.
-
-    Args:
-        out: folder; one that holds a run already is refused.
-        size: "tiny" or "debug": which configs.
-        seed: number that fixes weights, data and sampling.
-
-    Raises:
-        ConfigError: `out` holds an earlier run.
-    """
-    if any((out / stage).exists() for stage in STAGES):
-        raise ConfigError(f"{out} already holds a quickstart; choose another --out or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    outcome = Outcome()
-    configs = stage_configs(out, size, seed)
-
-    with timed(outcome, "evaluate random"):
-        kit = load_kit(configs["align"], "cpu")
-        outcome.num_parameters = sum(p.numel() for p in kit.model.parameters())
-        measure(outcome, "random", kit, size)
-    for stage, config in configs.items():
-        say(f"\n{stage}: {config.train.steps} steps")
-        with timed(outcome, stage):
-            launch_stage(stage, size, config)
-        with timed(outcome, f"evaluate {stage}"):
-            kit = load(out / stage / "final", device="cpu")
-            measure(outcome, stage, kit, size)
-        prompts = SIZES[size]["num_samples"] // 4
-        if stage == "instruct":
-            with timed(outcome, "sample instruct"):
-                outcome.sampled = sampled_box_reward(kit, num_prompts=prompts, seed=seed)
-        elif stage == "reinforce":
-            with timed(outcome, "sample reinforce"):
-                after = sampled_box_reward(kit, num_prompts=prompts, temperatures=(1.0,), seed=seed)
-                outcome.sampled_after = after[1.0]
-        write_metrics(out, outcome, seed)
-    pages.write(out, outcome, configs, seed)
-    return outcome
-
-
-def stage_configs(out: Path, size: str, seed: int) -> dict[str, RunConfig]:
-    """Return each stage's config, every one starting from the weights of the one before."""
-    configs: dict[str, RunConfig] = {}
-    for index, stage in enumerate(STAGES):
-        config = CONFIGS[f"{size}_{stage}"]().change(train={"out_dir": str(out / stage), "seed": seed, "device": "cpu"})
-        if index:
-            config = config.change(model={"init": str(out / STAGES[index - 1] / "final")})
-        configs[stage] = config
-    return configs
-
-
-def launch_stage(stage: str, size: str, config: RunConfig) -> None:
-    """Run a stage under torchrun, as a user would; in this process where one is enough.
-
-    Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait.
-
-    Raises:
-        RuntimeError: the stage failed; it has said why.
-    """
-    words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
-    words += ["train.num_threads=1", f"train.out_dir={config.train.out_dir}", f"train.seed={config.train.seed}"]
-    module = f"medmo_recipes.{stage}"
-    if NUM_PROCESSES[size] == 1:
-        status = import_module(module).main(words)
-    else:
-        status = torchrun(module, words, num_processes=NUM_PROCESSES[size])
-    if status:
-        raise RuntimeError(f"{stage} ended with status {status}; its own message stands above")
-
-
-def measure(outcome: Outcome, name: str, kit: Kit, size: str) -> None:
-    """Score a model on the held-out scans and print its table. The questions never change with the seed."""
-    say(f"\nevaluate {name}")
-    counts = SIZES[size]
-    result = evaluate_embedded(
-        kit.model,
-        kit.processor,
-        num_samples=counts["num_samples"],
-        num_reports=counts["num_reports"],
-        num_captions=counts["num_captions"],
-    )
-    outcome.evaluations[name] = result
-    print(pages.stage_table(result), flush=True)
-
-
-def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
-    """Write metrics.json with what is known so far."""
-    values: dict[str, Any] = {
-        "notice": f"{SHORT_NOTICE}; intervals speak of these scans only",
-        "seed": seed,
-        "num_parameters": outcome.num_parameters,
-        "torch": torch.__version__,
-        "stages": {name: result.to_json() for name, result in outcome.evaluations.items()},
-        "sampled_box_reward_of_instruct": {f"{t:g}": outcome.sampled[t] for t in TEMPERATURES if t in outcome.sampled},
-        "sampled_box_reward_of_reinforce": {"1": outcome.sampled_after} if "reinforce" in outcome.evaluations else {},
-        "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
-        "verdicts": [vars(verdict) for verdict in pages.verdicts(outcome)],
-    }
-    write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
-
-
-class timed:  # noqa: N801 (reads as a statement)
-    """Stopwatch that records how long a part of the run took."""
-
-    def __init__(self, outcome: Outcome, name: str) -> None:
-        self.outcome, self.name = outcome, name
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.outcome.seconds[self.name] = time.perf_counter() - self.started
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-from ..settings.run_config import STAGES
+from ..settings.stage import STAGES
 
 EPILOG = """examples:
   medmo train instruct --data my.jsonl train.out_dir=runs/mine

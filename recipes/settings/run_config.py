@@ -8,7 +8,7 @@ here, whichever way it came in, and an error names the field, what it got and wh
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
 from medmo_core.datasets.names import with_current_names
@@ -16,6 +16,7 @@ from medmo_core.modules.blocks import Recompute
 
 from .reinforce import Grpo, Rewards, Rollout, Watching
 from .section import ConfigError, Section, describe_type, require, typed, unknown_key
+from .stage import STAGES, Stage
 
 __all__ = [
     "SECTIONS",
@@ -40,8 +41,6 @@ __all__ = [
     "unknown_key",
 ]
 
-Stage = Literal["align", "instruct", "reinforce"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 """Stages in their order."""
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import medmo_kernels
+from medmo_core import __main__ as command
 from medmo_core import cliffs, doctor
 from medmo_kernels import runtime
 from medmo_kernels.back_ends import Choice
@@ -146,7 +147,7 @@ def test_findings_follow_the_machine(one_op: OpSpec, monkeypatch: pytest.MonkeyP
 
 
 def test_verify_passes_and_tells_the_numbers(one_op: OpSpec, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--verify"]) == 0
+    assert command.main(["--verify"]) == 0
     shown = capsys.readouterr().out
     assert all(f"giou                cpu     {dtype}" in shown for dtype in ("float64", "float32", "bfloat16"))
     assert "FAILED" not in shown and "ok: gradient of" in shown
@@ -174,18 +175,18 @@ def test_a_wrong_op_fails_the_verification(
     broken: Any, said: str, one_op: OpSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show(dataclasses.replace(one_op, function=broken(one_op)), monkeypatch)
-    assert doctor.main(["--verify"]) == 1
+    assert command.main(["--verify"]) == 1
     shown = capsys.readouterr().out
     assert "FAILED" in shown and said in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_only_the_rooms_asked_for_are_verified(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--verify", "--rooms", "box_reward"]) == 0
+    assert command.main(["--verify", "--rooms", "box_reward"]) == 0
     checked = capsys.readouterr().out.partition("each op against")[2]
     assert "box_reward" in checked and "giou" not in checked
-    with pytest.raises(SystemExit):
-        doctor.main(["--rooms", "no_such_room"])
+    with pytest.raises(ValueError, match="--rooms box_rewrad: no such room; did you mean 'box_reward'"):
+        command.main(["--rooms", "box_rewrad"])
 
 
 def test_json_is_there_after_each_verdict(one_op: OpSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,16 +199,20 @@ def test_json_is_there_after_each_verdict(one_op: OpSpec, tmp_path: Path, monkey
     honest = doctor.verify_op
     monkeypatch.setattr(doctor, "verify_op", lambda spec, dtype, device: hang(dtype) or honest(spec, dtype, device))
     with pytest.raises(KeyboardInterrupt):
-        doctor.main(["--verify", "--json", str(path)])
+        command.main(["--verify", "--json", str(path)])
     assert [verdict["op"] for verdict in json.loads(path.read_text(encoding="utf-8"))["verdicts"]] == ["giou"]
 
 
 def test_json_holds_everything(one_op: OpSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "doctor.json"
-    assert doctor.main(["--verify", "--json", str(path)]) == 0
+    assert command.main(["--verify", "--json", str(path)]) == 0
     written = json.loads(path.read_text(encoding="utf-8"))
     assert set(written) == {"machine", "versions", "ops", "findings", "verdicts"}
     assert written["versions"]["torch"] == torch.__version__
     assert list(doctor.report(written, written["verdicts"])) == capsys.readouterr().out.splitlines()
     tried = {verdict["dtype"] for verdict in written["verdicts"]}
     assert tried == {str(dtype).removeprefix("torch.") for dtype in one_op.tolerance}
+    capsys.readouterr()
+    assert command.main(["--verify", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["ops"] == written["ops"] and len(printed["verdicts"]) == len(written["verdicts"])

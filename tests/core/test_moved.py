@@ -11,7 +11,7 @@ import pytest
 
 from medmo_core.moved import forward
 from tools.house.imports import imports_of, module_files
-from tools.house.sources import SHIPPED, Source
+from tools.house.sources import SHIPPED, SourceFile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_a_name_that_never_was_is_no_attribute() -> None:
                 get(name)
 
 
-def imports_by_old_paths(files: Mapping[str, Source]) -> list[str]:
+def imports_by_old_paths(files: Mapping[str, SourceFile]) -> list[str]:
     """Return the import statements, at any depth, that name a module which only hands on."""
     old = {module for module, _, _ in MOVED}
     return [

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from medmo_core.inference.load import load, read_pixel_limits
 from medmo_core.models.medmo import MedMO
 from medmo_recipes import align
-from medmo_recipes.commands import export
+from medmo_recipes.commands import export, official_export
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import Lora, RunConfig
 from medmo_recipes.training.model.kit import load_kit
@@ -45,14 +45,14 @@ def test_final_and_checkpoints_export_bit_for_bit(finished: RunConfig, capsys: p
     assert not kit.model.training
     assert (kit.processor.min_pixels, kit.processor.max_pixels) == (64 * 64, 96 * 96)
     earlier = load_file(run.parent / "final" / "model.safetensors")
-    export.export(run / "checkpoints" / "step-000001", run.parent / "first")
+    official_export.export(run / "checkpoints" / "step-000001", run.parent / "first")
     first = load_file(run.parent / "first" / "model.safetensors")
     assert any(not torch.equal(first[key], earlier[key]) for key in first)
 
 
 def test_transformers_reads_it_whole(finished: RunConfig) -> None:
     transformers = pytest.importorskip("transformers")
-    out = export.export(Path(finished.train.out_dir) / "final", Path(finished.train.out_dir).parent / "out")
+    out = official_export.export(Path(finished.train.out_dir) / "final", Path(finished.train.out_dir).parent / "out")
     model, info = transformers.Qwen3VLForConditionalGeneration.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ours = MedMO.from_pretrained(out)
@@ -60,7 +60,7 @@ def test_transformers_reads_it_whole(finished: RunConfig) -> None:
 
 
 def test_dtype_is_cast(finished: RunConfig) -> None:
-    out = export.export(
+    out = official_export.export(
         Path(finished.train.out_dir) / "final", Path(finished.train.out_dir).parent / "out", dtype="bfloat16"
     )
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
@@ -78,7 +78,7 @@ def test_sharded_run_exports_like_one_process(
     alone = Path(whole.train.out_dir) / "final"
     folders = [tmp_path / "two" / name for name in ("final", "exports/step-000001", "exports/step-000002")]
     step = tmp_path / "two" / "checkpoints" / "step-000002"
-    folders.append(export.export(step, tmp_path / "from_checkpoint"))
+    folders.append(official_export.export(step, tmp_path / "from_checkpoint"))
     for folder in folders:
         assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}
     weights = [load_file(folder / "model.safetensors") for folder in folders]
@@ -89,7 +89,7 @@ def test_sharded_run_exports_like_one_process(
     damaged = next(step.glob("tensors-1-*"))
     damaged.unlink()
     with pytest.raises(ValueError, match=f"{damaged.name} is missing; choose another step"):
-        export.export(step, tmp_path / "again")
+        official_export.export(step, tmp_path / "again")
 
 
 def test_adapters_are_merged(own_data: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_adapters_are_merged(own_data: Path, tmp_path: Path) -> None:
     assert final.keys() <= begin.keys() and any(not torch.equal(final[name], begin[name]) for name in final)
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert adapter and all(".lora_" in name for name in adapter)
-    export.export(tmp_path / "run" / "checkpoints" / "step-000002", tmp_path / "exported")
+    official_export.export(tmp_path / "run" / "checkpoints" / "step-000002", tmp_path / "exported")
     for folder in (tmp_path / "exported", tmp_path / "run" / "exports" / "step-000002"):
         weights = load_file(folder / "model.safetensors")
         assert weights.keys() == final.keys() and all(torch.equal(weights[name], final[name]) for name in final)
@@ -114,31 +114,31 @@ def test_adapters_are_merged(own_data: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_explained(finished: RunConfig, tmp_path: Path) -> None:
     run = Path(finished.train.out_dir)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 7; there are: 1, 2"):
-        export.find_source(run, 7)
+        official_export.find_source(run, 7)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        export.find_source(tmp_path / "nowhere")
+        official_export.find_source(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="nothing has been saved there yet"):
-        export.find_source(tmp_path / "empty")
+        official_export.find_source(tmp_path / "empty")
     with pytest.raises(ValueError, match="is not an empty folder"):
-        export.export(run / "final", run)
+        official_export.export(run / "final", run)
 
 
 def test_a_damaged_export_is_noticed(finished: RunConfig, tmp_path: Path) -> None:
     source = Path(finished.train.out_dir) / "final"
     tensors = load_file(source / "model.safetensors")
-    export.verify(source, tensors)
+    official_export.verify(source, tensors)
     name = next(iter(tensors))
     tensors[name] = tensors[name] + 1
     with pytest.raises(ValueError, match=f"{name} does not read back"):
-        export.verify(source, tensors)
+        official_export.verify(source, tensors)
 
 
 def test_an_unfinished_run_says_how_to_export(finished: RunConfig, tmp_path: Path) -> None:
     (Path(finished.train.out_dir) / "final").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="medmo export --run"):
         load(finished.train.out_dir, device="cpu")
-    assert export.find_source(finished.train.out_dir).name == "step-000002"
+    assert official_export.find_source(finished.train.out_dir).name == "step-000002"
 
 
 def test_official_pixel_limits_are_read_in_both_spellings(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def kit(monkeypatch: pytest.MonkeyPatch) -> Kit:
         return [[Generation(kit.tokenizer.encode(BOX), [], True)]]
 
     monkeypatch.setattr(kit.model, "generate", say)
-    monkeypatch.setattr(generate, "load", lambda *_, **__: kit)
+    monkeypatch.setattr("medmo_core.inference.load", lambda *_, **__: kit)
     return kit
 
 

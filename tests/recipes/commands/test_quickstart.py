@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medmo_core.models.medmo import MedMO
-from medmo_recipes.commands import quickstart
+from medmo_recipes.commands import quickstart, three_stages
 from medmo_recipes.evaluation.results import Evaluation
 from medmo_recipes.evaluation.scores import Prediction, Score
 from medmo_recipes.pages import quickstart_page
@@ -50,7 +50,7 @@ def test_the_checkpoint_is_official(folder: Path) -> None:
 
 
 def test_one_seed_gives_one_result(folder: Path, tmp_path: Path) -> None:
-    quickstart.run(tmp_path / "again", size="debug")
+    three_stages.run(tmp_path / "again", size="debug")
     first, second = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "again"))
     assert first.pop("seconds").keys() == second.pop("seconds").keys()
     assert first == second
@@ -59,7 +59,7 @@ def test_one_seed_gives_one_result(folder: Path, tmp_path: Path) -> None:
 def test_earlier_work_is_not_overwritten(folder: Path) -> None:
     before = (folder / "metrics.json").read_bytes()
     with pytest.raises(ConfigError, match="already holds a quickstart"):
-        quickstart.run(folder, size="debug")
+        three_stages.run(folder, size="debug")
     assert (folder / "metrics.json").read_bytes() == before
 
 
@@ -80,8 +80,8 @@ def evaluation(ious: list[float], gain_low: float, shuffled: float) -> Evaluatio
 
 def test_verdicts_follow_the_figures() -> None:
     better, worse = evaluation([0.4, 0.5], 0.1, 0.2), evaluation([0.2, 0.3], 0.1, 0.2)
-    good = quickstart.Outcome({"instruct": evaluation([0.3, 0.4], 0.05, 0.2), "reinforce": better})
-    bad = quickstart.Outcome({"instruct": evaluation([0.3, 0.4], -0.05, 0.9), "reinforce": worse})
+    good = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], 0.05, 0.2), "reinforce": better})
+    bad = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], -0.05, 0.9), "reinforce": worse})
     for outcome in (good, bad):
         outcome.sampled = {1.0: 0.1, 0.3: 0.2}
         outcome.sampled_after = 0.3 if outcome is good else 0.15
