@@ -11,6 +11,7 @@ from ..encoders import ENCODERS
 from ..encoders.protocol import Encoder
 from ..errors import InputError
 from .config import ENCODER_SIZES, PRESETS, ModelConfig, TextConfig
+from .config_values import check_arguments
 
 INIT_GAIN = 0.7
 
@@ -50,6 +51,7 @@ def build_encoder(config: ModelConfig, where: dict[str, Any]) -> Encoder:
     if config.encoder not in ENCODERS:
         raise InputError(f"unknown encoder {config.encoder!r}; known: {', '.join(ENCODERS)}")
     if config.encoder != "qwen3_vl":
+        check_arguments(ENCODERS[config.encoder], config.encoder_kwargs, "medmo_encoder.kwargs")
         return ENCODERS[config.encoder](**config.encoder_kwargs, **where)
     vision = config.vision
     return ENCODERS["qwen3_vl"](

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..nearest import nearest_name
+from .config_values import as_object, checked, checked_part, is_square, require
 
 ENCODER_KEY = "medmo_encoder"
 """Our own key in config.json, present only when the encoder is not Qwen3-VL's tower."""
@@ -169,36 +170,63 @@ class ModelConfig:
         """Read an official `config.json`, in the spelling of transformers 4 or 5.
 
         Raises:
-            ValueError: the file describes another architecture.
+            ValueError: the file describes another architecture, or a value is missing, of a wrong type or too large.
         """
         if config.get("model_type") not in ("qwen3_vl", OWN_MODEL_TYPE):
-            raise InputError(f"config.json: model_type is {config.get('model_type')!r}, expected 'qwen3_vl'")
-        text, vision = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
-        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-        if rope.get("rope_type", "default") != "default" or not rope.get("mrope_interleaved", True):
-            raise InputError(f"config.json: rope of kind {rope} is not supported, only interleaved default M-RoPE is")
-        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", TextConfig.rope_theta))
-        text["mrope_section"] = tuple(rope.get("mrope_section", TextConfig.mrope_section))
-        if "deepstack_visual_indexes" in vision:
-            vision["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])
-        encoder = config.get(ENCODER_KEY) or {"name": "qwen3_vl", "kwargs": {}}
-        optional = {
-            name: text[name]
-            for name in ("bos_token_id", "eos_token_id", "initializer_range")
-            if text.get(name) is not None
-        }
-        own = {name: config[name] for name in _TOP_LEVEL if config.get(name) is not None}
-        return cls(
-            vision=VisionConfig(**_known(VisionConfig, vision)),
-            text=TextConfig(**_known(TextConfig, text)),
-            encoder=encoder["name"],
-            encoder_kwargs=encoder["kwargs"],
-            **{"tie_word_embeddings": False, **optional, **own},
+            raise InputError(f"model_type is {config.get('model_type')!r}, expected 'qwen3_vl'")
+        vision, text = (as_object(config.get(name), name) for name in ("vision_config", "text_config"))
+        ropes = (as_object(text.get(key), f"text_config.{key}") for key in ("rope_scaling", "rope_parameters"))
+        rope = {key: value for values in ropes for key, value in values.items()}
+        if rope.get("rope_type", "default") != "default" or rope.get("mrope_interleaved", True) is not True:
+            raise InputError(f"rope of kind {rope} is not supported, only interleaved default M-RoPE is")
+        text["rope_theta"] = rope.get("rope_theta", text.get("rope_theta"))
+        text["mrope_section"] = rope.get("mrope_section", TextConfig.mrope_section)
+        own = {name: config[name] for name in (*_TOP_LEVEL, "tie_word_embeddings") if config.get(name) is not None}
+        optional = ("bos_token_id", "eos_token_id", "initializer_range")
+        own = {name: text[name] for name in optional if text.get(name) is not None} | own
+        encoder = as_object(config.get(ENCODER_KEY), ENCODER_KEY)
+        name = checked(encoder.get("name", "qwen3_vl"), "", f"{ENCODER_KEY}.name")
+        read = cls(
+            vision=VisionConfig(
+                **checked_part(vision, VisionConfig(), _VISION_SIZES if name == "qwen3_vl" else (), "vision_config")
+            ),
+            text=TextConfig(**checked_part(text, TextConfig(), _TEXT_SIZES, "text_config")),
+            encoder=name,
+            encoder_kwargs=as_object(encoder.get("kwargs"), f"{ENCODER_KEY}.kwargs"),
+            **{"tie_word_embeddings": False, **{n: checked(value, getattr(cls, n), n) for n, value in own.items()}},
         )
+        read.check_fit()
+        return read
+
+    def check_fit(self) -> None:
+        """Check that the sizes fit together.
+
+        Raises:
+            InputError: they do not; names the field.
+        """
+        text, vision = self.text, self.vision
+        heads, groups, pairs = text.num_attention_heads, text.num_key_value_heads, text.mrope_section
+        division = f"a divisor of num_attention_heads, {heads}"
+        require(heads % groups == 0, "text_config.num_key_value_heads", groups, division)
+        rotated = f"three numbers of pairs that add up to half of head_dim, {text.head_dim}"
+        fits = len(pairs) == 3 and 2 * sum(pairs) == text.head_dim
+        require(fits, "text_config.rope_parameters.mrope_section", list(pairs), rotated)
+        for name in (*_TOP_LEVEL, "bos_token_id", "eos_token_id"):
+            number = getattr(self, name)
+            require(number < text.vocab_size, name, number, f"an id of the vocabulary, below {text.vocab_size}")
+        if self.encoder != "qwen3_vl":
+            return
+        width, taps = vision.hidden_size, vision.deepstack_visual_indexes
+        division = f"a multiple of four times num_heads, {vision.num_heads}"
+        require(width % (4 * vision.num_heads) == 0, "vision_config.hidden_size", width, division)
+        places = vision.num_position_embeddings
+        require(is_square(places), "vision_config.num_position_embeddings", places, "the square of a whole number")
+        layers = f"different layers from 0 to {vision.depth - 1}"
+        fits = len(set(taps)) == len(taps) and all(tap < vision.depth for tap in taps)
+        require(fits, "vision_config.deepstack_visual_indexes", list(taps), layers)
 
 
 _TOP_LEVEL = (
-    "tie_word_embeddings",
     "image_token_id",
     "video_token_id",
     "vision_start_token_id",
@@ -206,8 +234,14 @@ _TOP_LEVEL = (
 )
 
 
-def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    return {entry.name: values[entry.name] for entry in fields(cls) if values.get(entry.name) is not None}
+_TEXT_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rope_theta",
+)  # fmt: skip
+_VISION_SIZES = (
+    "depth", "hidden_size", "intermediate_size", "num_heads", "num_position_embeddings", "deepstack_visual_indexes",
+)  # fmt: skip
+"""Fields of a config.json that must be there: what stands in for them differs between versions of transformers."""
 
 
 def _unknown(name: str, known: set[str], ambiguous: bool = False) -> None:

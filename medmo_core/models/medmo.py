@@ -17,7 +17,6 @@ from ..batch import Batch
 from ..decoders.qwen3 import Qwen3Decoder
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
-from ..errors import InputError
 from ..generation.decoding import Generation, Prompts, generate
 from ..generation.kv_cache import KeepKV
 from ..generation.sampling import Sampling
@@ -28,9 +27,9 @@ from ..modules.blocks import Recompute, blocks_of, set_forward
 from ..modules.projector import Projector
 from ..profile import CheckpointProfile
 from .build import build_decoder, build_encoder, init_weights, resolve
+from .checkpoint_config import read_config
 from .config import ModelConfig
 from .official.folder import open_checkpoint
-from .official.names import CONFIG_FILE
 from .official.read import load_weights
 from .official.write import DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
 from .placeholders import placeholder_index
@@ -138,11 +137,7 @@ class MedMO(nn.Module):
             ValueError: a file is broken, or its names or shapes are not those that config.json describes.
         """
         checkpoint = open_checkpoint(path, revision=revision)
-        try:
-            config = ModelConfig.from_dict(checkpoint.config)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{checkpoint.folder / CONFIG_FILE}: {error}") from error
-        model = cls(config, device="meta")
+        model = cls(read_config(checkpoint), device="meta")
         load_weights(model, checkpoint, dtype=dtype, device=device)
         return model.eval()
 

@@ -147,7 +147,7 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is missing: {hint}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits, nested too deeply
         raise InputError(f"{path}: not valid JSON ({error}); copy the file again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")

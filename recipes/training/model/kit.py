@@ -10,6 +10,7 @@ from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.encoders import ENCODERS
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import DTYPES
+from medmo_core.models.checkpoint_config import read_config
 from medmo_core.models.config import PRESETS, ModelConfig
 from medmo_core.models.medmo import MedMO
 from medmo_core.models.official.folder import find_folder, open_checkpoint
@@ -102,7 +103,7 @@ def load_model(model: Model, tokenizer: Tokenizer, device: torch.device | str) -
     if model.init in PRESETS:
         config = _fit_vocabulary(PRESETS[model.init], tokenizer)
     else:
-        config = ModelConfig.from_dict(dict(open_checkpoint(model.init).config))
+        config = read_config(open_checkpoint(model.init))
     same_encoder = model.encoder in (None, config.encoder)
     if model.init not in PRESETS and same_encoder and not is_meta:
         loaded = MedMO.from_pretrained(model.init, dtype=dtype, device=device)
