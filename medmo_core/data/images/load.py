@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from ...optional import import_optional
 from ..records.sample import ImageRef
 from ..records.store import ImageStore, Root
+from . import picture
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import is_dicom, read_dicom
-from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
-from .loaded import SAFE_FIELDS, ImageError, LoadedImage, silent_libraries
+from .dicom_series import is_series, read_series_slice
+from .intensity import read_window
+from .loaded import SAFE_FIELDS, ImageError, LoadedImage, own_errors
 from .volume import is_volume, read_slice
 
 __all__ = [
@@ -32,23 +33,23 @@ __all__ = [
 ]
 
 MAX_PIXELS = 100_000_000
-SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
-PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
-TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC = 281, 262
 
 
 def safe_path(path: str | Path, root: str | Path | None) -> Path:
     """Return the file a path names, and refuse paths that leave the data root.
 
     Args:
-        path: relative to `root`; any path when `root` is None.
+        path: relative to `root`; any path, `~` for the home folder too, when `root` is None.
         root: folder that holds the data.
 
     Raises:
-        ImageError: an absolute path, a way up (`..`) or a link that ends outside the root.
+        ImageError: an absolute path, a way up (`..`) or a link that ends outside the root; `~` of an unknown user.
     """
     if root is None:
-        return Path(path)
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            raise ImageError(f"{path}: there is no such user here; write the path out") from None
     text = str(path)
     foreign = PureWindowsPath(text)  # reads both kinds of slash
     if "\0" in text or Path(text).is_absolute() or foreign.anchor or ".." in foreign.parts:
@@ -74,10 +75,10 @@ def load_image(
     crop: tuple[int, int, int, int] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> LoadedImage:
-    """Read a picture, a DICOM frame or a slice of a volume.
+    """Read a picture, a DICOM frame or a slice of a volume: of a NIfTI file, or of a folder of DICOM slices.
 
     Args:
-        path: the file, relative to `root` when there is one.
+        path: the file, or a folder with the slices of one DICOM series, relative to `root` when there is one.
         root: the data root; a path that leaves it is refused. A store holds pictures only, no DICOM files and volumes.
         frame: frame of a multi-frame DICOM, TIFF or GIF file or a 4-D volume, from 0; None: the first.
         slice_index: slice of a volume, counted from the feet (axial), the back (coronal) or the patient's left
@@ -159,15 +160,9 @@ def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int = MAX
         max_pixels: largest number of pixels; larger pictures are refused.
 
     Raises:
-        ImageError: the picture is too large, damaged, or takes no window.
+        ImageError: the picture is too large, damaged, closed, or takes no window.
     """
-    name = Path("Pillow image")
-    _check_window(name, window)
-    try:
-        with silent_libraries():
-            return _picture_pixels(image, name, None, window, max_pixels, in_place=False)
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ImageError(f"{name}: the picture is truncated or damaged ({type(error).__name__})") from None
+    return picture.from_pillow(image, window=window, max_pixels=max_pixels)
 
 
 def _read_file(
@@ -180,23 +175,40 @@ def _read_file(
     window: Any,
     max_pixels: int,
 ) -> LoadedImage:
-    if not file.is_file():
-        raise ImageError(f"{file}: no such file" + (f" under the data root {root}; check the path" if root else ""))
-    _check_window(file, window)
-    try:
+    with own_errors(file, "the file"):
+        check_file(file, root)
+        read_window(window)
         if is_volume(file):
             return read_slice(
                 file, slice_index=slice_index, plane=plane, frame=frame, window=window, max_pixels=max_pixels
             )
+        if is_series(file):
+            if frame is not None:
+                raise ImageError(
+                    f"{file}: frame is for single files; choose a slice of a folder with slice_index={frame}"
+                )
+            return read_series_slice(file, slice_index=slice_index, plane=plane, window=window, max_pixels=max_pixels)
         if slice_index is not None:
             raise ImageError(
                 f"{file}: slice_index is for volumes; choose a frame of a multi-frame file with frame={slice_index}"
             )
         if is_dicom(file):
             return read_dicom(file, frame=frame, window=window, max_pixels=max_pixels)
-        return _read_picture(file, file, frame=frame, window=window, max_pixels=max_pixels)
-    except OSError as error:
-        raise ImageError(f"{file}: cannot be read ({error.strerror or type(error).__name__})") from None
+        return picture.read_picture(file, file, frame=frame, window=window, max_pixels=max_pixels)
+
+
+def check_file(file: Path, root: str | Path | None) -> None:
+    """Refuse a path that leads to no file and to no folder, and a folder with links that leave the data root.
+
+    Raises:
+        ImageError: one of these.
+    """
+    if file.is_dir():
+        for link in (one for one in file.iterdir() if root is not None and one.is_symlink()):
+            safe_path(link.relative_to(Path(root or "")), root)
+    elif not file.is_file():
+        under = f" under the data root {root}" if root else ""
+        raise ImageError(f"{file}: no such file{under}; check the path")
 
 
 def _read_stored(
@@ -205,19 +217,10 @@ def _read_stored(
     path = Path(name)
     if slice_index is not None or is_volume(path) or path.suffix.lower() in DICOM_SUFFIXES:
         raise ImageError(f"{name}: volumes and DICOM files are read from folders only; unpack it and name the file")
-    _check_window(path, window)
-    try:
-        with store.open(name) as file:
-            return _read_picture(path, file, frame=frame, window=window, max_pixels=max_pixels)
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read ({error.strerror or type(error).__name__})") from None
-
-
-def _check_window(path: Path, window: Any) -> None:
-    try:
+    with own_errors(name):
         read_window(window)
-    except ValueError as error:
-        raise ImageError(f"{path}: {error}") from None
+        with store.open(name) as file:
+            return picture.read_picture(path, file, frame=frame, window=window, max_pixels=max_pixels)
 
 
 def crop_pixels(
@@ -242,124 +245,3 @@ def crop_pixels(
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     result[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]
     return result
-
-
-def _read_picture(
-    path: Path, source: Path | BinaryIO, *, frame: int | None, window: object, max_pixels: int
-) -> LoadedImage:
-    """Read a picture from `source`; `path` names it."""
-    try:
-        # Silent about odd EXIF, and about sizes that are checked just below.
-        with silent_libraries(), Image.open(source, formats=PILLOW_FORMATS) as image:
-            return _picture_pixels(image, path, frame, window, max_pixels)
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"{path}: more pixels than Pillow's safety limit: an image bomb? If it is genuine, shrink or tile it first"
-        ) from None
-    except UnidentifiedImageError:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_odd_tiff(path, source, frame, window, max_pixels)
-        raise ImageError(f"{path}: not a picture of a supported kind ({SUPPORTED}), or damaged") from None
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, EOFError, ValueError, IndexError, OverflowError, MemoryError) as error:
-        # Pillow's ways to say that a stream ends early or makes no sense.
-        raise ImageError(f"{path}: the picture is truncated or damaged ({type(error).__name__})") from None
-
-
-def _picture_pixels(
-    image: Image.Image, path: Path, frame: int | None, window: object, max_pixels: int, *, in_place: bool = True
-) -> LoadedImage:
-    """Return the pixels of an opened picture; `in_place` turns the picture itself upright, which saves a copy."""
-    num_frames = int(getattr(image, "n_frames", 1))
-    if not 0 <= (frame or 0) < num_frames:
-        raise ImageError(f"{path}: frame is {frame}, but there are {num_frames} frames (0 to {num_frames - 1})")
-    if frame:
-        image.seek(frame)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width}x{height} px is over the limit of {max_pixels} pixels: an image bomb? If it is genuine, "
-            "raise max_pixels, or shrink or tile it first"
-        )
-    info = {"kind": (image.format or "picture").lower(), "num_frames": num_frames, "windows": [], "spacing_mm": None}
-    deep = image.mode.startswith("I") or image.mode == "F"
-    largest = _tiff_number(image, TIFF_MAX_SAMPLE_VALUE)
-    white_is_zero = _tiff_number(image, TIFF_PHOTOMETRIC) == 0
-    image.load()
-    if in_place:
-        ImageOps.exif_transpose(image, in_place=True)
-    else:
-        image = ImageOps.exif_transpose(image)
-    if deep:
-        grey = _deep_grey(np.asarray(image), path, window, largest)
-        return LoadedImage(255 - grey if white_is_zero else grey, None, info)
-    if window is not None:
-        raise ImageError(f"{path}: an 8-bit picture holds grey levels, not measured values: it takes no window")
-    return LoadedImage(np.asarray(_rgb(image)), None, info)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB; transparent parts become white, as on paper."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(paper, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _tiff_number(image: Image.Image, tag: int) -> int | None:
-    """The first number under a TIFF tag; None for other files and absent tags."""
-    tags: Any = getattr(image, "tag_v2", None)
-    value = tags.get(tag) if tags is not None else None
-    value = value[0] if isinstance(value, tuple) and value else value
-    return int(value) if isinstance(value, int | float) else None
-
-
-def _deep_grey(values: NDArray[Any], path: Path, window: object, declared: int | None) -> NDArray[np.uint8]:
-    """Grey levels of deep pixels: by window, declared range or usual depth; signed and real ones by percentiles."""
-    windows = read_window(window)
-    if windows is not None:
-        if any(isinstance(w, int | str) for w in windows):
-            raise ImageError(
-                f"{path}: this file is not in Hounsfield units and states no windows; give (center, width)"
-            )
-        units = [apply_window(values, w) for w in windows if isinstance(w, tuple)]
-    elif np.issubdtype(values.dtype, np.integer) and values.size and values.min() >= 0 and values.max() < 2**16:
-        largest = int(values.max())
-        known = declared if declared is not None and declared >= largest else declared_depth(largest)
-        units = [apply_range(values, 0.0, float(known))]
-    else:
-        units = [apply_range(values, *percentile_range(values))]
-    channels = [to_grey(unit) for unit in units]
-    if values.ndim == 3:  # 16-bit colour
-        return np.ascontiguousarray(channels[0][..., :3])
-    return np.stack(channels * 3 if len(channels) == 1 else channels, axis=-1)
-
-
-def _read_odd_tiff(
-    path: Path, source: Path | BinaryIO, frame: int | None, window: object, max_pixels: int
-) -> LoadedImage:
-    """Read the TIFF kinds Pillow does not know, such as 16-bit colour."""
-    tifffile = import_optional("tifffile", "medical", f"{path}: this kind of TIFF")
-    try:
-        with tifffile.TiffFile(source) as file:
-            num_frames = len(file.pages)
-            if not 0 <= (frame or 0) < num_frames:
-                raise ImageError(f"{path}: frame is {frame}, but there are {num_frames} frames (0 to {num_frames - 1})")
-            page: Any = file.pages[frame or 0]
-            if int(page.imagewidth) * int(page.imagelength) > max_pixels:
-                raise ImageError(f"{path}: over the limit of {max_pixels} pixels; raise max_pixels")
-            values = page.asarray()
-            white_is_zero = int(page.photometric) == 0
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"{path}: the TIFF is damaged or of an unsupported kind ({type(error).__name__})") from None
-    if values.ndim == 3 and values.shape[0] in (3, 4) and values.shape[2] not in (3, 4):
-        values = np.moveaxis(values, 0, -1)  # colour planes one after another
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
-        raise ImageError(f"{path}: a TIFF page of shape {values.shape} is not a picture")
-    info = {"kind": "tiff", "num_frames": num_frames, "windows": [], "spacing_mm": None}
-    grey = _deep_grey(values, path, window, None)
-    return LoadedImage(255 - grey if white_is_zero else grey, None, info)

@@ -18,9 +18,40 @@ from .geometry import Geometry
 
 SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_mm", "windows", "num_frames", "plane")
 
+COPY_AGAIN = "copy it again from its source, or leave it out"
+
 
 class ImageError(InputError):
     """An image cannot be read as asked; the message names file and fix, never what a header says of a person."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())  # a file's name may not be text
+
+
+@contextmanager
+def own_errors(name: object, what: str = "the picture") -> Iterator[None]:
+    """Turn whatever a library raises about a file into an `ImageError`: libraries have dozens of ways to say "damaged".
+
+    Args:
+        name: file, for the message.
+        what: name of the thing that is read.
+
+    Raises:
+        ImageError: anything but a missing library was raised.
+    """
+    try:
+        yield
+    except (ImageError, ImportError):
+        raise
+    except InputError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except OSError as error:
+        if error.errno is not None:  # the system's word, not a library's
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); check path and permissions") from None
+        raise ImageError(f"{name}: {what} is truncated or damaged; {COPY_AGAIN}") from None
+    except Exception as error:  # the text of the error may quote the header
+        kind = type(error).__name__
+        raise ImageError(f"{name}: {what} is truncated, damaged or of an odd kind ({kind}); {COPY_AGAIN}") from None
 
 
 class _Silence:

@@ -7,12 +7,16 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..records.sample import ImageRef
 from ..records.store import Root
+from . import dicom, volume
 from .dicom import is_dicom
-from .load import PILLOW_FORMATS, ImageError, load_whole, safe_path
+from .dicom_series import is_series, read_series_size
+from .load import check_file, load_whole, safe_path
+from .loaded import own_errors
+from .picture import PILLOW_FORMATS
 from .volume import is_volume
 
 EXIF_ORIENTATION = 274
@@ -46,20 +50,22 @@ def stored_size(reference: ImageRef, root: Root) -> tuple[int, int]:
     Raises:
         ImageError: no such file, a path that leaves the root, or a file that is no picture.
     """
-    size: tuple[int, int] | None = None
     if root is not None and not isinstance(root, str | Path):
-        with root.open(reference.path) as stream:
+        with own_errors(reference.path), root.open(reference.path) as stream:
             size = _picture_size(stream, reference.frame)
-    else:
-        file = safe_path(reference.path, root)
-        if not file.is_file():
-            raise ImageError(f"{reference.path}: no such file" + (f" under the data root {root}" if root else ""))
-        if not is_volume(file) and not is_dicom(file):
-            with file.open("rb") as stream:
-                size = _picture_size(stream, reference.frame)
-    if size is not None:
-        return size
-    return load_whole(reference, root).size
+        return size or load_whole(reference, root).size
+    file = safe_path(reference.path, root)
+    with own_errors(file, "the file"):
+        check_file(file, root)
+        if is_volume(file):
+            return volume.read_size(file, reference.plane)
+        if is_series(file):
+            return read_series_size(file, reference.plane)
+        if is_dicom(file):
+            return dicom.read_size(file)
+        with file.open("rb") as stream:
+            size = _picture_size(stream, reference.frame)
+    return size or load_whole(reference, root).size
 
 
 def _picture_size(stream: BinaryIO, frame: int | None) -> tuple[int, int] | None:
@@ -79,7 +85,7 @@ def _picture_size(stream: BinaryIO, frame: int | None) -> tuple[int, int] | None
                 # Not the PNG class's own getexif, which decodes the pixels to reach what may follow them.
                 swaps = Image.Image.getexif(image).get(EXIF_ORIENTATION) in TRANSPOSED
                 return (image.height, image.width) if swaps else image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow has dozens of ways to say "damaged"; the loader says which file and what to do
         return None
 
 

@@ -1,7 +1,8 @@
-"""NIfTI and MGH slices, turned for display: the patient's left on the right of the picture, front or head up."""
+"""NIfTI and MGH files: one slice, in the grey levels of the whole volume."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...optional import import_optional
-from .geometry import Geometry
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
-from .loaded import ImageError, LoadedImage
+from .loaded import COPY_AGAIN, ImageError, LoadedImage
+from .planes import LPS_TO_RAS, PlaneCut, cut_plane, picture_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-MAX_VOXELS = 2**30
 SAMPLED_VOXELS = 2_000_000  # enough for percentiles
-
-# plane -> patient axis (x, y, z) across the slices, then along the picture's x and y, and the signs in LPS of these
-PLANES = {
-    "axial": (2, (0, 1), (1, 1)),  # x to the left, y to the back
-    "coronal": (1, (0, 2), (1, -1)),  # x to the left, y to the feet
-    "sagittal": (0, (1, 2), (1, -1)),  # x to the back, y to the feet
-}
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SLAB_VOXELS = 2**22
+"""Voxels that are read at a time: a compressed volume is never held as a whole."""
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+MGH_RAS_FLAG = 28  # bytes before it
+RAS_TO_LPS = LPS_TO_RAS  # its own inverse
 
 
 def is_volume(path: Path) -> bool:
@@ -51,100 +48,90 @@ def read_slice(
         frame: time point of a 4-D file; None: the first.
         window: name or range, see `load_image`; None: the display range of the header, else the 0.5 and
             99.5 percentile of the volume.
-        max_pixels: refuse larger slices.
+        max_pixels: refuse volumes with larger slices.
+
+    Returns:
+        The slice; its geometry is None where the header does not say how the voxels lie in the patient.
 
     Raises:
         ImageError: unreadable, truncated, or an index out of range.
     """
-    if plane not in PLANES:
-        raise ImageError(f"{path}: plane is {plane!r}, expected one of {', '.join(PLANES)}")
     image = _open(path)
-    shape = tuple(int(n) for n in image.shape)
-    if len(shape) < 3 or min(shape) < 1 or image.affine is None:
-        raise ImageError(f"{path}: a volume needs three dimensions, this one has shape {shape}")
-    across, in_plane, _ = PLANES[plane]
-    axis_of = _voxel_axes(np.asarray(image.affine), path)
-    num_slices = shape[axis_of[across]]
-    width, height = shape[axis_of[in_plane[0]]], shape[axis_of[in_plane[1]]]
-    if width * height > max_pixels or int(np.prod(shape[:3], dtype=object)) > MAX_VOXELS:
-        raise ImageError(
-            f"{path}: a volume of shape {shape} is over the limit of {max_pixels} pixels a slice; raise max_pixels"
-        )
-    index = num_slices // 2 if slice_index is None else slice_index
-    if not 0 <= index < num_slices:
-        raise ImageError(
-            f"{path}: slice_index is {index}, but there are {num_slices} {plane} slices (0 to {num_slices - 1})"
-        )
+    shape = _shape(image, path)
+    cut = cut_plane(path, _affine(image), shape[:3], plane=plane, slice_index=slice_index, max_pixels=max_pixels)
     num_frames = int(np.prod(shape[3:], dtype=object))
     if not 0 <= (frame or 0) < num_frames:
         raise ImageError(f"{path}: frame is {frame}, but there are {num_frames} time points (0 to {num_frames - 1})")
+    values = cut.turn(_slice(image, cut, _time_point(image, frame or 0)))
+    pixels = _grey(values, image, path, window, frame or 0)
+    info: dict[str, Any] = {"kind": "volume", "num_frames": num_frames, "windows": [], "spacing_mm": None}
+    if not _is_placed(image):  # the library makes up an affine then
+        return LoadedImage(pixels, None, info)
+    return LoadedImage(pixels, cut.geometry, {**info, "spacing_mm": cut.geometry.spacing_mm, "plane": plane})
 
-    affine = RAS_TO_LPS @ np.asarray(image.affine, dtype=np.float64)
-    values, geometry = _turn(
-        image, affine, axis_of, plane, index, np.unravel_index(frame or 0, shape[3:]) if shape[3:] else ()
-    )
-    info = {
-        "kind": "volume",
-        "spacing_mm": geometry.spacing_mm,
-        "num_frames": num_frames,
-        "plane": plane,
-        "windows": [],
-    }
-    return LoadedImage(_grey(values, image, path, window, frame or 0), geometry, info)
+
+def read_size(path: Path, plane: str = "axial") -> tuple[int, int]:
+    """Return (width, height) in px of a plane's slices as the header states them; no voxel is read.
+
+    Raises:
+        ImageError: not a readable volume, or no such plane.
+    """
+    image = _open(path)
+    return picture_size(path, _affine(image), _shape(image, path), plane)
 
 
 def _open(path: Path) -> Any:
     nibabel = import_optional("nibabel", "medical", f"{path}: reading volumes")
     try:
-        return nibabel.load(path)
+        return nibabel.load(path, keep_file_open=True)  # a compressed file is read on, not again, slab after slab
     except Exception as error:  # nibabel raises many kinds; a header's text must not reach the message
-        raise ImageError(f"{path}: not a readable NIfTI or MGH file ({type(error).__name__})") from None
+        raise ImageError(f"{path}: not a readable NIfTI or MGH file ({type(error).__name__}); {COPY_AGAIN}") from None
 
 
-def _voxel_axes(affine: NDArray[np.float64], path: Path) -> list[int]:
-    """Which voxel axis runs nearest to the patient's x, y and z."""
-    from nibabel.orientations import io_orientation
-
-    try:
-        ornt = io_orientation(affine)
-    except (ValueError, np.linalg.LinAlgError):
-        ornt = np.full((3, 2), np.nan)
-    if np.isnan(ornt).any():
-        raise ImageError(f"{path}: the affine does not say how the voxels lie in the patient")
-    return [int(np.flatnonzero(ornt[:, 0] == axis)[0]) for axis in range(3)]
+def _shape(image: Any, path: Path) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) < 3 or min(shape) < 1 or image.affine is None:
+        raise ImageError(f"{path}: a volume needs three dimensions, this one has shape {shape}; name a picture file")
+    return shape
 
 
-def _turn(
-    image: Any, affine: NDArray[np.float64], axis_of: list[int], plane: str, index: int, frame: tuple[Any, ...]
-) -> tuple[NDArray[Any], Geometry]:
-    """Cut out one slice, flip it for display, and compute where its first pixel and its axes lie."""
-    across, in_plane, signs = PLANES[plane]
-    slice_axis = axis_of[across]
-    # Canonical order counts towards the patient's right, front and head; LPS x and y run the other way.
-    towards_canonical = affine[across, slice_axis] * (1 if across == 2 else -1) > 0
-    stored = index if towards_canonical else image.shape[slice_axis] - 1 - index
-    first = np.zeros(4)
-    first[3], first[slice_axis] = 1.0, stored
-    picker: list[Any] = [slice(None)] * 3
-    picker[slice_axis] = stored
-    values = _voxels(image, (*picker, *(int(f) for f in frame)))
+def _affine(image: Any) -> NDArray[np.float64]:
+    """Return the map from voxels to millimetres in LPS, from whichever unit of length the header states."""
+    units = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+    scale = np.diag([MILLIMETRES.get(units, 1.0)] * 3 + [1.0])
+    return RAS_TO_LPS @ scale @ np.asarray(image.affine, dtype=np.float64)
 
-    x_axis, y_axis = (axis_of[axis] for axis in in_plane)
-    if x_axis < y_axis:
-        values = values.swapaxes(0, 1)  # rows are y
-    steps = []
-    for array_axis, voxel_axis, patient_axis, sign in (
-        (1, x_axis, in_plane[0], signs[0]),
-        (0, y_axis, in_plane[1], signs[1]),
-    ):
-        step = affine[:3, voxel_axis].copy()
-        if step[patient_axis] * sign < 0:
-            values = np.flip(values, array_axis)
-            first[voxel_axis] = image.shape[voxel_axis] - 1
-            step = -step
-        steps.append(step)
-    size = (int(values.shape[1]), int(values.shape[0]))
-    return values, Geometry.from_first_center((affine @ first)[:3].tolist(), steps[0].tolist(), steps[1].tolist(), size)
+
+def _is_placed(image: Any) -> bool:
+    """Say whether the header states how the voxels lie in the patient."""
+    header = image.header
+    if "qform_code" in header:
+        return int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
+    if "goodRASFlag" not in header:
+        return True
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:  # nibabel replaces the flag that it has read
+        file.seek(MGH_RAS_FLAG)
+        return file.read(2) != b"\0\0"
+
+
+def _time_point(image: Any, frame: int) -> tuple[int, ...]:
+    """Return the indices along the axes beyond the third."""
+    return tuple(int(i) for i in np.unravel_index(frame, image.shape[3:])) if image.shape[3:] else ()
+
+
+def _slice(image: Any, cut: PlaneCut, time_point: tuple[int, ...]) -> NDArray[Any]:
+    """Read one slice: at once where it is stored in one piece, else out of slabs."""
+    if cut.axis == 2:
+        return _voxels(image, (slice(None), slice(None), cut.index, *time_point))
+    return np.concatenate([slab.take(cut.index, cut.axis) for _, slab in _slabs(image, time_point)], axis=1)
+
+
+def _slabs(image: Any, time_point: tuple[int, ...]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a time point's voxels in slabs along the third axis, each with the index of its first slice."""
+    width, height, depth = image.shape[:3]
+    step = max(1, SLAB_VOXELS // (width * height))
+    for start in range(0, depth, step):
+        yield start, _voxels(image, (slice(None), slice(None), slice(start, start + step), *time_point))
 
 
 def _voxels(image: Any, picker: tuple[Any, ...]) -> NDArray[Any]:
@@ -152,7 +139,8 @@ def _voxels(image: Any, picker: tuple[Any, ...]) -> NDArray[Any]:
         values = np.asarray(image.dataobj[picker])
     except Exception as error:
         raise ImageError(
-            f"{image.get_filename()}: the voxels cannot be read: truncated or damaged ({type(error).__name__})"
+            f"{image.get_filename()}: the voxels cannot be read: truncated or damaged ({type(error).__name__}); "
+            f"{COPY_AGAIN}"
         ) from None
     if values.dtype.names:  # RGB voxels
         return np.stack([values[name] for name in values.dtype.names[:3]], axis=-1)
@@ -163,6 +151,8 @@ def _voxels(image: Any, picker: tuple[Any, ...]) -> NDArray[Any]:
 
 def _grey(values: NDArray[Any], image: Any, path: Path, window: object, frame: int) -> NDArray[np.uint8]:
     if values.ndim == 3:
+        if window is not None:
+            raise ImageError(f"{path}: a volume of colours holds no measured values: it takes no window; leave it out")
         return np.ascontiguousarray(values.astype(np.uint8))
     windows = read_window(window)
     if windows is None:
@@ -189,6 +179,14 @@ def _display_range(image: Any, path: Path, frame: int) -> tuple[float, float]:
 def _volume_percentiles(path: str, frame: int, mtime_ns: int, num_bytes: int) -> tuple[float, float]:
     """Percentiles of one time point; kept, because one volume is read slice after slice."""
     image = _open(Path(path))
-    extra = tuple(int(i) for i in np.unravel_index(frame, image.shape[3:])) if image.shape[3:] else ()
-    values = _voxels(image, (slice(None),) * 3 + extra).ravel()
-    return percentile_range(values[:: max(1, values.size // SAMPLED_VOXELS)])
+    width, height, depth = image.shape[:3]
+    step = max(1, width * height * depth // SAMPLED_VOXELS)
+    kept = []
+    for start, slab in _slabs(image, _time_point(image, frame)):
+        if step == 1:
+            kept.append(slab.ravel())
+            continue
+        # Every step-th voxel of the volume, counted with the third axis running fastest.
+        counts = np.arange(width * height).reshape(width, height, 1) * depth + np.arange(start, start + slab.shape[2])
+        kept.append(slab[counts % step == 0])
+    return percentile_range(np.concatenate(kept))

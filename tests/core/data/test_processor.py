@@ -189,8 +189,8 @@ def test_answers_that_cannot_be_written(root: Path) -> None:
 
 def test_a_picture_is_decoded_once_for_all_its_crops(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    original = picture_cache.load_image
-    monkeypatch.setattr(picture_cache, "load_image", lambda path, **kw: opened.append(path) or original(path, **kw))
+    original = picture_cache.load_whole
+    monkeypatch.setattr(picture_cache, "load_whole", lambda ref, root: opened.append(ref.path) or original(ref, root))
     busy = processor(root, cache_bytes=128 * 96 * 3 + 100)
     crops = [sample(image={"path": "a.png", "crop": [x, 0, x + 64, 64]}) for x in (0, 32)]
     seen = [busy.encode(crop).patches["qwen3_vl"][0, 0] for crop in crops]

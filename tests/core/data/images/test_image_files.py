@@ -103,7 +103,17 @@ def message(path: object, **options: object) -> str:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "nowhere.png: no such file" in message("nowhere.png", root=tmp_path)
-    assert "no such file" in message(tmp_path)
+    assert "a folder without DICOM slices" in message(tmp_path)
+    assert "File name too long" in message("x" * 5000 + ".png")
+    assert "no such user" in message("~nobody-of-that-name/a.png")
+    assert "\\udcff.png: no such file" in message("\udcff.png")
+
+
+def test_the_home_folder_is_expanded_outside_a_root_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    assert np.array_equal(load_image("~/a.png").pixels, COLOUR)
+    assert "no such file" in message("~/a.png", root=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])

@@ -1,0 +1,161 @@
+"""Pictures that Pillow reads, PNG, JPEG, TIFF and their like, to uint8 RGB; deep ones by their depth or a window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
+from .loaded import ImageError, LoadedImage, own_errors, silent_libraries
+from .tiff import TIFF_SUFFIXES, count_pages, needs_tifffile, read_deep_tiff
+
+SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
+PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
+TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC = 281, 262
+
+
+def read_picture(
+    path: Path, source: Path | BinaryIO, *, frame: int | None, window: object, max_pixels: int
+) -> LoadedImage:
+    """Read a picture.
+
+    Args:
+        path: name of the picture, for messages.
+        source: file to read.
+        frame: frame of a multi-frame file, from 0; None: the first.
+        window: grey levels of a deep picture, see `load_image`.
+        max_pixels: refuse larger pictures before decoding them.
+
+    Raises:
+        ImageError: not a picture, damaged, over the limit, or no such frame.
+    """
+    # Silent about odd EXIF, and about sizes that are checked just below.
+    with own_errors(path), silent_libraries():
+        try:
+            with Image.open(source, formats=PILLOW_FORMATS) as image:
+                num_frames = _num_frames(image, path)
+                _seek(image, path, frame, num_frames)
+                if not (image.format == "TIFF" and needs_tifffile(image)):
+                    return picture_pixels(image, path, num_frames, window, max_pixels)
+        except Image.DecompressionBombError:
+            raise ImageError(
+                f"{path}: more pixels than Pillow's safety limit: an image bomb? If it is genuine, shrink or tile it "
+                "first"
+            ) from None
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in TIFF_SUFFIXES:
+                raise ImageError(
+                    f"{path}: not a picture of a supported kind ({SUPPORTED}), or damaged: save it as one of these"
+                ) from None
+        deep = read_deep_tiff(path, source, frame=frame, max_pixels=max_pixels)
+        grey = _deep_grey(deep.values, path, window, deep.largest, colour=deep.colour)
+        info = {"kind": "tiff", "num_frames": deep.num_frames, "windows": [], "spacing_mm": None}
+        return LoadedImage(255 - grey if deep.white_is_zero else grey, None, info)
+
+
+def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int) -> LoadedImage:
+    """Read a picture that Pillow has opened as its file is read; the caller's image stays as it is.
+
+    Args:
+        image: the picture; of several frames, the one it stands at.
+        window: grey levels of a deep picture, as for `load_image`.
+        max_pixels: largest number of pixels; larger pictures are refused.
+
+    Raises:
+        ImageError: the picture is too large, damaged, closed, or takes no window.
+    """
+    name = Path("Pillow image")
+    with own_errors(name), silent_libraries():
+        num_frames = int(getattr(image, "n_frames", 1))
+        return picture_pixels(image, name, num_frames, window, max_pixels, in_place=False)
+
+
+def _num_frames(image: Image.Image, path: Path) -> int:
+    """Count the frames of a file; Pillow would read every page of a TIFF to do so."""
+    if image.format == "TIFF":
+        assert image.fp is not None
+        return count_pages(image.fp, path)
+    return int(getattr(image, "n_frames", 1))
+
+
+def _seek(image: Image.Image, path: Path, frame: int | None, num_frames: int) -> None:
+    if not 0 <= (frame or 0) < num_frames:
+        raise ImageError(f"{path}: frame is {frame}, but there are {num_frames} frames (0 to {num_frames - 1})")
+    if frame:
+        image.seek(frame)
+
+
+def picture_pixels(
+    image: Image.Image, path: Path, num_frames: int, window: object, max_pixels: int, *, in_place: bool = True
+) -> LoadedImage:
+    """Return the pixels of an opened picture; `in_place` turns the picture itself upright, which saves a copy."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path}: {width}x{height} px is over the limit of {max_pixels} pixels: an image bomb? If it is genuine, "
+            "raise max_pixels, or shrink or tile it first"
+        )
+    info = {"kind": (image.format or "picture").lower(), "num_frames": num_frames, "windows": [], "spacing_mm": None}
+    deep = image.mode.startswith("I") or image.mode == "F"
+    # Pillow has spread the grey levels of a PGM over 16 bits already.
+    largest = 65535 if image.format == "PPM" else _tiff_number(image, TIFF_MAX_SAMPLE_VALUE)
+    white_is_zero = _tiff_number(image, TIFF_PHOTOMETRIC) == 0
+    image.load()
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
+    if deep:
+        grey = _deep_grey(np.asarray(image), path, window, largest, colour=False)
+        return LoadedImage(255 - grey if white_is_zero else grey, None, info)
+    if window is not None:
+        raise ImageError(
+            f"{path}: an 8-bit picture holds grey levels, not measured values: it takes no window; leave it out"
+        )
+    return LoadedImage(np.asarray(_rgb(image)), None, info)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB; transparent parts become white, as on paper."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _tiff_number(image: Image.Image, tag: int) -> int | None:
+    """The first number under a TIFF tag; None for other files and absent tags."""
+    tags: Any = getattr(image, "tag_v2", None)
+    value = tags.get(tag) if tags is not None else None
+    value = value[0] if isinstance(value, tuple) and value else value
+    return int(value) if isinstance(value, int | float) else None
+
+
+def _deep_grey(
+    values: NDArray[Any], path: Path, window: object, declared: int | None, *, colour: bool
+) -> NDArray[np.uint8]:
+    """Grey levels of deep pixels: by window, declared range or usual depth; signed and real ones by percentiles."""
+    windows = read_window(window)
+    if windows is not None:
+        if colour:
+            raise ImageError(f"{path}: a colour picture holds no measured values: it takes no window; leave it out")
+        if any(isinstance(w, int | str) for w in windows):
+            raise ImageError(
+                f"{path}: this file is not in Hounsfield units and states no windows; give (center, width)"
+            )
+        units = [apply_window(values, w) for w in windows if isinstance(w, tuple)]
+    elif np.issubdtype(values.dtype, np.integer) and values.size and values.min() >= 0 and values.max() < 2**16:
+        largest = int(values.max())
+        known = declared if declared is not None and declared >= largest else declared_depth(largest)
+        units = [apply_range(values, 0.0, float(known))]
+    else:
+        units = [apply_range(values, *percentile_range(values))]
+    channels = [to_grey(unit) for unit in units]
+    if colour:
+        return np.ascontiguousarray(channels[0])
+    return np.stack(channels * 3 if len(channels) == 1 else channels, axis=-1)
