@@ -8,6 +8,9 @@
 # For those who change kernels (no GPU needed):
 #   make kernels         compile every shipped kernel for sm_80, sm_90 and sm_100, rewrite the tables in kernels/README.md
 #   make kernels-oldest  the same compilation under the oldest supported Triton
+# For those who change the core:
+#   make mutants         plant small faults in the modules of tools/mutants/areas.toml and see the tests notice; not in CI
+#                        AREAS="boxes data" names some, SAMPLE=0 plants all (hours), SEED=1 draws others
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -16,7 +19,7 @@ LINK   := build/import_names/medmo_recipes
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH  := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install lock quickstart test fuzz bench native kernels kernels-oldest lint types clean
+.PHONY: install lock quickstart test fuzz bench native kernels kernels-oldest mutants lint types clean
 
 install: $(STAMP) $(LINK)
 
@@ -70,6 +73,15 @@ OLDEST_TRITON := build/triton-3.6
 kernels-oldest: $(STAMP)
 	test -d $(OLDEST_TRITON) || $(PIP) install --no-deps --target $(OLDEST_TRITON) triton==3.6.0
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m tools.compile_kernels
+
+# In a folder of its own, which only this command puts on the path.
+MUTMUT := build/mutmut
+AREAS  ?=
+SAMPLE ?= 15
+SEED   ?= 0
+mutants: $(STAMP)
+	test -d $(MUTMUT) || $(PIP) install --target $(MUTMUT) -c constraints.txt mutmut
+	PYTHONPATH=$(CURDIR)/$(MUTMUT) OMP_NUM_THREADS=1 $(BIN)/python -m tools.mutants $(AREAS) --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .

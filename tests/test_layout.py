@@ -112,6 +112,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "benchmarks": ("benchmarks", "medmo_core", "medmo_kernels", "medmo_recipes"),
     "tools.house": (),
     "tools.embedded_set": ("medmo_core.datasets",),
+    "tools.mutants": (),
     "tools": ("tools", "benchmarks.report", "benchmarks.suite", "medmo_core", "medmo_kernels", "medmo_recipes"),
 }
 GROUND = ("durable", "errors", "moved", "nearest", "notice", "optional", "printable")

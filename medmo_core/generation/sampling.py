@@ -91,7 +91,7 @@ class Sampler:
     def __init__(self, head_weight: Tensor, sampling: Sampling, banned: Sequence[int]) -> None:
         self.weight = head_weight
         self.temperature, self.top_p, self.top_k = sampling.temperature, sampling.top_p, sampling.top_k
-        self.banned = torch.tensor(banned, device=head_weight.device)
+        self.banned = torch.tensor(banned, dtype=torch.long, device=head_weight.device)
 
     def __call__(self, hidden: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
         """Choose one token per row from (B, E) states and, unless greedy, (B,) float64 numbers in [0, 1)."""

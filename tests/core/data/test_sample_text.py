@@ -7,7 +7,7 @@ import pytest
 from medmo_core.boxes import parse_boxes
 from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Sample
-from medmo_core.data.sample_text import SampleText
+from medmo_core.data.sample_text import SampleText, independent_turns
 from medmo_core.profile import MEDMO, MEDMO_CANVAS768, QWEN3_VL, CheckpointProfile
 
 GROUNDED = {
@@ -66,3 +66,7 @@ def test_an_answered_question_is_asked_again_without_its_answer() -> None:
     assert (text.question_text(given), text.target_text(given)) == ("Which?", "This.")
     assert text.messages(given, for_generation=True) == [turns[0]]
     assert text.messages(given) == list(turns)
+
+
+def test_a_conversation_of_no_turns_holds_no_question() -> None:
+    assert independent_turns([]) == independent_turns([{"role": "system", "content": "Be exact."}]) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import regex
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from medmo_core.boxes import Boxes, print_boxes
@@ -195,6 +195,7 @@ def encode_by_ranks(text: str, ranks: dict[bytes, int]) -> list[int]:
 @given(text=st.one_of(st.text(max_size=40), st.text(alphabet="aeinrst 0123.,'[]{}\n肝é", max_size=60)))
 @settings(max_examples=80, deadline=None)
 def test_qwen_encoding_equals_byte_pair_encoding_by_rank(text: str) -> None:
+    assume(not any(token in text for token in PLAIN_ADDED_TOKENS))  # found as such, not byte by byte
     assert qwen().encode(text) == encode_by_ranks(text, qwen_ranks())
 
 

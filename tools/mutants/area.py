@@ -1,0 +1,154 @@
+"""One area under mutation: a copy of the code with every mutant in it, a seeded sample of them, and what survived.
+
+mutmut writes all mutants of a function into one file and switches between them in forked processes, so torch is
+imported once for an area. It leaves code outside functions and decorated functions alone.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .equivalent import LIST, Equivalents, Mutant
+from .wording import differ_in_wording_alone
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+LINKS = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests"}
+"""Name in the copy -> folder of the checkout."""
+ALIVE = {0: "survived", 5: "no test", 33: "no test"}
+"""Exit status that mutmut stores -> what became of a mutant that nothing noticed."""
+GOAL = 0.9
+"""Least share of the sampled mutants that are not equivalent which tests must notice."""
+
+
+def prepare(name: str, area: dict[str, Any]) -> None:
+    """Make the folder of an area, with links to the code, and stand in it."""
+    folder = ROOT / "build/mutants" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for link, target in LINKS.items():
+        (folder / link).symlink_to(ROOT / target, target_is_directory=True)
+    os.chdir(folder)
+    settings = {
+        "source_paths": ["medmo_core", "medmo_recipes"],
+        "only_mutate": [str(path) for pattern in area["modules"] for path in sorted(Path().glob(pattern))],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-W", "ignore", "--hypothesis-seed=0"],
+        "pytest_add_cli_args_test_selection": [
+            *area["tests"],
+            *(f"--ignore={test}" for test in area.get("without", ())),
+        ],
+        "timeout_multiplier": 8.0,
+        "timeout_constant": 1.5,
+        "use_git_change_detection": False,
+    }
+    table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    Path("pyproject.toml").write_text(f"{text}\n[tool.mutmut]\n{table}", encoding="utf-8")
+    # For processes that tests start; this one gets the same from mutmut.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "mutants"), os.environ.get("PYTHONPATH", "")])
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[None]:
+    """Send what mutmut prints, a spinner above all, to log.txt of the area; show its end where mutmut gives up."""
+    with open("log.txt", "a", encoding="utf-8") as log:
+        before, sys.stdout, sys.__stdout__ = (sys.stdout, sys.__stdout__), log, log
+        try:
+            yield
+        except SystemExit:
+            log.flush()
+            before[0].write(Path("log.txt").read_text(encoding="utf-8")[-4000:])
+            raise
+        finally:
+            sys.stdout, sys.__stdout__ = before
+
+
+def planted() -> Iterator[Mutant]:
+    """Let mutmut write every mutant, and yield those that change more than the wording of a message."""
+    from mutmut import __main__ as mutmut
+    from mutmut.mutation.data import MutantLineSpans
+    from mutmut.mutation.diff_apply import generated_function_names
+
+    with logged(), mutmut.CatchOutput():
+        mutmut.copy_src_dir()
+        mutmut.copy_also_copy_files()
+        mutmut.create_mutants(1)
+    _, files = mutmut.collect_source_file_mutation_data(mutant_names=())
+    for path, data in files.items():
+        spans = MutantLineSpans.load(path)
+        for key in data.exit_code_by_key:
+            names = generated_function_names(key)
+            original, mutated = (
+                text.replace(name, "f") for text, name in zip(spans.read_function_sources(names), names, strict=True)
+            )
+            if not differ_in_wording_alone(original, mutated):
+                yield described(key, original, mutated)
+
+
+def described(key: str, original: str, mutated: str) -> Mutant:
+    """Return a mutant with the lines that it changes."""
+    before, after = original.splitlines(), mutated.splitlines()
+    head = 0
+    while head < min(len(before), len(after)) and before[head] == after[head]:
+        head += 1
+    tail = 0
+    while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
+        tail += 1
+    removed, added = (" ".join(line.strip() for line in lines[head : len(lines) - tail]) for lines in (before, after))
+    function = key.partition("__mutmut_")[0].replace("xǁ", "").replace("ǁ", ".").replace(".x_", ".")
+    return Mutant(key, function, removed, added)
+
+
+def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
+    """Return at most `size` mutants of every module, the same for a seed; all where `size` is 0."""
+    modules: dict[str, list[Mutant]] = {}
+    for mutant in mutants:
+        modules.setdefault(mutant.key.rpartition(".")[0], []).append(mutant)
+    drawn = []
+    for module, members in modules.items():
+        drawn += random.Random(f"{seed} {module}").sample(members, min(size or len(members), len(members)))
+    return drawn
+
+
+def outcomes(mutants: list[Mutant]) -> dict[str, int]:
+    """Run the tests against every mutant and return the exit status by key."""
+    from mutmut import __main__ as mutmut
+
+    with logged():
+        mutmut._run(tuple(mutant.key for mutant in mutants), 1)
+    _, files = mutmut.collect_source_file_mutation_data(mutant_names=())
+    return {key: status for data in files.values() for key, status in data.exit_code_by_key.items()}
+
+
+def main(size: int, seed: int, name: str) -> int:
+    """Run one area, print what survived, and return 1 where fewer than the goal died."""
+    prepare(name, tomllib.loads((HERE / "areas.toml").read_text(encoding="utf-8"))[name])
+    everything = list(planted())
+    mutants = sampled(everything, size, seed)
+    statuses = outcomes(mutants)
+    known = Equivalents(LIST.read_text(encoding="utf-8"))
+    counts: Counter[str] = Counter()
+    print(f"\n== {name}: {len(mutants)} of {len(everything)} mutants, seed {seed}")
+    for mutant in mutants:
+        verdict = ALIVE.get(statuses[mutant.key], "died")
+        if verdict != "died" and known.has(mutant):
+            verdict = "equivalent"
+        counts[verdict] += 1
+        if verdict not in ("died", "equivalent"):
+            print(f"{verdict}: {mutant.function}\n  - {mutant.removed}\n  + {mutant.added}")
+    asked = len(mutants) - counts["equivalent"]
+    share = counts["died"] / asked if asked else 1.0
+    print(f"{name}: {counts['died']} of {asked} died ({share:.0%}), {counts['equivalent']} equivalent left out")
+    return int(share < GOAL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
