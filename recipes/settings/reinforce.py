@@ -104,7 +104,7 @@ class Rewards(Section):
 
     def check(self) -> None:
         for name, weight in self.weights.items():
-            require(weight >= 0, f"rewards.weights.{name}", weight, "a weight of 0 or more")
+            require(0 <= weight <= 1e6, f"rewards.weights.{name}", weight, "a weight from 0 to 1e6")
         require(self.timeout_s > 0, "rewards.timeout_s", self.timeout_s, "a time above 0")
 
 

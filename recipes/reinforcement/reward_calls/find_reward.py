@@ -15,7 +15,7 @@ from typing import Any
 from medmo_core.rewards import REWARDS
 
 from ...settings.section import ConfigError, unknown_key
-from .error_place import place_of
+from .error_place import FAILURES, told
 
 SAMPLE_COLUMNS = (
     "task", "answer", "solution", "boxes", "facts", "image_size", "num_images", "profile", "sample_id"
@@ -78,7 +78,7 @@ def _import_file(path: Path, name: str) -> ModuleType:
     sys.modules[key] = module  # before it runs: its dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except FAILURES as error:
         del sys.modules[key]
         raise _cannot_import(name, error) from error
     return module
@@ -87,13 +87,12 @@ def _import_file(path: Path, name: str) -> ModuleType:
 def _import_module(place: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(place)
-    except Exception as error:
+    except FAILURES as error:
         raise _cannot_import(name, error) from error
 
 
-def _cannot_import(name: str, error: Exception) -> ConfigError:
-    what = f"{type(error).__name__}: {error} ({place_of(error)})"
-    return ConfigError(f"rewards.weights.{name}: importing it failed: {what}")
+def _cannot_import(name: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"rewards.weights.{name}: importing it failed: {told(error)}")
 
 
 def _check_keywords(function: Callable[..., Any], name: str) -> None:

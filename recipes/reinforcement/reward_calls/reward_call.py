@@ -17,15 +17,17 @@ from typing import Any
 from medmo_core.data.records.sample import Sample
 from medmo_core.errors import BadStep
 
-from .error_place import place_of
+from .error_place import FAILURES, told
 from .time_limit import TimeUp, time_limit
 
 LISTED = 5  # samples that a message names
 SHOWN = 80  # characters of a wrong value that it shows
+MAX_REWARD = 1e6
+"""Largest size of a value: sums, means and spreads of such rewards are exact enough, also in 32 bits."""
 
 
 class RewardError(BadStep):
-    """A reward that raised, hung or returned what is no reward; the message names it and the sample."""
+    """A reward that raised, called `sys.exit`, hung or returned what is no reward; names it and the sample."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class RewardCall:
                 return self.function(**self.lists, **self.fixed)
         except TimeUp as error:
             raise RewardError(f"{error}; rewards.timeout_s={timeout_s:g} is the limit of one call") from error
-        except Exception as error:
+        except FAILURES as error:
             raise self.failure(error, timeout_s) from error
 
     async def run_async(self, timeout_s: float) -> Any:
-        """Await the function like `run`; its errors stay as they are."""
+        """Await the function like `run`; its errors stay as they are, and what would end the event loop is one."""
         coroutine: Coroutine[Any, Any, Any] = self.function(**self.lists, **self.fixed)
         limit = asyncio.timeout(timeout_s)
         try:
@@ -83,8 +85,15 @@ class RewardCall:
                 f"reward {self.name!r} on {listed} took longer than {timeout_s:g} s; rewards.timeout_s={timeout_s:g} "
                 "is the limit of one call"
             ) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # from outside, such as an interrupt of the user
+                raise
+            raise RuntimeError(told(error)) from error
+        except (SystemExit, GeneratorExit) as error:
+            raise RuntimeError(told(error)) from error
 
-    def failure(self, error: Exception, timeout_s: float) -> RewardError:
+    def failure(self, error: BaseException, timeout_s: float) -> RewardError:
         """Return the error that names what a call failed on: the first completion that it also fails on alone."""
         if isinstance(error, RewardError):
             return error
@@ -95,17 +104,16 @@ class RewardCall:
                 if alone is not None:
                     rows, error = [row], alone
                     break
-        what = f"{type(error).__name__}: {error} ({place_of(error)})"
-        return RewardError(f"reward {self.name!r} failed on {self._listed(rows)}: {what}")
+        return RewardError(f"reward {self.name!r} failed on {self._listed(rows)}: {told(error)}")
 
-    def _failure_alone(self, row: int) -> Exception | None:
+    def _failure_alone(self, row: int) -> BaseException | None:
         lists = {key: [values[row]] for key, values in self.lists.items()}
         fixed = {key: (_ignore if callable(value) else value) for key, value in self.fixed.items()}
         try:
             outcome = self.function(**lists, **fixed)
             if self.is_async:
                 asyncio.run(outcome)
-        except Exception as error:
+        except FAILURES as error:
             return error
         return None
 
@@ -118,7 +126,8 @@ class RewardCall:
             RewardError: it is something else; names the first completion with a wrong value.
         """
         if hasattr(values, "tolist"):
-            values = values.tolist()
+            with suppress(Exception):  # of a tensor without values: no list, and said below
+                values = values.tolist()
         everything = self._listed(range(len(self.samples)))
         if not isinstance(values, list | tuple):
             raise RewardError(f"reward {self.name!r} on {everything} returned {_shown(values)}: expected a list")
@@ -133,12 +142,17 @@ class RewardCall:
         if value is None:
             return None
         if hasattr(value, "item"):  # a tensor, or a number of NumPy's
-            with suppress(ValueError, RuntimeError):  # of several numbers: wrong, and said below
+            with suppress(Exception):  # of several numbers: wrong, and said below
                 value = value.item()
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            expected = "expected a finite number, or None where the reward does not apply"
-            raise RewardError(f"reward {self.name!r} on {self._listed([row])} returned {_shown(value)}: {expected}")
-        return float(value)
+        number = _as_float(value)
+        if math.isfinite(number) and abs(number) <= MAX_REWARD:
+            return number
+        expected = (
+            f"expected a number from {-MAX_REWARD:g} to {MAX_REWARD:g}: scale the reward"
+            if math.isfinite(number)
+            else "expected a finite number, or None where the reward does not apply"
+        )
+        raise RewardError(f"reward {self.name!r} on {self._listed([row])} returned {_shown(value)}: {expected}")
 
     def _listed(self, rows: Sequence[int]) -> str:
         """Name completions: "sample ct-7, completion 3"; where there are many, their samples."""
@@ -155,6 +169,19 @@ def _ignore(*values: Any, **named: Any) -> None:
     """Take a log call of a reward that is only called again to find its failure."""
 
 
+def _as_float(value: Any) -> float:
+    """Return a real number as a float, one beyond all floats as infinity, anything else as NaN."""
+    if not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # foreign code too, and a whole number of thousands of digits
+        text = "what cannot be written"
     return f"{text if len(text) <= SHOWN else text[:SHOWN] + '...'} ({type(value).__name__})"

@@ -27,6 +27,7 @@ from medmo_core.rewards import REWARDS
 from medmo_core.rewards.box_answers import ParsedAnswers, answer_places, parse_answers
 
 from ...settings.run_config import Rewards, require
+from .error_place import told
 from .find_reward import PARSED_BOXES, SAMPLE_COLUMNS, asks_for, find_reward
 from .reward_call import RewardCall, RewardError
 from .time_limit import GRACE_S, TimeUp, time_limit
@@ -213,6 +214,8 @@ class RewardSet:
                         raise outcome
         except TimeUp as error:
             raise RewardError(f"{error}; rewards.timeout_s={self.timeout_s:g} is the limit of one call") from error
+        except SystemExit as error:  # of a task that a reward began
+            raise RewardError(f"one of the rewards {names} failed: {told(error)}") from error
         for call, outcome in zip(calls, outcomes, strict=True):
             self.seconds[call.name] += time.perf_counter() - started
             if isinstance(outcome, Exception):

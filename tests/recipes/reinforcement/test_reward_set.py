@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,18 @@ def test_tensors_and_arrays_are_taken() -> None:
         ([1.0, 1.0, float("nan")], "on sample what, completion 1 returned nan (float): expected a finite number"),
         ([float("inf"), 1.0, 1.0], "on sample where, completion 1 returned inf (float)"),
         ([[1.0], 1.0, 1.0], "on sample where, completion 1 returned [1.0] (list)"),
+        ([1.0, 1e308, 1.0], "on sample which, completion 1 returned 1e+308 (float): expected a number from -1e+06 to"),
+        ([-1.1e6, 1.0, 1.0], "on sample where, completion 1 returned -1100000.0 (float): expected a number from"),
+        ([10**400, 1.0, 1.0], "(int): expected a finite number"),
+        ([10**9999, 1.0, 1.0], "returned what cannot be written (int): expected a finite number"),
+        ([Fraction(10**400), 1.0, 1.0], "(Fraction): expected a finite number"),
+        ([1j, 1.0, 1.0], "returned 1j (complex): expected a finite number"),
+        ([Decimal(1), 1.0, 1.0], "returned Decimal('1') (Decimal): expected a finite number"),
+        ([np.datetime64("2020-01-01"), 1.0, 1.0], "(date): expected a finite number"),
+        ("abc", "returned 'abc' (str): expected a list"),
+        ((value for value in (1.0, 1.0, 1.0)), "(generator): expected a list"),
+        (torch.zeros(3, device="meta"), "(Tensor): expected a list"),
+        (torch.tensor(1.0), "returned 1.0 (float): expected a list"),
         ([torch.tensor([1.0, 2.0]), 1.0, 1.0], "on sample where, completion 1 returned tensor([1., 2.]) (Tensor)"),
     ],
 )
@@ -162,6 +176,65 @@ def test_an_exception_names_reward_sample_completion_and_line() -> None:
     assert "reward 'mine.py:own' failed on sample which, completion 2: ZeroDivisionError" in told
     assert re.search(r"\(test_reward_set\.py:\d+\)$", told)
     assert issubclass(RewardError, USER_ERRORS)  # told in one line by the launcher
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def _cancelled() -> asyncio.CancelledError:
+    return asyncio.CancelledError()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        (lambda: SystemExit(0), r"SystemExit: 0 \(test_reward_set"),
+        (lambda: GeneratorExit(), r"GeneratorExit:  \(test_reward_set"),
+        (_cancelled, r"CancelledError:  \(test_reward_set"),
+        (Mute, r"Mute: its message cannot be written \(test_reward_set"),
+        (lambda: StopIteration(3), r"StopIteration"),
+    ],
+)
+def test_a_reward_that_would_end_the_run_is_an_error_that_names_it(
+    end: Callable[[], BaseException], named: str, is_async: bool
+) -> None:
+    def own(completions: list[Any], **columns: Any) -> list[float]:
+        if "Yes." in str(completions):
+            raise end()
+        return [1.0] * len(completions)
+
+    async def awaited(**columns: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return own(**columns)
+
+    told = failing(awaited if is_async else own)
+    assert told.startswith("reward 'mine.py:own' failed on sample which, completion 1: ") and re.search(named, told)
+
+
+def test_a_task_of_a_reward_that_exits_is_an_error_too() -> None:
+    async def exits() -> None:
+        sys.exit(0)
+
+    async def own(completions: list[Any], **columns: Any) -> list[float]:
+        await asyncio.gather(asyncio.create_task(exits()))
+        return [1.0] * len(completions)
+
+    assert "'mine.py:own'" in failing(own) and "SystemExit" in failing(own)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_interrupt_of_the_user_stays_one(is_async: bool) -> None:
+    def own(**columns: Any) -> list[float]:
+        raise KeyboardInterrupt
+
+    async def awaited(**columns: Any) -> list[float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(one(awaited if is_async else own))
 
 
 def test_an_exception_that_needs_all_completions_names_all_samples() -> None:
@@ -325,6 +398,7 @@ def test_names_lead_to_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("no_such_package.rewards:own", "importing it failed: ModuleNotFoundError: No module named 'no_such_package'"),
         ("medmo_core.rewards.box:RISE", "RISE of medmo_core.rewards.box is no function but 0.5"),
         ("BROKEN:own", r"importing it failed: NameError: name 'undefined' is not defined \(broken.py:1\)"),
+        ("QUITS:own", r"importing it failed: SystemExit: 0 \(quits.py:1\)"),
         ("ODD:needs", r"cannot be called as rewards are: missing a required argument: 'weight'"),
         ("ODD:narrow", r"cannot be called as rewards are: got an unexpected keyword argument 'prompts'"),
     ],
@@ -334,7 +408,9 @@ def test_a_name_that_leads_nowhere_says_so(name: str, message: str, tmp_path: Pa
     (tmp_path / "odd.py").write_text(
         "def needs(completions, weight, **columns):\n    return []\n\ndef narrow(completions):\n    return []\n"
     )
-    name = name.replace("BROKEN", f"{tmp_path}/broken.py").replace("ODD", f"{tmp_path}/odd.py")
+    (tmp_path / "quits.py").write_text("raise SystemExit(0)\n")
+    for word in ("QUITS", "BROKEN", "ODD"):
+        name = name.replace(word, f"{tmp_path}/{word.lower()}.py")
     with pytest.raises(ConfigError, match=message):
         find_reward(name)
 
