@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
+from ..forward_mode import refuse_forward_mode
 from . import peers
 from .checks import check_segments, check_tensors
 from .reference import Packing, attention_reference, dense_attention, dense_attention_backward, visible_pairs
@@ -105,6 +106,7 @@ def attention(
         if query.device.type == "cuda":
             _warn_slow(choice)
         return sdpa_attention(query, key, value, cu_seqlens, causal, factor, prompt_of, rope)
+    refuse_forward_mode("attention", query, key, value, *(rope or ()))
     bounds = cu_seqlens.to(query.device, torch.int32, non_blocking=True)
     if choice.backend == "triton":
         cos, sin = rope if rope is not None else (None, None)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import back_ends
 from ..back_ends import Choice
+from ..forward_mode import refuse_forward_mode
 from . import plain
 from .reference import (
     Sets,
@@ -49,6 +50,7 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
     Reference: Rezatofighi et al. 2019, arXiv 1902.09630, algorithm 1.
     """
     _check_aligned("giou", pred, target)
+    refuse_forward_mode("giou", pred, target)
     return _giou(pred, target, True)
 
 
@@ -69,6 +71,7 @@ def box_terms(pred: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ or the last axis is not 4.
     """
     _check_aligned("box_terms", pred, target)
+    refuse_forward_mode("box_terms", pred, target)
     return _giou(pred, target, False)
 
 
@@ -94,6 +97,7 @@ def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
             f"pairwise_giou: pred {tuple(pred.shape)} and target {tuple(target.shape)}, "
             "expected (..., P, 4) and (..., T, 4) with equal leading axes"
         )
+    refuse_forward_mode("pairwise_giou", pred, target)
     return _pairwise_giou(pred, target, None, None, target.shape[-2], True)
 
 
@@ -138,6 +142,7 @@ def pairwise_box_terms(
                     f"pairwise_box_terms: {name} is {bounds.tolist()}, expected numbers that rise from 0 to {total}, "
                     f"by at most {most}"
                 )
+    refuse_forward_mode("pairwise_box_terms", pred, target)
     return _pairwise_giou(pred, target, pred_offsets, target_offsets, max_target, False)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import back_ends, runtime
 from ..back_ends import Choice
 from ..fit import dense
+from ..forward_mode import refuse_forward_mode
 from .plain import embed, weight_product
 from .reference import MAX_PIXEL, Call, bilinear_taps, patch_embed_reference
 
@@ -73,6 +74,7 @@ def patch_embed(
         return patch_embed_reference(*call[:5], image_mean=call.image_mean, image_std=call.image_std)
     if patches.dtype != torch.uint8:
         return embed(call)
+    refuse_forward_mode("patch_embed", weight, bias, position_table, coordinates)
     return _patch_embed(*call)
 
 

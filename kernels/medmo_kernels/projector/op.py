@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
+from ..forward_mode import refuse_forward_mode
 from .reference import ProjectorWeights, projector_reference
 
 OP = "projector"
@@ -19,7 +20,6 @@ MAX_WIDTH = 4096
 """Widest patch whose token the kernels of the norm hold in registers."""
 FEW_TOKENS = 256
 """Up to so many tokens a product waits for weights and launches rather than for multipliers."""
-
 
 
 def _refusal(backend: str, device: torch.device, dtype: torch.dtype, unfit: str) -> str:
@@ -64,6 +64,7 @@ def projector(
         return projector_reference(features, weights, merge_size=merge_size, eps=eps)
     if backend == "eager":
         return [_eager(x, w, merge_size, eps) for x, w in zip(features, weights, strict=True)]
+    refuse_forward_mode("projector", *features, *chain(*weights))
     lists = [list(features), *(list(column) for column in zip(*weights, strict=True))]
     keep = torch.is_grad_enabled() and any(t.requires_grad for tensors in lists for t in tensors)
     return _projector(*lists, merge_size, eps, keep)[0]
