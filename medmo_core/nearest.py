@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-MIN_LIKENESS = 0.5
+MIN_LIKENESS = 0.6
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -16,6 +17,20 @@ from ...printable import printable
 
 T = TypeVar("T")
 LARGEST = 10**15  # whole numbers beyond this do not survive as floats
+LARGEST_WHOLE = 10**9  # pixels, frames and indices, whose differences must fit 32 bits
+DEEPEST = 32  # lists and objects inside one another
+FOREIGN_KEYS = {
+    "bbox": "write xyxy_px: [x1, y1, x2, y2] in px; of COCO's [x, y, width, height], x2 is x + width, y2 is y + height",
+    "file_name": "write path",
+    "category_id": "write label, in words",
+    "segmentation": "write its box as xyxy_px",
+    "annotations": "a COCO file is converted by: medmo convert coco FILE -o my.jsonl",
+    "categories": "a COCO file is converted by: medmo convert coco FILE -o my.jsonl",
+    "conversations": "such records are converted by: medmo convert llava FILE -o my.jsonl",
+}
+"""Fields of well-known formats of others -> what to do about them."""
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict, _REPR.maxstring, _REPR.maxlong = 4, 12, 12, 8, 60, 40
 
 
 @dataclass(frozen=True)
@@ -78,9 +93,7 @@ class FieldReader:
             self.fault("", f"is {shown(values)}", "a JSON object", f"write {{...}} with {', '.join(known)}")
         for key in self.values:
             if key not in known:
-                near = nearest_name(key, known)
-                fix = f"did you mean {near!r}?" if near else "remove it, or put it into provenance"
-                self.fault(key, "unknown key", f"one of {', '.join(known)}", fix)
+                self.fault(key, "unknown key", f"one of {', '.join(known)}", _advice(key, known))
 
     def where(self, name: str) -> str:
         """Return the path of a field."""
@@ -153,8 +166,8 @@ class FieldReader:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a JSON value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a JSON value is a whole number of a size that pixels and indices have."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_WHOLE
 
 
 def is_number(value: Any) -> bool:
@@ -165,6 +178,44 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """Return a value as a message shows it: short."""
-    text = repr(value)
+    """Return a value as a message shows it: short, however large or deep it is."""
+    text = _REPR.repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def text_faults(values: Any) -> list[Fault]:
+    """Return the faults of parsed JSON values that no text file can hold: lone surrogates, and nesting without end."""
+    faults: list[Fault] = []
+    waiting = [("", values, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        if isinstance(value, str):
+            if not value.isascii() and not _is_utf8(value):
+                fix = "write the character itself, or both halves of its escape"
+                faults.append(Fault(path, "holds half a character (a lone surrogate)", "UTF-8 text", fix))
+        elif isinstance(value, dict | list):
+            if depth == DEEPEST:
+                return [Fault("", f"is nested deeper than {DEEPEST} levels", "a record", "flatten it")]
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in pairs:
+                place = f"[{key}]" if isinstance(value, list) else f".{key}" if path else f"{key}"
+                waiting.append((path + place, inner, depth + 1))
+                if isinstance(key, str) and not _is_utf8(key):
+                    waiting.append((path + place, key, depth + 1))
+    return faults
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _advice(key: str, known: Sequence[str]) -> str:
+    """Return what to do about an unknown field."""
+    if key in FOREIGN_KEYS:
+        return FOREIGN_KEYS[key]
+    near = nearest_name(key, known)
+    return f"did you mean {near!r}?" if near else "remove it, or put it into provenance"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 from ...boxes.boxes import box_fault
-from .faults import Fault, FieldReader, RecordError, shown
+from .faults import Fault, FieldReader, RecordError, is_integer, is_number, shown, text_faults
 from .sample import (
     ANSWER_TYPES,
     PLANES,
@@ -22,6 +23,8 @@ from .sample import (
     Sample,
 )
 from .shorthand import SHORT_FIELDS, expand
+
+WINDOW_FORM = "a preset's name, [center, width], the index of a file's own window, or three of these"
 
 
 def sample_from_json(values: Any, *, file: str = "record", line: int = 0) -> Sample:
@@ -44,6 +47,10 @@ def sample_from_json(values: Any, *, file: str = "record", line: int = 0) -> Sam
 
 def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample | None:
     """Read a record and note every fault; None when it is no record at all."""
+    unwritable = text_faults(values)
+    if unwritable:
+        faults += unwritable
+        return None
     if not isinstance(values, dict):
         faults.append(Fault("", f"the line is {shown(values)}", "a JSON object", "write one {...} per line"))
         return None
@@ -136,7 +143,12 @@ def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
             expected = f"{cut[0]}x{cut[1]}"
             reader.fault("width", f"{width}x{height} contradicts the crop", expected, "state the size after the crop")
         width, height = cut
-    window = value.get("window") if isinstance(value, dict) else None
+    window = reader.values.get("window")
+    if window is not None and not _is_window(window):
+        reader.fault("window", f"is {shown(window)}", WINDOW_FORM, "write [40, 400], or leave it out")
+    digest = reader.text("sha256")
+    if digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        reader.fault("sha256", f"is {shown(digest)}", "64 hexadecimal digits", "write what sha256sum says of the file")
     image = ImageRef(
         path=reader.text("path", required=True) or "",
         width=width,
@@ -149,7 +161,7 @@ def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
         spacing_mm=reader.row("spacing_mm", 2),  # type: ignore[arg-type]
         modality=reader.text("modality"),
         laterality_display=reader.text("laterality_display"),
-        sha256=reader.text("sha256"),
+        sha256=digest,
     )
     return image if len(faults) == before else None
 
@@ -223,6 +235,13 @@ def _read_fact(value: Any, faults: list[Fault], path: str) -> Fact | None:
         size_mm=reader.number("size_mm"),
     )
     return fact if len(faults) == before else None
+
+
+def _is_window(value: Any) -> bool:
+    if isinstance(value, list) and len(value) == 3:
+        return all(not (isinstance(v, list) and len(v) == 3) and _is_window(v) for v in value)
+    is_range = isinstance(value, list) and len(value) == 2 and all(is_number(v) for v in value)
+    return isinstance(value, str) or is_integer(value) or is_range
 
 
 def _tuples(value: Any) -> Any:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..records.faults import Fault, RecordError
 from ..records.read import read_sample
 from ..records.sample import Sample
-from .record_source import FoundRecord, Place, Span, checked
+from .foreign import refuse_other_kinds
+from .record_source import MAX_RECORD_BYTES, FoundRecord, Place, Span, checked, oversized
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class JsonlFiles:
         return (self.path,)
 
     def scan(self) -> Iterator[FoundRecord]:
-        """Read all lines that are not blank."""
+        """Read all lines that are not blank.
+
+        Raises:
+            RecordError: the file is of another kind.
+        """
+        refuse_other_kinds(self.path, self.record_form)
         for place, sample, faults in _records(self.path):
             rooted = None if sample is None else replace(sample, root=self.root)
             yield FoundRecord(place, rooted, faults, file=str(self.path))
@@ -79,12 +85,28 @@ def load_jsonl(path: str | Path, root: str | Path | None = None) -> list[Sample]
 
 def _records(path: Path) -> Iterator[tuple[Place, Sample | None, list[Fault]]]:
     """Yield place, sample (as far as it could be read) and faults of every line that is not blank."""
-    start = 0
+    start, line = 0, 0
     with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
+        while raw := file.readline(MAX_RECORD_BYTES + 1):
+            line += 1
+            if len(raw) > MAX_RECORD_BYTES and not raw.endswith(b"\n"):
+                length = len(raw) + _skip_line(file)
+                yield Place(0, start, length, line), None, [oversized(length)]
+                start += length
+                continue
             if raw.strip() and raw.strip() != b"\xef\xbb\xbf":
                 yield Place(0, start, len(raw), line), *_read_line(raw, path, line)
             start += len(raw)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Read to the end of a line without keeping it, and return its number of bytes."""
+    length = 0
+    while raw := file.readline(MAX_RECORD_BYTES):
+        length += len(raw)
+        if raw.endswith(b"\n"):
+            break
+    return length
 
 
 def _read_line(raw: bytes, path: Path, line: int) -> tuple[Sample | None, list[Fault]]:

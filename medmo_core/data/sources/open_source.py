@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import InputError
+from .foreign import FORMATS, command, folder_format
 from .jsonl import JsonlFiles
 from .parquet import ParquetFiles
 from .record_source import RecordFiles, RecordSource
@@ -63,6 +64,8 @@ def find_files(name: str) -> list[Path]:
     Raises:
         ValueError: there is none, or one of a range is missing.
     """
+    if not name.strip():
+        raise InputError(f"no data file is named; expected {EXPECTED}")
     if NUMBERS.search(name):
         paths = [Path(text) for text in _numbered(name)]
         missing = [path for path in paths if not path.is_file()]
@@ -74,6 +77,9 @@ def find_files(name: str) -> list[Path]:
         return [path]
     found = path.glob("*.parquet") if path.is_dir() else _matching(path)
     paths = sorted(file for file in found if file.is_file())
+    other = folder_format(path) if path.is_dir() and not paths else None
+    if other is not None:
+        raise InputError(f"{name} is {FORMATS[other]}; expected {EXPECTED}; fix: {command(other, path)}")
     if not paths:
         what = "is a folder without Parquet files" if path.is_dir() else "is no file"
         raise InputError(f"{name} {what}; expected {EXPECTED}")

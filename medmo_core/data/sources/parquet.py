@@ -23,6 +23,9 @@ from .record_source import FoundRecord, Place, Span
 JSON_COLUMNS = ("messages", "images", "boxes", "facts", "provenance")  # may be written as JSON text: their parts differ
 IMAGE_COLUMNS = ("image", "images")
 KEPT_FILES, KEPT_RECORD_GROUPS, KEPT_IMAGE_GROUPS = 32, 8, 2
+MAX_GROUP_BYTES = 2**30
+"""Largest part of a row group that is read at once (records or pictures), after unpacking."""
+STEP_BYTES, STEP_ROWS = 2**28, 1024  # that are unpacked, at most, between two looks at how much there is by now
 T = TypeVar("T")
 
 
@@ -82,10 +85,10 @@ class ParquetFiles:
                 yield FoundRecord(Place(number, 0, 0, 0), None, [fault], file=str(path))
             row = 0
             for group in range(self._table(number).num_row_groups):
-                for index, values in enumerate(self._rows(number, group)):
+                for index in range(self._group(number, group).num_rows):
                     row += 1
                     place = Place(number, group, index, row)
-                    sample, faults = self._sample(values, place)
+                    sample, faults = self._sample(place)
                     yield FoundRecord(place, sample, faults, file=str(path))
 
     def read(self, place: Place, spans: Sequence[Span]) -> Sample:
@@ -94,23 +97,30 @@ class ParquetFiles:
         Raises:
             RecordError: it is not what it was.
         """
-        sample, faults = self._sample(self._rows(place.file, place.start)[place.length], place)
+        sample, faults = self._sample(place)
         if sample is None or faults:
             raise RecordError([fault.at(str(self.paths[place.file]), place.number) for fault in faults])
         return sample
 
     def image_bytes(self, place: Place) -> list[bytes | None]:
-        """Return the stored bytes of each image of a row."""
+        """Return the stored bytes of each image of a row.
+
+        Raises:
+            RecordError: the row group cannot be read.
+        """
         names = self._leaves(place.file, stored=True)
-        groups = self._images.get((place.file, place.start), lambda: self._read(place.file, place.start, names))
-        row = groups.slice(place.length, 1).to_pylist()[0]
+        group = self._images.get((place.file, place.start), lambda: self._read(place.file, place.start, names))
+        row = self._row(group, place)
         images = row[IMAGE_COLUMNS[1]] if IMAGE_COLUMNS[1] in row else [row[IMAGE_COLUMNS[0]]]
         return [image["bytes"] if image else None for image in images or []]
 
-    def _sample(self, values: dict[str, Any], place: Place) -> tuple[Sample | None, list[Fault]]:
+    def _sample(self, place: Place) -> tuple[Sample | None, list[Fault]]:
         path, faults = self.paths[place.file], []
         stored = self._leaves(place.file, stored=True)
-        record = _as_json(values, faults)
+        try:
+            record = _as_json(self._row(self._group(place.file, place.start), place), faults)
+        except RecordError as error:
+            return None, list(error.faults)
         if stored:
             _name_images(record)
         sample = None if faults else read_sample(record, faults, default_id=f"{path.stem}:{place.number}")
@@ -119,15 +129,41 @@ class ParquetFiles:
         root = RowImages(self, place, tuple(image.path for image in sample.images)) if stored else self.root
         return replace(sample, root=root), faults
 
-    def _rows(self, number: int, group: int) -> list[dict[str, Any]]:
+    def _group(self, number: int, group: int) -> Any:
+        """Return the columns of a row group that are not pictures."""
         names = self._leaves(number, stored=False)
-        return self._records.get((number, group), lambda: self._read(number, group, names).to_pylist())
+        return self._records.get((number, group), lambda: self._read(number, group, names))
+
+    def _row(self, group: Any, place: Place) -> dict[str, Any]:
+        try:
+            return group.slice(place.length, 1).to_pylist()[0]
+        except Exception as error:  # a text that is no UTF-8, a time beyond the calendar, ...
+            problem = f"cannot be read ({type(error).__name__}: {error})"
+            raise RecordError([Fault("", problem, "UTF-8 texts and plain numbers", "write the row anew")]) from None
 
     def _read(self, number: int, group: int, leaves: Sequence[str]) -> Any:
+        """Return columns of a row group, unpacked bit by bit: a few bytes can stand for any number of rows or texts."""
+        pyarrow = import_optional("pyarrow", "parquet", f"{self.paths[number]}: reading Parquet")
+        table, batches, num_bytes = self._table(number), [], 0
+        limit = f"at most {MAX_GROUP_BYTES // 2**20} MiB to a row group"
         try:
-            return self._table(number).read_row_group(group, columns=list(leaves), use_threads=False)
-        except (OSError, ValueError) as error:  # arrow's own errors are kinds of these
-            raise RecordError([_unreadable(self.paths[number], f"row group {group}: {error}")]) from None
+            declared = table.metadata.row_group(group)
+            columns = [declared.column(i) for i in range(declared.num_columns)]
+            num_bytes = sum(c.total_uncompressed_size for c in columns if c.path_in_schema in leaves)
+            if num_bytes <= MAX_GROUP_BYTES:
+                # A value may be stored once and meant by every row: no row is larger than all that is stored.
+                rows, num_bytes = max(1, min(STEP_ROWS, STEP_BYTES // max(1, num_bytes))), 0
+                for batch in table.iter_batches(rows, row_groups=[group], columns=list(leaves)):
+                    num_bytes += batch.nbytes
+                    if num_bytes > MAX_GROUP_BYTES:
+                        break
+                    batches.append(batch)
+            if num_bytes <= MAX_GROUP_BYTES:
+                return pyarrow.Table.from_batches(batches, table.schema_arrow if not batches else None)
+        except Exception as error:  # arrow's own errors are of many kinds
+            raise RecordError([_unreadable(self.paths[number], f"row group {group}: {_first_line(error)}")]) from None
+        problem, fix = f"row group {group} unpacks to more", "write about a hundred rows to a group"
+        raise RecordError([Fault("", problem, limit, fix, file=str(self.paths[number]))])
 
     def _leaves(self, number: int, *, stored: bool) -> list[str]:
         """Return the table's columns down to their leaves: the bytes of images, or all others."""
@@ -143,8 +179,8 @@ class ParquetFiles:
         parquet = import_optional("pyarrow.parquet", "parquet", f"{self.paths[number]}: reading Parquet")
         try:
             return self._open.get(number, lambda: parquet.ParquetFile(self.paths[number], memory_map=True))
-        except (OSError, ValueError) as error:
-            raise RecordError([_unreadable(self.paths[number], str(error))]) from None
+        except Exception as error:  # arrow's own errors are of many kinds
+            raise RecordError([_unreadable(self.paths[number], _first_line(error))]) from None
 
 
 class _Recent:
@@ -161,6 +197,10 @@ class _Recent:
                 self.kept.popitem(last=False)
         self.kept.move_to_end(key)
         return self.kept[key]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _unreadable(path: Path, why: str) -> Fault:

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from ...durable import replacing
 from ...errors import InputError
 from ..images.crop import random_square_crop
-from ..images.load import ImageError, safe_path
+from ..images.load import safe_path
 from ..images.sizes import shown_size
 from ..records.faults import Fault, RecordError
 from ..records.read import box_faults
 from ..records.sample import SPLITS, ImageRef, Sample
 
+MAX_RECORD_BYTES = 16 * 2**20
+"""Largest record as text: its pictures stand elsewhere, and reading JSON takes many times its bytes."""
 CROP_TRIALS = 8
 INDEX_VERSION = 1
 Span = tuple[int, int]
@@ -106,6 +108,12 @@ class RecordFiles(Protocol):
         ...
 
 
+def oversized(length: int) -> Fault:
+    """Return the fault of a record with too many bytes of text."""
+    limit = f"at most {MAX_RECORD_BYTES // 2**20} MiB of text"
+    return Fault("", f"is a record of {length / 2**20:.0f} MiB", limit, "keep pictures in files that the record names")
+
+
 def checked(files: RecordFiles) -> Iterator[tuple[FoundRecord, Sample]]:
     """Yield all records with the sizes of all images and stop at the first that cannot be used.
 
@@ -151,7 +159,7 @@ def _with_sizes(sample: Sample) -> tuple[Sample, list[Fault]]:
                 image = replace(image, width=width, height=height)
             elif isinstance(sample.root, Path):
                 safe_path(image.path, sample.root)
-        except (ImageError, ImportError) as error:
+        except (ValueError, OSError, ImportError) as error:  # an ImageError, or what the system says of a path
             return sample, [Fault(f"images[{index}].path", str(error))]
         images.append(image)
     sample = replace(sample, images=tuple(images))

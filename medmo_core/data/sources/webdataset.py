@@ -18,9 +18,13 @@ from ..images.load import ImageError
 from ..records.faults import Fault, RecordError
 from ..records.read import read_sample
 from ..records.sample import Sample
+from .foreign import refuse_other_kinds
 from .jsonl import parse_json
-from .record_source import FoundRecord, Place, Span
+from .record_source import MAX_RECORD_BYTES, FoundRecord, Place, Span, oversized
 
+MAX_HEADER_BYTES = 2**20  # of a member's name and attributes, which the library reads at once
+MAX_PICTURE_BYTES = 2**29  # of a picture, which decoders may read at once
+FORM = "an uncompressed tar"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -39,6 +43,11 @@ class TarMembers:
     def open(self, path: str) -> BinaryIO:
         """Return a picture as a file to read."""
         for name, start, length in self.members:
+            if name == path and length > MAX_PICTURE_BYTES:
+                raise ImageError(
+                    f"{path}: a member of {length / 2**20:.0f} MiB in {self.archive}; a picture in a shard has at most "
+                    f"{MAX_PICTURE_BYTES // 2**20} MiB: shrink or tile it"
+                )
             if name == path:
                 return io.BufferedReader(_Window(self.archive, start, length))
         raise ImageError(f"{path}: no such picture in {self.archive}")
@@ -77,6 +86,20 @@ class _Window(io.RawIOBase):
         super().close()
 
 
+class _Headers(io.FileIO):
+    """A tar file of which headers are read, and nothing that would fill the memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read bytes of a header.
+
+        Raises:
+            TarError: they are too many.
+        """
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of more than {MAX_HEADER_BYTES // 2**20} MiB")
+        return super().read(size)
+
+
 @dataclass(frozen=True)
 class TarFiles:
     """Shards with a record and its pictures under one key.
@@ -109,8 +132,12 @@ class TarFiles:
             with path.open("rb") as file:
                 for count, name in enumerate(records, start=1):
                     start, length = members[name]
+                    place = Place(number, start, length, count)
+                    if length > MAX_RECORD_BYTES:
+                        yield FoundRecord(place, None, [oversized(length)], file=f"{path}/{name}")
+                        continue
                     file.seek(start)
-                    yield self._found(Place(number, start, length, count), file.read(length), name, members)
+                    yield self._found(place, file.read(length), name, members)
 
     def _found(self, place: Place, raw: bytes, name: str, members: dict[str, Span]) -> FoundRecord:
         folder, key = posixpath.split(name.removesuffix(".json"))
@@ -162,8 +189,10 @@ def _members(path: Path) -> tuple[dict[str, Span], list[tuple[str, str]]]:
     """Return where the bytes of each regular member stand, and the members that cannot be served, with the reason."""
     members: dict[str, Span] = {}
     unusable: list[tuple[str, str]] = []
+    refuse_other_kinds(path, FORM)
     try:
-        with tarfile.open(path, "r:") as archive:  # uncompressed only: others cannot be read from the middle
+        # Uncompressed only: others cannot be read from the middle.
+        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 name = posixpath.normpath(member.name)
                 if member.isdir():
@@ -175,8 +204,7 @@ def _members(path: Path) -> tuple[dict[str, Span], list[tuple[str, str]]]:
                 else:
                     members[name] = (member.offset_data, member.size)
                 archive.members = []  # type: ignore[attr-defined]  # the library would keep them all
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise RecordError(
-            [Fault("", f"cannot be read as a tar file ({error})", "an uncompressed tar", "", file=str(path))]
-        ) from None
+    except Exception as error:  # the library's own, and what it lets pass of numbers and names that make no sense
+        why = str(error) or type(error).__name__
+        raise RecordError([Fault("", f"cannot be read as a tar file ({why})", FORM, "", file=str(path))]) from None
     return members, unusable

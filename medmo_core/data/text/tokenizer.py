@@ -91,7 +91,7 @@ class Tokenizer:
             token_id, name = shared[0]
             raise InputError(
                 f"{self.source}: {name!r} and {owners[token_id]} share the id {token_id}, so that one would be read as "
-                "the other; give every token an id of its own, or copy the base model's file"
+                "the other; give every token a separate id, or copy the base model's file"
             )
         typed = [t for t, i in ids.items() if i is not None and i in self.encode(t) + self.encode(f"a {t}a {t} ")]
         if typed:
