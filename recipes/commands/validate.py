@@ -3,11 +3,27 @@
 medmo validate my.jsonl
 medmo validate tables/ --root images/
 medmo validate "shards-{0000..0099}.tar"
+
+Every image is decoded in full, as training would. Files of other tools' formats are recognised, with the command that
+converts them.
 """
 
+from __future__ import annotations
+
 import argparse
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medmo_core.printable import printable
+
+if TYPE_CHECKING:
+    from medmo_core.data.records.faults import Fault
+    from medmo_core.data.sources.file_check import FileCheck
+
+SECONDS_BETWEEN = 1.0  # two counts shown
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,6 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("data", help="a JSONL file, Parquet files (a file, a folder, a pattern) or tar shards")
     parser.add_argument("--root", type=Path, help="folder that image paths are relative to (default: the first file's)")
+    parser.add_argument(
+        "--headers", action="store_true", help="read only the headers of images: faster, but finds no cut picture"
+    )
     return parser
 
 
@@ -26,13 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     from medmo_core.data.sources.file_check import FileCheck  # late: help need not wait for PyTorch
     from medmo_core.data.sources.open_source import record_files
 
-    check = FileCheck(record_files(arguments.data, arguments.root))
+    check = FileCheck(record_files(arguments.data, arguments.root), headers_only=arguments.headers)
     num_faults = num_warnings = 0
-    for fault in check.faults():
+    for fault in _with_progress(check):
         print(fault)
         if fault.level == "warning":
             num_warnings += 1
         else:
             num_faults += 1
-    print(f"{arguments.data}: {check.num_records} samples, {num_faults} faults, {num_warnings} warnings")
+    print(f"{printable(arguments.data)}: {check.num_records} samples, {num_faults} faults, {num_warnings} warnings")
     return 1 if num_faults else 0
+
+
+def _with_progress(check: FileCheck) -> Iterator[Fault]:
+    """Yield the faults, and keep a count of the records read on a terminal's error stream."""
+    told = time.monotonic()
+    for fault in check.events():
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - told > SECONDS_BETWEEN:
+            told = now
+            print(f"{check.num_records} samples read", end="\r", file=sys.stderr, flush=True)
+        if fault is not None:
+            yield fault

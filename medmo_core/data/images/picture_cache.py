@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..records.sample import ImageRef
 from ..records.store import Root
+from .digest import check_digest
 from .load import load_whole
 
 
@@ -33,6 +34,7 @@ class PictureCache:
             if key in self.pictures:
                 self.pictures.move_to_end(key)
                 return self.pictures[key]
+        check_digest(image, root)
         pixels = load_whole(image, root).pixels
         with self.lock:
             if pixels.nbytes <= self.max_bytes and key not in self.pictures:

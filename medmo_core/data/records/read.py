@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...boxes.boxes import box_fault
+from ...boxes.boxes import box_fault, unit_mistake
 from .faults import Fault, FieldReader, RecordError, is_integer, is_number, shown, text_faults
 from .sample import (
     ANSWER_TYPES,
@@ -82,7 +82,7 @@ def box_faults(sample: Sample) -> list[Fault]:
     faults = []
     for index, box in enumerate(sample.boxes):
         size = sample.images[box.image].size if box.image < len(sample.images) else None
-        problem = box_fault(box.xyxy_px, "pixel", size) if size else None
+        problem = size and (box_fault(box.xyxy_px, "pixel", size) or unit_mistake(box.xyxy_px, "pixel", size))
         if problem:
             what, _, fix = problem.partition("; ")
             faults.append(Fault(f"boxes[{index}].xyxy_px", f"({box.label}) {what}", "", fix))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..images.load import ImageError, safe_path
+from ...boxes import Boxes, under_step
+from ..images.digest import check_digest
+from ..images.load import ImageError, check_image
 from ..images.sizes import stored_size
 from ..records.faults import Fault, RecordError
 from ..records.read import box_faults
@@ -15,9 +16,10 @@ from ..records.sample import ImageRef, Sample
 from ..records.store import Root
 from .open_source import record_files
 from .record_source import FoundRecord, RecordFiles, repeated
+from .splits import FoundPlace, SplitCheck
 
-FoundPlace = tuple[str, int]
-"""File and number of a record, as messages name them."""
+SizeOf = Callable[[ImageRef, Root], tuple[int, int]]
+"""Reader of a picture's size, before its crop."""
 
 
 def iter_faults(name: str | Path, root: str | Path | None = None) -> Iterator[Fault]:
@@ -39,20 +41,30 @@ class FileCheck:
 
     Attributes:
         files: the files.
+        headers_only: whether of images only the header is read, which is faster and finds no picture that is cut.
         num_records: records read so far.
     """
 
     files: RecordFiles
+    headers_only: bool = False
     num_records: int = 0
     _ids: dict[str, FoundPlace] = field(default_factory=dict)
-    _splits: dict[str, tuple[str, FoundPlace]] = field(default_factory=dict)
     _unlicensed: list[FoundPlace] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._splits = SplitCheck(self.files.record_word, contents=not self.headers_only)
+        self._size_of = stored_size if self.headers_only else check_image
 
     def faults(self) -> Iterator[Fault]:
         """Yield every fault, in the order of the files."""
+        return (fault for fault in self.events() if fault is not None)
+
+    def events(self) -> Iterator[Fault | None]:
+        """Yield every fault, in the order of the files, and None after each record."""
         try:
             for found in self.files.scan():
                 yield from self._of_record(found)
+                yield None
         except RecordError as error:  # a table that cannot be read on
             yield from error.faults
             return
@@ -76,29 +88,12 @@ class FileCheck:
             self.num_records += 1
         if sample is not None:
             faults += repeated(sample, *place, self._ids, self.files.record_word)
-            faults += self._split_faults(sample, place)
+            faults += self._splits.faults(sample, place)
             if not any(fault.field.startswith("images") for fault in faults):
-                faults += _image_faults(sample, check_boxes=not faults)
+                faults += _image_faults(sample, size_of=self._size_of, check_boxes=not faults)
             if not sample.licence:
                 self._unlicensed.append(place)
         yield from (fault.at(*place) for fault in faults)
-
-    def _split_faults(self, sample: Sample, place: FoundPlace) -> list[Fault]:
-        if sample.group is None:
-            return []
-        split = sample.split or "train"
-        other, first = self._splits.setdefault(sample.group, (split, place))
-        if other == split:
-            return []
-        return [
-            Fault(
-                "split",
-                f"group {sample.group!r} is in split {split!r} here and in {other!r} in {self._where(first)}",
-                "one split per patient or volume",
-                "move all of its records into one split: pictures of one patient on both sides make results look too "
-                "good",
-            )
-        ]
 
     def _where(self, place: FoundPlace) -> str:
         file, number = place
@@ -106,8 +101,8 @@ class FileCheck:
         return f"{self.files.record_word} {number}" if is_only_file else f"{file}:{number}"
 
 
-def _image_faults(sample: Sample, *, check_boxes: bool) -> list[Fault]:
-    """Open every image of a record and compare it with what the record says.
+def _image_faults(sample: Sample, *, size_of: SizeOf, check_boxes: bool) -> list[Fault]:
+    """Read every image of a record and compare it with what the record says.
 
     Boxes of images without a stated size could not be judged before; they are now, if the record is whole.
     """
@@ -115,12 +110,15 @@ def _image_faults(sample: Sample, *, check_boxes: bool) -> list[Fault]:
     images: list[ImageRef] = []
     for index, image in enumerate(sample.images):
         try:
-            size = stored_size(image, sample.root)
-            faults += _digest_faults(image, sample.root, index)
-        except (ImageError, ImportError) as error:
+            size = size_of(image, sample.root)
+        except (ValueError, OSError, ImportError) as error:  # an ImageError, or what the system says of a path
             faults.append(Fault(f"images[{index}].path", str(error)))
             images.append(image)
             continue
+        try:
+            check_digest(image, sample.root)
+        except ImageError as error:
+            faults.append(Fault(f"images[{index}].sha256", str(error)))
         if image.crop is None and image.size not in (None, size):
             faults.append(
                 Fault(
@@ -131,20 +129,29 @@ def _image_faults(sample: Sample, *, check_boxes: bool) -> list[Fault]:
                 )
             )
         images.append(replace(image, width=size[0], height=size[1]) if image.size is None else image)
+    whole = replace(sample, images=tuple(images))
     if check_boxes and images != list(sample.images):
-        faults += box_faults(replace(sample, images=tuple(images)))
-    return faults
+        faults += box_faults(whole)
+    return faults or (_small_boxes(whole) if check_boxes else [])
 
 
-def _digest_faults(image: ImageRef, root: Root, index: int) -> list[Fault]:
-    if image.sha256 is None:
-        return []
-    if root is None or isinstance(root, str | Path):
-        data = safe_path(image.path, root).read_bytes()
-    else:
-        with root.open(image.path) as stream:
-            data = stream.read()
-    found = hashlib.sha256(data).hexdigest()
-    if found == image.sha256.lower():
-        return []
-    return [Fault(f"images[{index}].sha256", f"the file's is {found}", image.sha256, "restore the file, or update it")]
+def _small_boxes(sample: Sample) -> list[Fault]:
+    """Return warnings of boxes that are too small for the text that a model writes."""
+    warnings = []
+    for number, image in enumerate(sample.images):
+        rows = [index for index, box in enumerate(sample.boxes) if box.image == number]
+        if not rows or image.size is None:
+            continue
+        boxes = Boxes([sample.boxes[index].xyxy_px for index in rows], "pixel", image.size)
+        for index in (rows[i] for i in under_step(boxes)):
+            width, height = image.size
+            warnings.append(
+                Fault(
+                    f"boxes[{index}].xyxy_px",
+                    f"({sample.boxes[index].label}) is narrower or lower than the step that boxes are written in",
+                    f"at least {width / 1000:g} px wide and {height / 1000:g} px high in {width}x{height} px",
+                    "crop the image around it, or expect it to be taught one step large",
+                    level="warning",
+                )
+            )
+    return warnings

@@ -1,4 +1,4 @@
-"""What a file or folder is that is given as data and is none: packed, a picture, or another tool's data format."""
+"""Recognition of what is given as data and is none: packed files, pictures, formats of other tools."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def refuse_other_kinds(path: Path, expected: str) -> None:
     except OSError as error:
         raise RecordError([Fault("", f"cannot be read ({error.strerror})", expected, "", file=str(path))]) from None
     for magic, start, what, fix in MAGIC:
+        # The advice to name it .tar is not for what has that name.
         if head[start : start + len(magic)] == magic and path.suffix.lower() not in fix.split():
             raise RecordError([Fault("", f"is {what}", expected, fix or OF_PICTURES, file=str(path))])
     name = _text_format(path, head)

@@ -27,11 +27,12 @@ from ..images.sizes import shown_size
 from ..records.faults import Fault, RecordError
 from ..records.read import box_faults
 from ..records.sample import SPLITS, ImageRef, Sample
+from .splits import SplitCheck
 
 MAX_RECORD_BYTES = 16 * 2**20
 """Largest record as text: its pictures stand elsewhere, and reading JSON takes many times its bytes."""
 CROP_TRIALS = 8
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 Span = tuple[int, int]
 """Where bytes stand in a file: the first, and how many."""
 
@@ -121,12 +122,14 @@ def checked(files: RecordFiles) -> Iterator[tuple[FoundRecord, Sample]]:
         RecordError: naming file, line, field, what was expected and the fix.
     """
     seen: dict[str, tuple[str, int]] = {}
+    splits = SplitCheck(files.record_word)
     for found in files.scan():
         sample, faults = found.sample, found.faults
         if sample is not None and not faults:
             sample, faults = _with_sizes(sample)
         if sample is not None:
-            faults = [*faults, *repeated(sample, found.file, found.place.number, seen, files.record_word)]
+            place = (found.file, found.place.number)
+            faults = [*faults, *repeated(sample, *place, seen, files.record_word), *splits.faults(sample, place)]
         if sample is None or faults:
             raise RecordError([fault.at(found.file, found.place.number) for fault in faults])
         yield found, sample
@@ -279,12 +282,22 @@ class RecordSource:
         return self.files.root
 
     @property
+    def fingerprint(self) -> str:
+        """Name of the files as they are, and of the split that is served."""
+        return f"{_fingerprint(self.files)}/{self.split}"
+
+    @property
     def samples(self) -> list[Sample]:
         """All samples, read anew."""
         return [self.sample(index) for index in range(len(self))]
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the file of sample `index` and its number there, as messages name them."""
+        file, _, _, number = (int(n) for n in self.index.places[int(self._rows[index])])
+        return str(self.files.paths[file]), number
 
     def sample(self, index: int) -> Sample:
         """Return sample `index` as its record says, with the sizes of its images."""

@@ -5,6 +5,8 @@ from pathlib import Path
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.sources.mixture import Mixture, Source
 from medmo_core.data.sources.open_source import open_source
+from medmo_core.data.sources.record_source import RecordSource
+from medmo_core.data.sources.splits import check_splits
 from medmo_core.datasets.catalogue import CATALOGUE, find_data_set
 
 from ...settings.run_config import ConfigError, Data, RunConfig
@@ -17,14 +19,17 @@ def load_mixtures(config: RunConfig) -> tuple[Mixture, Mixture | None]:
 
     Raises:
         ConfigError: no source, or a name that means nothing.
-        RecordError: a record that cannot be used.
+        RecordError: a record that cannot be used, or shows what is trained on and held out.
     """
     train = config.train
     index_folder = Path(train.out_dir) / "index"
     mixture = load_mixture(config.data, seed=train.seed, index_folder=index_folder)
     if not train.eval_every:
         return mixture, None
-    return mixture, load_mixture(config.data, seed=train.seed, split=train.eval_split, index_folder=index_folder)
+    held_out = load_mixture(config.data, seed=train.seed, split=train.eval_split, index_folder=index_folder)
+    sources = [source for each in (mixture, held_out) for source, _ in each.sources.values()]
+    check_splits([source for source in sources if isinstance(source, RecordSource)], index_folder)
+    return mixture, held_out
 
 
 def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folder: Path | None = None) -> Mixture:

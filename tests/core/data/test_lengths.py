@@ -93,7 +93,7 @@ def test_any_sizes_and_texts(
 
 def test_no_pixel_is_decoded_for_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = EmbeddedTasks("vqa", "train").get(0, random.Random(0))
-    monkeypatch.setattr(picture_cache, "load_image", lambda *a, **k: pytest.fail("decoded"))
+    monkeypatch.setattr(picture_cache, "load_whole", lambda *a, **k: pytest.fail("decoded"))
     assert processor(1024, 50_000).length(sample) > 10
 
 

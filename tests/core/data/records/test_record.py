@@ -250,7 +250,7 @@ def test_validate_compares_the_record_with_its_picture(folder: Path) -> None:
     )
     messages = [str(fault) for fault in iter_faults(path)]
     assert "images[0].width: the record says 400x30 px, the file has 40x30" in messages[0]
-    assert f"images[0].sha256: the file's is {digest}" in messages[1]
+    assert f"images[0].sha256: a.png: its sha256 is {digest}, the record says 000" in messages[1]
     assert "broken.png" in messages[2]
     assert "boxes[0].xyxy_px: (x) is [0, 0, 41, 9]: outside its image of 40x30 px" in messages[3]
     assert len(messages) == 4

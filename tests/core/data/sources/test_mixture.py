@@ -114,7 +114,8 @@ def write(folder: Path, *records: dict[str, Any]) -> Path:
 
 
 def test_a_source_serves_its_split(tmp_path: Path) -> None:
-    path = write(tmp_path, {"answer": "a"}, {"answer": "b", "split": "test"}, {"answer": "c", "split": "train"})
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    path = write(tmp_path, {"answer": "a"}, {"answer": "b", "split": "test", "image": "b.png"}, {"answer": "c"})
     assert [s.answer.value for s in open_source(str(path), split="train").samples if s.answer] == ["a", "c"]
     assert len(open_source(str(path))) == 3
     with pytest.raises(ValueError, match=r"my\.jsonl: no record of split 'val'; its records belong to: test, train"):
