@@ -1,4 +1,4 @@
-"""What an error in the code of a reward was, and where, for messages."""
+"""Type, message and place of an error in the code of a reward."""
 
 import asyncio
 import traceback
@@ -9,7 +9,7 @@ FAILURES = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
 
 
 def told(error: BaseException) -> str:
-    """Return an error's type, message, and innermost line, as "ValueError: no number (file.py:12)"."""
+    """Return an error's type, message, and innermost line, as "ValueError: not finite (file.py:12)"."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown line"
     try:
