@@ -15,8 +15,8 @@ from ..profile import CheckpointProfile
 from .document import Document
 from .images.load import crop_pixels
 from .images.patches import patchify, smart_resize
-from .images.picture_cache import PictureCache
 from .images.sizes import shown_size
+from .picture_cache import PictureCache
 from .records.sample import ImageRef, Message, Sample
 from .records.store import Root
 from .sample_text import SampleText, independent_turns

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
+LEAST_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True)
 class Sampling:
@@ -31,7 +32,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: most tokens of a continuation, the stop token included.
-        temperature: number that the logits are divided by; 0 takes the likeliest token.
+        temperature: number that the logits are divided by, `LEAST_TEMPERATURE` or more; 0 takes the likeliest token.
         top_p: sample from the fewest likeliest tokens that hold this much probability.
         top_k: sample from the so many likeliest tokens; 0: from all.
         num_generations: continuations of a prompt.
@@ -63,6 +64,10 @@ class Sampling:
             raise InputError(
                 f"max_new_tokens ({self.max_new_tokens}) and num_generations ({self.num_generations}) must be at least "
                 "1"
+            )
+        if 0 < self.temperature < LEAST_TEMPERATURE:  # logits divided by less are no finite numbers
+            raise InputError(
+                f"temperature is {self.temperature!r}, below {LEAST_TEMPERATURE:g}; write 0 for the likeliest token"
             )
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise InputError(

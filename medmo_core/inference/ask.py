@@ -118,6 +118,12 @@ def _pairs(images: Any, question: Any) -> list[tuple[Any, str]]:
             raise InputError(f"the question is of type {type(text).__name__}, expected text")
         if not text.strip():
             raise InputError("the prompt is empty: ask something, such as 'Where is the liver?'")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the question holds half a character (a lone surrogate) at position {error.start}: give text in UTF-8"
+            ) from None
     return asked
 
 
@@ -128,7 +134,9 @@ def _open(
     several = list(given) if isinstance(given, list | tuple) else [given]
     if not several:
         raise InputError("there is no image: give at least one")
-    slices = list(slice_index) if isinstance(slice_index, Sequence) else [slice_index]
+    # A string is one wrong slice, which the reader names, and not one slice a letter.
+    one_each = isinstance(slice_index, Sequence) and not isinstance(slice_index, str | bytes)
+    slices = list(slice_index) if one_each else [slice_index]
     if len(slices) not in (1, len(several)):
         raise InputError(
             f"{len(slices)} slices for {len(several)} image(s): give one (slice_index, --slice) for all, or one each"

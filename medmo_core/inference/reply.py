@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -64,4 +65,4 @@ class Reply:
         """Return the images with their boxes, side by side, under a title such as the question."""
         titles = [f"Image {n}: {title}" for n in range(1, len(self.images) + 1)] if len(self.images) > 1 else [title]
         parts = zip(self.images, by_image(self.boxes), titles, strict=True)
-        return beside([overlay_boxes(i.pixels, b, title=words, geometry=i.geometry) for i, b, words in parts])
+        return beside([partial(overlay_boxes, i.pixels, b, title=words, geometry=i.geometry) for i, b, words in parts])

@@ -2,6 +2,7 @@
 
     medmo generate --checkpoint runs/quickstart/reinforce/final --image scan.dcm --prompt "Where is the liver?"
     medmo generate --checkpoint exported/ --image ct.nii.gz --slice 40 --window soft_tissue --prompt "Find the spleen."
+    medmo generate --checkpoint exported/ --image series/ --plane coronal --window -600,1500 --prompt "Any nodule?"
     medmo generate --checkpoint exported/ --image prior.png --image current.png --prompt "What is new in image 2?"
 
 Prints what the model says and the boxes it wrote, in pixels of the image and, where the file knows the patient's axes,
@@ -13,6 +14,8 @@ Research use only: not a medical device, not for diagnosis.
 
 import argparse
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,30 +23,61 @@ from typing import TYPE_CHECKING, Any
 from medmo_core.durable import replacing
 from medmo_core.errors import InputError
 from medmo_core.notice import RESEARCH_ONLY
+from medmo_core.printable import printable
 
 if TYPE_CHECKING:
     from medmo_core.inference import Reply
 
+NEGATIVE = re.compile(r"-[.\d]")
+IMAGE_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z][A-Za-z0-9]{1,5})$")  # what begins with a digit is part of a name
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer as the command line says; returns the exit status."""
-    words = build_parser().parse_args(argv)
+    words = build_parser().parse_args(join_window(sys.argv[1:] if argv is None else argv))
     from medmo_core.inference import ask, load  # late: help need not wait for PyTorch
 
-    out = picture_path(words.out, words.image[0])
+    out = picture_path(words.out, words.image)
     kit = load(words.checkpoint, device=words.device, dtype=words.dtype)
     answer = ask(kit, words.image, words.prompt, **ask_settings(words))
+    replaced = f"{out}: an earlier file of this name was replaced" if out.exists() else ""
     with replacing(out) as partial:
         answer.picture(words.prompt).save(partial, format="PNG")
     print(json.dumps(answer.to_json(), indent=2) if words.json else f"{describe(answer)}\noverlay: {out}")
+    if replaced:
+        print(replaced, file=sys.stderr)
     return 0
 
 
-def picture_path(out: Path | None, image: Path) -> Path:
-    """Return the file that the overlay is written to, in a folder that is there."""
-    out = out or Path(f"{image.name.split('.')[0]}_overlay.png")
+def join_window(argv: Sequence[str]) -> list[str]:
+    """Return the command line with a window that begins with a minus joined to its option.
+
+    argparse takes such a word for an option otherwise.
+    """
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--window" and NEGATIVE.match(word):
+            joined[-1] = f"--window={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def picture_path(out: Path | None, images: Sequence[Path]) -> Path:
+    """Return the file that the overlay is written to, in a folder that is there.
+
+    Raises:
+        InputError: not the name of a PNG file, or one of the images.
+    """
+    first = images[0].expanduser()
+    out = (out or Path(f"{IMAGE_SUFFIX.sub('', first.name or first.resolve().name)}_overlay.png")).expanduser()
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"--out {out}: expected the name of a PNG file, such as answer.png")
+    for image in (image.expanduser() for image in images):
+        if not out.exists() or not image.exists():
+            continue
+        if out.samefile(image) or (image.is_dir() and out.resolve().is_relative_to(image.resolve())):
+            raise InputError(f"--out {out}: is a file of --image {image}, which would be lost; name another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -52,7 +86,7 @@ def ask_settings(words: argparse.Namespace) -> dict[str, Any]:
     """Return what the command line says of how to read the images and how to answer, as `ask` names it."""
     plain = ("max_new_tokens", "temperature", "seed", "frame", "plane")
     chosen = {name: getattr(words, name) for name in plain}
-    return {**chosen, "slice_index": words.slice, "window": read_window_argument(words.window)}
+    return {**chosen, "slice_index": words.slice, "window": read_window_arguments(words.window)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         action="append",
-        help="PNG, JPEG, TIFF, DICOM or NIfTI file; again for more",
+        help="PNG, JPEG, TIFF, DICOM or NIfTI file, or a folder of DICOM slices; again for more",
     )
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--out", type=Path, help="overlay PNG to write (default: NAME_overlay.png, here)")
@@ -81,7 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="direction of slicing"
     )
-    parser.add_argument("--window", help='a preset such as soft_tissue, or "center,width"')
+    parser.add_argument(
+        "--window",
+        action="append",
+        help='a preset such as soft_tissue, or "center,width"; three times for red, green and blue',
+    )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     parser.add_argument("--seed", type=int, default=0, help="fixes the sampling when temperature is above 0")
@@ -90,9 +128,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_window_argument(text: str | None) -> str | tuple[float, float] | None:
-    """Return a preset's name, or (center, width) from "center,width"."""
-    if text is None or "," not in text:
+def read_window_arguments(texts: Sequence[str] | None) -> Any:
+    """Return a preset's name or (center, width), or three of these for red, green and blue; None without any.
+
+    Raises:
+        InputError: neither one nor three, or one that is neither a name nor two numbers.
+    """
+    if texts is None:
+        return None
+    windows = [_read_window(text) for text in texts]
+    if len(windows) not in (1, 3):
+        raise InputError(
+            f"--window is given {len(windows)} times: give one, or three for red, green and blue"
+        )
+    return windows[0] if len(windows) == 1 else tuple(windows)
+
+
+def _read_window(text: str) -> str | tuple[float, float]:
+    if "," not in text:
         return text
     try:
         center, width = (float(part) for part in text.split(","))
@@ -105,14 +158,14 @@ def describe(answer: "Reply") -> str:
     """Write text and boxes for people."""
     from medmo_core.boxes import by_image
 
-    lines = [answer.text or "(the model said nothing)"]
+    lines = [printable(line) for line in answer.text.splitlines()] or ["(the model said nothing)"]
     if not answer.finished:
         lines.append("(cut: the answer reached --max-new-tokens)")
     numbers = [number for number, part in enumerate(by_image(answer.boxes), start=1) for _ in range(len(part))]
     boxes = zip(numbers, answer.boxes.labels, answer.boxes.xyxy.tolist(), answer.corners_mm(), strict=True)
     for index, (number, label, row, corners_mm) in enumerate(boxes):
         place = f" of image {number}" if len(answer.images) > 1 else ""
-        lines.append(f"box {label or index}: [{', '.join(f'{v:.0f}' for v in row)}] px{place}")
+        lines.append(f"box {printable(label) or index}: [{', '.join(f'{v:.0f}' for v in row)}] px{place}")
         if corners_mm is not None:
             first, last = corners_mm[0], corners_mm[2]
             spans = [f"({', '.join(f'{v:.1f}' for v in corner)})" for corner in (first, last)]

@@ -53,6 +53,7 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 PLUGINS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 MAX_INFLATED_BYTES = 2**28
 """Largest size of a deflated file once it is inflated: far above any real one, far below what hurts."""
+INFLATED_AT_A_TIME = 2**14  # deflated bytes, of which each becomes a thousand at most
 META_START = 144  # preamble, magic bytes and the element that states how long the rest of the file's meta header is
 
 
@@ -167,13 +168,16 @@ def _inflated(path: Path, tags: list[str]) -> Any:
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return None
     deflated = path.read_bytes()[META_START + int(meta.FileMetaInformationGroupLength) :]
-    data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, MAX_INFLATED_BYTES + 1)
-    if len(data) > MAX_INFLATED_BYTES:
-        raise ImageError(
-            f"{path}: its deflated data are over the limit of {MAX_INFLATED_BYTES >> 20} MiB: a bomb? If it is "
-            "genuine, save it uncompressed first"
-        )
-    dataset = read_dataset(io.BytesIO(data), False, True, specific_tags=_numbers(tags))
+    inflater, pieces, num_bytes = zlib.decompressobj(-zlib.MAX_WBITS), [], 0
+    for start in range(0, len(deflated), INFLATED_AT_A_TIME):
+        pieces.append(inflater.decompress(deflated[start : start + INFLATED_AT_A_TIME]))
+        num_bytes += len(pieces[-1])
+        if num_bytes > MAX_INFLATED_BYTES:
+            raise ImageError(
+                f"{path}: its deflated data are over the limit of {MAX_INFLATED_BYTES >> 20} MiB: a bomb? If it is "
+                "genuine, save it uncompressed first"
+            )
+    dataset = read_dataset(io.BytesIO(b"".join(pieces)), False, True, specific_tags=_numbers(tags))
     dataset.file_meta = meta
     dataset.set_original_encoding(False, True)
     return dataset

@@ -93,6 +93,7 @@ def load_image(
     Raises:
         ImageError: the file cannot be read as asked, saying why and what to do.
     """
+    _check_choices(path, frame, slice_index, plane)
     if root is not None and not isinstance(root, str | Path):
         name = str(path)
         loaded = _read_stored(root, name, frame=frame, slice_index=slice_index, window=window, max_pixels=max_pixels)
@@ -110,6 +111,17 @@ def load_image(
         return loaded
     geometry = loaded.geometry.crop(*crop) if loaded.geometry else None
     return LoadedImage(crop_pixels(loaded.pixels, crop, max_pixels=max_pixels), geometry, loaded.info)
+
+
+def _check_choices(path: object, frame: object, slice_index: object, plane: object) -> None:
+    """Refuse arguments of other types, which libraries would take for damage of the file."""
+    if not isinstance(path, str | Path):
+        raise ImageError(f"the image is of type {type(path).__name__}, expected the path of a file")
+    for name, value in (("frame", frame), ("slice_index", slice_index)):
+        if value is not None and (not isinstance(value, int | np.integer) or isinstance(value, bool)):
+            raise ImageError(f"{path}: {name} is {value!r}, expected a whole number from 0, or None")
+    if not isinstance(plane, str):
+        raise ImageError(f"{path}: plane is {plane!r}, expected axial, coronal or sagittal")
 
 
 def load_whole(reference: ImageRef, root: Root) -> LoadedImage:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...printable import printable
 from .geometry import Geometry
 
 SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_mm", "windows", "num_frames", "plane")
@@ -25,7 +26,7 @@ class ImageError(InputError):
     """An image cannot be read as asked; the message names file and fix, never what a header says of a person."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.encode("utf-8", "backslashreplace").decode())  # a file's name may not be text
+        super().__init__(printable(message))  # a file's name may hold anything
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ def overlay_boxes(
     title: str = "",
     geometry: Geometry | None = None,
     min_side: int = 384,
+    least_height: int = 0,
 ) -> Image.Image:
     """Return the picture with its boxes, a legend and the words "research use only".
 
@@ -41,6 +42,7 @@ def overlay_boxes(
         title: one line above the picture; it is cut to fit.
         geometry: the picture's place in the patient; puts the patient's sides on the picture's edges.
         min_side: smaller pictures are enlarged until their short side has about this many pixels.
+        least_height: height in px of a lower sheet, which gets empty space between its picture and its legend.
 
     Raises:
         ValueError: boxes of an image of another size.
@@ -62,12 +64,22 @@ def overlay_boxes(
         _paint_boxes(draw, predicted.resize(shown), PREDICTED_COLOUR, dashed=True, label_above=False)
     if geometry is not None:
         _paint_sides(draw, shown, geometry)
-    return _framed(picture, title, predicted, truth)
+    return _framed(picture, title, predicted, truth, least_height)
 
 
-def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures beside one another on one sheet."""
-    width, height = sum(picture.width for picture in pictures), max(picture.height for picture in pictures)
+def beside(overlays: Sequence[Callable[..., Image.Image]]) -> Image.Image:
+    """Return overlays beside one another on one sheet, their legends and footers on one line.
+
+    Args:
+        overlays: calls of `overlay_boxes` that lack nothing but a `least_height`.
+    """
+    pictures = [draw() for draw in overlays]
+    height = max(picture.height for picture in pictures)
+    pictures = [
+        picture if picture.height == height else draw(least_height=height)
+        for draw, picture in zip(overlays, pictures, strict=True)
+    ]
+    width = sum(picture.width for picture in pictures)
     sheet = Image.new("RGB", (width, height), PAPER)
     x = 0
     for picture in pictures:
@@ -141,7 +153,9 @@ def _paint_sides(draw: ImageDraw.ImageDraw, size: tuple[int, int], geometry: Geo
         draw.text(place, geometry.edges[edge], fill=INK, font=_font(14), stroke_width=2, stroke_fill=(0, 0, 0))
 
 
-def _framed(picture: Image.Image, title: str, predicted: Boxes | None, truth: Boxes | None) -> Image.Image:
+def _framed(
+    picture: Image.Image, title: str, predicted: Boxes | None, truth: Boxes | None, least_height: int
+) -> Image.Image:
     """Add the title above and the legend and footer below."""
     legend = []
     if truth is not None:
@@ -151,12 +165,12 @@ def _framed(picture: Image.Image, title: str, predicted: Boxes | None, truth: Bo
     top = LINE_HEIGHT + 4 if title else 0
     bottom = LINE_HEIGHT * (2 if legend else 1) + 6
     width = max(picture.width, 280)
-    sheet = Image.new("RGB", (width, picture.height + top + bottom), PAPER)
+    sheet = Image.new("RGB", (width, max(least_height, picture.height + top + bottom)), PAPER)
     sheet.paste(picture, ((width - picture.width) // 2, top))
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((4, 3), _fitting(draw, _printable(title), width - 8), fill=INK, font=_font())
-    x, y = 4.0, float(top + picture.height + 3)
+    x, y = 4.0, float(sheet.height - bottom + 3)
     for text, colour in legend:
         draw.text((x, y), text, fill=colour, font=_font())
         x += draw.textlength(text, font=_font()) + 14

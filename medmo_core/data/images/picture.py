@@ -70,8 +70,21 @@ def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int) -> L
     """
     name = Path("Pillow image")
     with own_errors(name), silent_libraries():
-        num_frames = int(getattr(image, "n_frames", 1))
-        return picture_pixels(image, name, num_frames, window, max_pixels, in_place=False)
+        try:
+            num_frames = int(getattr(image, "n_frames", 1))
+            return picture_pixels(image, name, num_frames, window, max_pixels, in_place=False)
+        except (ValueError, AttributeError) as error:
+            if isinstance(error, ImageError) or not _is_closed(image):
+                raise
+            raise ImageError(f"{name}: it is closed; call its load() before closing it, or give the file") from None
+
+
+def _is_closed(image: Image.Image) -> bool:
+    try:
+        image.getim()
+    except (ValueError, AttributeError):  # Pillow says so in several ways
+        return True
+    return False
 
 
 def _num_frames(image: Image.Image, path: Path) -> int:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medmo_core.batch import PatchSpec
+from medmo_core.data import picture_cache
 from medmo_core.data.document import Document
-from medmo_core.data.images import picture_cache
 from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.text.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, PatchSpec
+from medmo_core.data import picture_cache
 from medmo_core.data.document import Document
-from medmo_core.data.images import picture_cache
 from medmo_core.data.images.patches import unpatchify
 from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.read import sample_from_json

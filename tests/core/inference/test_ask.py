@@ -206,12 +206,30 @@ def test_slices_are_for_all_images_or_one_each(kit: Kit, says: LetSay, nifti: Pa
         (GREY, "Where?", {"slice_index": 3}, "choose from a file"),
         (GREY, "Where?", {"window": "soft_tissue"}, "window chooses grey levels of a file"),
         (Image.fromarray(GREY), "Where?", {"frame": 1}, "choose from a file"),
+        ("a.png", "Where?", {"frame": "a"}, r"a\.png: frame is 'a', expected a whole number"),
+        ("a.png", "Where?", {"slice_index": "12"}, r"a\.png: slice_index is '12', expected a whole number"),
+        ("a.png", "Where?", {"slice_index": [1.5]}, r"a\.png: slice_index is 1\.5, expected a whole number"),
+        ("a.png", "Where?", {"plane": ["axial"]}, r"a\.png: plane is \['axial'\], expected axial"),
+        ("x" * 5000 + ".png", "Where?", {}, "File name too long"),
+        ("\udcff.png", "Where?", {}, r"\\udcff\.png: no such file"),
+        (GREY, "Where\ud800?", {}, "half a character"),
+        (GREY, "Where?", {"temperature": 1e-320}, "temperature is 1e-320, below 1e-06; write 0"),
         (Image.fromarray(GREY), "Where?", {"window": "soft_tissue"}, "it takes no window"),
     ],
 )
 def test_mistakes_are_explained(kit: Kit, images: object, question: object, options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said):
         ask(kit, images, question, **options)  # type: ignore[call-overload]
+
+
+def test_a_closed_pillow_image_is_explained(kit: Kit, tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    lazy, loaded = Image.open(tmp_path / "a.png"), Image.open(tmp_path / "a.png")
+    loaded.load()
+    for image in (lazy, loaded):
+        image.close()
+        with pytest.raises(InputError, match="Pillow image: it is closed"):
+            ask(kit, image, "Where?")
 
 
 def test_a_folder_in_place_of_a_kit_is_explained() -> None:

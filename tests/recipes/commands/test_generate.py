@@ -12,7 +12,7 @@ from medmo_core.generation.decoding import Generation
 from medmo_core.inference.kit import Kit
 from medmo_recipes import align
 from medmo_recipes.commands import generate
-from medmo_recipes.commands.generate import read_window_argument
+from medmo_recipes.commands.generate import build_parser, join_window, picture_path, read_window_arguments
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.model.kit import load_kit
 
@@ -104,10 +104,88 @@ def test_bad_words_are_explained(tmp_path: Path) -> None:
         generate.main([*words, "--prompt", " "])
     with pytest.raises(ValueError, match=r"missing\.png: no such file"):
         generate.main([*words, "--prompt", "What is this?"])
-    with pytest.raises(ValueError, match=r"--window 40;400,: expected"):
-        read_window_argument("40;400,")
     for out in ("answer.jpg", str(tmp_path)):
         with pytest.raises(ValueError, match="expected the name of a PNG file"):
             generate.main([*words, "--prompt", "What is this?", "--out", out])
-    assert read_window_argument("40,400") == (40.0, 400.0)
-    assert read_window_argument("soft_tissue") == "soft_tissue"
+
+
+@pytest.mark.parametrize(
+    ("words", "window"),
+    [
+        ([], None),
+        (["--window", "soft_tissue"], "soft_tissue"),
+        (["--window", "40,400"], (40.0, 400.0)),
+        (["--window", "-600,1500"], (-600.0, 1500.0)),
+        (["--window", "-.5,1"], (-0.5, 1.0)),
+        (["--window=-600,1500"], (-600.0, 1500.0)),
+        (
+            ["--window", "lung", "--window", "-600,1500", "--window", "40,400"],
+            ("lung", (-600.0, 1500.0), (40.0, 400.0)),
+        ),
+    ],
+)
+def test_windows_of_the_command_line(words: list[str], window: object) -> None:
+    parsed = build_parser().parse_args(join_window(["--checkpoint", "x", "--image", "a", "--prompt", "?", *words]))
+    assert read_window_arguments(parsed.window) == window
+
+
+def test_wrong_windows_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--window 40;400,: expected"):
+        read_window_arguments(["40;400,"])
+    with pytest.raises(ValueError, match="given 2 times: give one, or three"):
+        read_window_arguments(["lung", "bone"])
+    with pytest.raises(SystemExit):  # an option is not swallowed as a window
+        build_parser().parse_args(join_window(["--window", "--json"]))
+    assert "expected one argument" in capsys.readouterr().err
+
+
+def test_overlays_of_different_images_have_different_names() -> None:
+    names = ["1.2.840.1.dcm", "1.2.840.2.dcm", "1.2.840.3", "a.nii.gz", "b.c.png", "series/", "scan.jp2"]
+    stems = ["1.2.840.1", "1.2.840.2", "1.2.840.3", "a", "b.c", "series", "scan"]
+    assert [picture_path(None, [Path(name)]).name for name in names] == [f"{stem}_overlay.png" for stem in stems]
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    image, folder = tmp_path / "a.png", tmp_path / "series"
+    image.write_bytes(b"1")
+    folder.mkdir()
+    (folder / "1.png").write_bytes(b"1")
+    (tmp_path / "soft.png").symlink_to(image)
+    (tmp_path / "hard.png").hardlink_to(image)
+    (tmp_path / "linked").symlink_to(tmp_path)
+    for spelling in ("a.png", "./a.png", "series/../a.png", "soft.png", "hard.png", "linked/a.png", "~/a.png", image):
+        for given in (Path("a.png"), image):
+            with pytest.raises(ValueError, match="would be lost; name another file"):
+                picture_path(Path(spelling), [Path("other.png"), given])
+    with pytest.raises(ValueError, match="would be lost"):
+        picture_path(Path("linked/series/1.png"), [folder])
+    assert picture_path(Path("b.png"), [image]) == Path("b.png")
+
+
+@pytest.mark.usefixtures("kit")
+def test_a_replaced_output_is_said(named_dicom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", "x", "--image", str(named_dicom), "--prompt", "Where?", "--out", str(tmp_path / "o.png")]
+    said = []
+    for more in ([], [], ["--json"]):
+        assert generate.main([*words, *more]) == 0
+        said.append(capsys.readouterr())
+    assert ["was replaced" in one.err for one in said] == [False, True, True]
+    assert json.loads(said[2].out)["finished"] is True
+
+
+def test_a_folder_of_slices_is_an_image(kit: Kit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    source = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    (tmp_path / "series").mkdir()
+    for number in range(3):
+        source.ImagePositionPatient = [0, 0, 5.0 * number]
+        source.save_as(tmp_path / "series" / f"1.2.840.{number}.dcm")
+    words = ["--checkpoint", "x", "--image", str(tmp_path / "series"), "--prompt", "Where?"]
+    out = ["--out", str(tmp_path / "o.png"), "--json"]
+    assert generate.main([*words, *out, "--plane", "coronal", "--slice", "7", "--window", "-600,1500"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["image_size"] == [128, 3] and "corners_mm" in values["boxes"][0]

@@ -1,12 +1,14 @@
 """Overlays: the boxes stand where they should, both kinds can be told apart, and the sheet says what it is not for."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from medmo_core.boxes import Boxes
 from medmo_core.data.images.geometry import Geometry
-from medmo_core.data.images.overlay import PREDICTED_COLOUR, TRUE_COLOUR, overlay_boxes
+from medmo_core.data.images.overlay import PREDICTED_COLOUR, TRUE_COLOUR, beside, overlay_boxes
 from medmo_core.notice import PICTURE_NOTICE
 
 PIXELS = np.full((100, 200, 3), 90, dtype=np.uint8)
@@ -59,3 +61,13 @@ def test_tiny_pictures_are_enlarged_and_wrong_sizes_refused() -> None:
     assert overlay_boxes(np.zeros((3, 2, 3), np.uint8)).height > 300
     with pytest.raises(ValueError, match="boxes of a 10x10 image cannot be drawn on one of 200x100"):
         overlay_boxes(PIXELS, boxes((0, 0, 1, 1), size=(10, 10)))
+
+
+def test_footers_of_sheets_side_by_side_are_on_one_line() -> None:
+    low, high = np.zeros((100, 200, 3), np.uint8), np.zeros((300, 200, 3), np.uint8)
+    box = boxes((20, 10, 180, 90))
+    sheet = np.asarray(beside([partial(overlay_boxes, low, box, title="a"), partial(overlay_boxes, high, title="b")]))
+    left = np.asarray(overlay_boxes(low, box, title="a"))
+    footers = sheet[-17:, : left.shape[1]], sheet[-17:, left.shape[1] : left.shape[1] + 280]
+    assert np.array_equal(footers[0], left[-17:]) and np.array_equal(footers[0][:, :280], footers[1])
+    assert np.array_equal(sheet[:100, : left.shape[1]], left[:100])

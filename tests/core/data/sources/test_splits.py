@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medmo_core.data.images.digest import digest_of
-from medmo_core.data.images.picture_cache import PictureCache
+from medmo_core.data.picture_cache import PictureCache
 from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.sample import ImageRef
 from medmo_core.data.sources.file_check import iter_faults

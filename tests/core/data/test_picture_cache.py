@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmo_core.data.images import picture_cache
+from medmo_core.data import picture_cache
 from medmo_core.data.images.load import ImageError, check_image, load_image
-from medmo_core.data.images.picture_cache import PictureCache
 from medmo_core.data.images.sizes import stored_size
+from medmo_core.data.picture_cache import PictureCache
 from medmo_core.data.records.sample import ImageRef
 
 

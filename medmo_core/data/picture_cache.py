@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records.sample import ImageRef
-from ..records.store import Root
-from .digest import check_digest
-from .load import load_whole
+from .images.digest import check_digest
+from .images.load import load_whole
+from .records.sample import ImageRef
+from .records.store import Root
 
 
 @dataclass
