@@ -6,7 +6,8 @@ they introduce counts as present. Hedges are the words that leave it open.
 
 DENIED_BEFORE = (
     "no; not; without; neither; nor; absence of; free of|from; negative for?; lack|lacks|lacking of?; clear of;"
-    " resolution of; clearing of; removal of; rather than; denies; cannot; never; isn t; aren t; can t; no longer"
+    " resolution of; clearing of; removal of; rather than; denies; cannot; never; isn t; aren t; can t; no longer;"
+    " none of the following"
 )
 """What follows is not there."""
 
@@ -18,6 +19,9 @@ DENIED_AFTER = (
     " is|are|was|were|been ruled out|excluded; has|have been removed"
 )
 """What stands before is not there."""
+
+VALUES = "none; nil; neg"
+"""What stands right before, as the heading of a template, is not there (`values.py`)."""
 
 PREDICATES = (
     "visible; seen; present; shown; identified; detected; found; visualized; visualised; depicted; recognizable;"
@@ -43,7 +47,8 @@ HEDGE_BEFORE = (
 """What follows may be there."""
 
 HEDGE_AFTER = (
-    "not entirely? excluded; not be excluded; cannot be excluded; can not be excluded; difficult to exclude|evaluate;"
+    "not entirely? excluded; not be|been excluded; not be|been ruled out; cannot be excluded; cannot be ruled out;"
+    " can not be excluded; can not be ruled out; difficult to exclude|evaluate;"
     " is|are possible|suspected|questionable|questioned|considered|likely"
 )
 """What stands before may be there."""

@@ -11,7 +11,7 @@ from .sizes import UNITS
 
 FINDING, STRUCTURE, PART, SITE, QUALITY = "finding", "structure", "part", "site", "quality"
 SIDE, UNIT, BREAK = "side", "unit", "break"
-DENIED, NOT, GONE, PREDICATE, NOTHING = "denied", "not", "gone", "predicate", "nothing"
+DENIED, NOT, GONE, PREDICATE, NOTHING, VALUE = "denied", "not", "gone", "predicate", "nothing", "value"
 HEDGE, DOUBTED, HYPOTHESIS = "hedge", "doubted", "hypothesis"
 
 
@@ -45,6 +45,7 @@ def lexicon(extra: tuple[str, ...] = (), borrowed: tuple[tuple[str, str | None, 
         (DENIED, cues.DENIED_BEFORE),
         (NOT, "; ".join(cues.NOT)),
         (GONE, cues.DENIED_AFTER),
+        (VALUE, cues.VALUES),
         (PREDICATE, cues.PREDICATES),
         (NOTHING, cues.ONLY_SOUND_DENIED),
         (DOUBTED, cues.HEDGE_AFTER),

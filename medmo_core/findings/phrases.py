@@ -15,6 +15,8 @@ MAX_TEXT = 20_000  # characters of a text that are read
 _TO_SPACE = {ord(mark): " " for mark in "-_'\u2019\u2010\u2011\u2013"}
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[.;:,!?\n()/]")
 _REDACTED = re.compile(r"_{2,}")
+_NEGATIVE = re.compile(r"\((?:-|\u2212)\)")
+_LEADER = re.compile(r"(?<!\.)\.{4,}+(?=[ \t]*+(?:none|nil|neg|negative|no|not|absent)\b)", re.IGNORECASE)
 _ENDINGS = {"us": "i", "is": "es", "a": "ae", "um": "a", "y": "ies", "x": "ces"}
 _MEANING = ""  # key of a node's meaning; no token is empty
 
@@ -32,12 +34,16 @@ class Tag(NamedTuple):
 
 
 def plain(text: str) -> str:
-    """Return a text in lower case with spaces for hyphens, underscores and apostrophes; punctuation stays."""
+    """Return a text in lower case with spaces for hyphens, underscores and apostrophes; punctuation stays.
+
+    "(-)" becomes the word that it stands for, and dots that lead to a denial a colon.
+    """
     text = text[:MAX_TEXT]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     if "__" in text:
         text = _REDACTED.sub(f" {REDACTED} ", text)
+    text = _LEADER.sub(":", _NEGATIVE.sub("(none)", text))
     return text.casefold().translate(_TO_SPACE)
 
 

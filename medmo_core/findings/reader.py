@@ -7,6 +7,7 @@ A mention of a structure claims that it can be seen, unless it only says where (
 brain") and the caller does not look for it.
 """
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -23,6 +24,7 @@ from .qualities import PAIRS
 from .scope import ABSENT, pieces, status_at
 from .sections import reported
 from .sizes import size_mm
+from .values import Part, is_bare, parts, value_end
 
 _SAYING = frozenset({FINDING, QUALITY, STRUCTURE, SITE})
 _SIDES = {"left": ("left",), "right": ("right",), "both": ("left", "right"), "bilateral": ("left", "right")}
@@ -33,6 +35,7 @@ _LUNGS = ("lung", "lungs")
 MAX_CLAIMS = 256
 """A text's further claims are not read."""
 
+_EMPTY_LINES = 4  # between a heading and its value
 _SIZE_REACH = 4  # words between a size and the finding it stands before
 
 
@@ -86,23 +89,49 @@ def read_claims(
     words = lexicon(tuple(sorted(wanted - _KNOWN)), borrowed)
     tokens = tokenise(reported(text))
     claims: dict[Claim, None] = {}
-    clause: list[Tag] = []
-    says = False
-    for tag in words.scan(tokens):
-        if tag.kind != BREAK:
-            clause.append(tag)
-            says = says or tag.kind in _SAYING
-            continue
-        if says:
-            claims.update(dict.fromkeys(_claims(clause, tokens, tag.start, wanted)))
-        clause, says = [], False
-    if says:
-        claims.update(dict.fromkeys(_claims(clause, tokens, len(tokens), wanted)))
+    for clause, start, end in _clauses(list(words.scan(tokens)), tokens):
+        for part in parts(clause, tokens, start, end):
+            claims.update(dict.fromkeys(_claims(part, tokens, wanted)))
     return list(claims)[:MAX_CLAIMS]
 
 
-def _claims(tags: list[Tag], tokens: list[str], clause_end: int, wanted: frozenset[str]) -> Iterator[Claim]:
-    """Yield the claims of one clause."""
+def _clauses(tags: list[Tag], tokens: list[str]) -> Iterator[tuple[list[Tag], int, int]]:
+    """Yield the tags of each clause that can say something, its first token and the one after its last."""
+    clause: list[Tag] = []
+    start = 0
+    for index, tag in enumerate(tags):
+        if tag.kind != BREAK:
+            clause.append(tag)
+        elif not _leads_to_value(tags, index, clause, tokens, start):
+            if any(other.kind in _SAYING for other in clause):
+                yield clause, start, tag.start
+            clause, start = [], tag.end
+    if any(other.kind in _SAYING for other in clause):
+        yield clause, start, len(tokens)
+
+
+def _leads_to_value(tags: list[Tag], index: int, clause: list[Tag], tokens: list[str], start: int) -> bool:
+    """Say whether a mark that ends clauses stands between a heading and its value: "Pneumothorax?" and then "No."."""
+    if not clause:
+        return False
+    mark, following = tags[index], tags[index + 1 : index + 1 + _EMPTY_LINES]
+    lines = itertools.takewhile(lambda tag: tokens[tag.start] == "\n", following)
+    index += 1 + sum(1 for _ in lines)
+    if index == len(tags) or tags[index].start != tags[index - 1].end:
+        return False
+    end = next((tag.start for tag in tags[index + 1 : index + 5] if tag.kind == BREAK), len(tokens))
+    value = value_end(tags, index, tokens, end)
+    if value is None or value < end:
+        return False
+    if tokens[mark.start] == "?" or tokens[mark.start - 1] in (":", "?", "\n"):
+        return True
+    stated = tokens[mark.start] == "\n" or (tokens[mark.start] == "." and value > tags[index].end)
+    return stated and is_bare(clause, tokens, start, mark.start)
+
+
+def _claims(part: Part, tokens: list[str], wanted: frozenset[str]) -> Iterator[Claim]:
+    """Yield the claims of one part of a clause."""
+    tags, clause_end, denied = part
     named = mentions(tags, tokens)
     named += [m for m in _structures(tags, tokens) if m.finding in wanted or not _is_place(tokens, m)]
     if not named:
@@ -111,7 +140,7 @@ def _claims(tags: list[Tag], tokens: list[str], clause_end: int, wanted: frozens
     named.sort(key=_start_of)
     sizes = _sizes(tags, tokens, named)
     for mention in named:
-        status = status_at(mention.place, cut)
+        status = ABSENT if denied[0] <= mention.place < denied[1] else status_at(mention.place, cut)
         if status is not None and not mention.there:
             status = None if status == ABSENT else ABSENT  # "not normal" does not say what is wrong
         if status is None:

@@ -7,7 +7,7 @@ _SKIPPED = (
     "(?:information|indication|data)|comparisons?|technique|procedure|exam(?:ination)?|views?|recommendations?"
 )
 _KEPT = "findings|impression|conclusions?|opinion|report|results?|interpretation"
-_HEADING = re.compile(rf"(?:^|(?<=[\n.!?;]))[ \t]*(?:(?P<skipped>{_SKIPPED})|{_KEPT})[ \t]*:", re.IGNORECASE)
+_HEADING = re.compile(rf"(?:^|(?<=[\n.!?;]))[ \t*#]*(?:(?P<skipped>{_SKIPPED})|{_KEPT})[ \t*]*:", re.IGNORECASE)
 
 
 def reported(text: str) -> str:

@@ -8,6 +8,7 @@ UNITS: dict[float, str] = {1.0: "mm; millimeter; millimetre", 10.0: "cm; centime
 _JOINS = frozenset({"x", "by", "to", "mm", "cm"})
 _DISTANCE = frozenset({"above", "below", "from", "proximal", "distal", "superior", "inferior", "beyond", "cephalad"})
 _MAX_WORDS = 9
+_MAX_DIGITS = 9  # characters of a number; no length in a body has more
 
 
 def size_mm(tokens: Sequence[str], start: int, end: int, factor: float) -> float | None:
@@ -26,7 +27,7 @@ def size_mm(tokens: Sequence[str], start: int, end: int, factor: float) -> float
         return None
     found: list[float] = []
     for word in reversed(tokens[max(0, start - _MAX_WORDS) : start]):
-        if word[0].isdigit():
+        if word[0].isdecimal() and len(word) <= _MAX_DIGITS:
             found.append(float(word))
         elif word not in _JOINS:
             break
