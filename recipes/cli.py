@@ -63,6 +63,11 @@ COMMANDS: dict[str, Command] = {
         "check data files of your own (JSONL, Parquet, tar) and explain every fault in them",
         "medmo validate my.jsonl",
     ),
+    "convert": Command(
+        "medmo_recipes.commands.convert",
+        "write data of other tools (COCO, LLaVA, ShareGPT, YOLO, CSV, DICOM folders) as records",
+        "medmo convert coco annotations.json -o my.jsonl",
+    ),
     "doctor": Command(
         "medmo_core.__main__",
         "say what runs on this machine, op by op, and why",

@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_core.data": ("medmo_core.data", "medmo_core.boxes", "medmo_core.batch", "medmo_core.profile"),
     "medmo_core.datasets.embedded": ("medmo_core.data", "medmo_core.boxes"),
     "medmo_core.datasets": ("medmo_core.data", "medmo_core.boxes"),
+    "medmo_core.convert": ("medmo_core.data.records", "medmo_core.data.images"),
     "medmo_core.inference": ("medmo_core.data", "medmo_core.boxes", "medmo_core.profile", "medmo_core.models"),
     "medmo_core.findings": (),
     "medmo_core.metrics": (*BOXES, "medmo_core.data.records", "medmo_core.findings"),

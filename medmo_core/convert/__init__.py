@@ -1,0 +1,1 @@
+"""Data of other tools as records: COCO, YOLO, LLaVA, ShareGPT, tables and DICOM folders."""
