@@ -29,7 +29,7 @@ def completion_text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     parts = completion if isinstance(completion, list | tuple) else ()
-    texts = (part["text"] if _has(part, "text") else part for part in parts)
+    texts = (part["text"] for part in parts if _has(part, "text"))
     return "".join(text for text in texts if isinstance(text, str))
 
 

@@ -6,11 +6,12 @@ They are what makes a small model look at the picture instead of remembering whe
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ...boxes import Boxes
 from ...errors import InputError
-from ..records.sample import Sample
+from ..records.sample import Message, Sample
 
 MIN_VISIBLE = 0.3  # share of its area that a box must keep to stay
 Window = tuple[int, int, int, int]
@@ -19,8 +20,9 @@ Window = tuple[int, int, int, int]
 def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: float = MIN_VISIBLE) -> Sample:
     """Return the sample with a window of one image instead of the whole.
 
-    Boxes are cut at the window's edges and dropped where too little of them is left. Texts, answer and facts stay as
-    they are: the caller knows whether they still hold.
+    Boxes are cut at the window's edges and dropped where too little of them is left; turns name those that stay by
+    their new numbers, and the others no longer. Texts, answer and facts stay as they are: the caller knows whether
+    they still hold.
 
     Units: pixels of the image as the sample shows it now (after a crop it may already have).
 
@@ -52,16 +54,26 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
         tuple(str(i) for i in inside),  # which box is which survives the crop as its label
     ).crop(*window, min_visible=min_visible)
     corners = {int(n): tuple(row) for n, row in zip(numbered.labels, numbered.xyxy.tolist(), strict=True)}
-    boxes = tuple(
-        replace(box, xyxy_px=corners[i]) if i in corners else box
-        for i, box in enumerate(sample.boxes)
-        if box.image != image or i in corners
-    )
+    kept = [i for i, box in enumerate(sample.boxes) if box.image != image or i in corners]
+    boxes = tuple(replace(sample.boxes[i], xyxy_px=corners.get(i, sample.boxes[i].xyxy_px)) for i in kept)
+    numbers = {old: new for new, old in enumerate(kept)}
+    messages = tuple(_renumbered(message, numbers) for message in sample.messages)
     left, top = (reference.crop or (0, 0, 0, 0))[:2]
     stored = (x0 + left, y0 + top, x1 + left, y1 + top)
     cropped = replace(reference, crop=stored, width=x1 - x0, height=y1 - y0)
     images = (*sample.images[:image], cropped, *sample.images[image + 1 :])
-    return replace(sample, images=images, boxes=boxes)
+    return replace(sample, images=images, boxes=boxes, messages=messages)
+
+
+def _renumbered(message: Message, numbers: Mapping[int, int]) -> Message:
+    """Return a turn that names boxes by their new numbers."""
+    if isinstance(message["content"], str):
+        return message
+    parts = [
+        {**part, "boxes": [numbers[i] for i in part["boxes"] if i in numbers]} if part["type"] == "boxes" else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
 
 
 def random_square_window(

@@ -18,6 +18,7 @@ from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
+_TOOL_KEYS = ("tool_calls", "function_call")
 _IMAGE_NAME = re.compile(r"\bimage \d+\s*:?\s*$", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ def render_chat(messages: Sequence[Message], add_generation_prompt: bool = False
         add_generation_prompt: end with the opening of an assistant turn.
 
     Raises:
-        ValueError: a role or content that the template has no place for.
+        ValueError: a role or content that the template has no place for, or a call of a tool.
 
     Reference: Qwen3-VL's chat template, without tools.
     """
@@ -137,6 +138,11 @@ def _pieces(messages: Sequence[Message], add_generation_prompt: bool) -> Iterato
             raise InputError(
                 f"messages[{index}].role is {role!r}: expected user or assistant, or system in the first message"
             )
+        for key in _TOOL_KEYS:
+            if message.get(key):
+                raise InputError(
+                    f"messages[{index}].{key}: chats are written without tools; write the call as text, or leave it out"
+                )
         speaks = role == "assistant"
         yield _Piece(special="<|im_start|>")
         yield _Piece(text=f"{role}\n")

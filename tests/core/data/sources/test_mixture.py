@@ -1,5 +1,6 @@
 """Mixtures: draw n depends on seed and n alone, weights are kept, no sample is forgotten; crops carry their boxes."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -173,6 +174,25 @@ def test_a_box_that_is_mostly_gone_is_dropped() -> None:
     cropped = crop_sample(painted([(0, 0, 10, 10), (0, 20, 10, 30)]), (7, 0, 57, 50))
     assert [box.label for box in cropped.boxes] == ["b0", "b1"]
     assert crop_sample(painted([(0, 0, 10, 10)]), (8, 0, 58, 50)).boxes == ()
+
+
+def test_turns_name_the_boxes_that_stay_by_their_new_numbers() -> None:
+    """Box 0 is cut away; the question gave box 1, the answer box 2 and box 0."""
+    three = painted([(0, 0, 10, 10), (60, 60, 70, 70), (70, 60, 80, 70)])
+    turns = (
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "boxes", "boxes": [1]}, {"type": "text", "text": "?"}],
+        },
+        {"role": "assistant", "content": [{"type": "boxes", "boxes": [2, 0]}]},
+        {"role": "user", "content": "And now?"},
+    )
+    cropped = crop_sample(dataclasses.replace(three, messages=turns), (50, 50, 90, 80))
+    assert [box.label for box in cropped.boxes] == ["b1", "b2"] and cropped.sought == (1,)
+    assert [part.get("boxes") for part in cropped.messages[0]["content"]] == [None, [0], None]
+    assert cropped.messages[1]["content"] == [{"type": "boxes", "boxes": [1]}] and cropped.messages[2] == turns[2]
+    given = cropped.boxes_at(cropped.messages[0]["content"][1]["boxes"])
+    assert given is not None and given.labels == ("b1",) and given.xyxy.tolist() == [[10, 10, 20, 20]]
 
 
 def test_a_crop_cannot_be_left_again() -> None:

@@ -163,3 +163,18 @@ def test_special_tokens_inside_a_message_open_no_turn_and_no_image(words: str) -
 def test_wrong_chats_say_what_is_wrong(messages: list[dict[str, Any]], images: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_chat(embedded(), messages, images)
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_a_call_of_a_tool_is_refused_and_not_dropped(key: str) -> None:
+    """The published template writes it; none at all is the same as no key."""
+    call = {"type": "function", "function": {"name": "measure", "arguments": {"label": "liver"}}}
+    turn = {"role": "assistant", "content": "I measure.", key: [call] if key == "tool_calls" else call["function"]}
+    for write in (render_chat, lambda chat: encode_chat(embedded(), chat)):
+        with pytest.raises(ValueError, match=rf"messages\[1\]\.{key}: chats are written without tools"):
+            write([says("user", "How large?"), turn])
+    if key == "tool_calls":
+        assert "<tool_call>" in oracle().render(messages=[says("user", "How large?"), turn])
+    assert render_chat([says("user", "Hi"), {**turn, key: None}]) == render_chat(
+        [says("user", "Hi"), says("assistant", "I measure.")]
+    )
