@@ -66,7 +66,7 @@ setup(
     package_data={
         "medmo_core": [
             "py.typed",
-            "data/text/tokenizer/*.json",
+            "data/text/tokenizer/*",
             "datasets/embedded/files/*",
             "datasets/embedded/files/*/*",
         ],

@@ -1,6 +1,7 @@
 """A model with the three things that its text and images need."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..data.processor import Processor
 from ..data.text.tokenizer import Tokenizer
@@ -17,9 +18,11 @@ class Kit:
         tokenizer: text to token ids and back.
         profile: how the model writes boxes, and its system prompt.
         processor: samples to tokens and patches, with the image sizes that the model knows.
+        base: folder that the model was read from; None: it was made with random weights.
     """
 
     model: MedMO
     tokenizer: Tokenizer
     profile: CheckpointProfile
     processor: Processor
+    base: Path | None = None

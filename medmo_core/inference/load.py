@@ -62,7 +62,7 @@ def load(
         )
     profile = CheckpointProfile.load(folder)
     processor = Processor(tokenizer, model.encoder.specs, profile, min_pixels=min(low, high), max_pixels=high)
-    return Kit(model, tokenizer, profile, processor)
+    return Kit(model, tokenizer, profile, processor, folder)
 
 
 def _find_device(device: str | torch.device) -> torch.device:

@@ -38,6 +38,7 @@ QWEN_SPLIT = (
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 MAX_LENGTH = 262_144  # Qwen3-VL's context, which transformers reads from the tokenizer's own file
 
 
@@ -133,8 +134,7 @@ class Tokenizer:
     @classmethod
     def embedded(cls) -> Tokenizer:
         """Return the small tokenizer that travels with the package, for tiny models."""
-        resource = importlib.resources.files("medmo_core.data.text") / "tokenizer" / TOKENIZER_FILE
-        backend = tokenizers.Tokenizer.from_str(resource.read_text(encoding="utf-8"))
+        backend = tokenizers.Tokenizer.from_str(_resource(TOKENIZER_FILE))
         return cls(backend, source="embedded tokenizer")
 
     @classmethod
@@ -207,7 +207,7 @@ class Tokenizer:
         return (steps[0].get("pattern") or {}).get("Regex") == QWEN_SPLIT
 
     def save(self, folder: str | Path) -> Path:
-        """Write `tokenizer.json` and `tokenizer_config.json`, as transformers reads them, and return the first."""
+        """Write tokenizer, its config and the chat template as transformers reads them; return the first one's path."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / TOKENIZER_FILE
@@ -227,7 +227,13 @@ class Tokenizer:
             "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         }
         write_json(folder / CONFIG_FILE, config, indent=2)
+        write_text(folder / TEMPLATE_FILE, _resource(TEMPLATE_FILE))
         return path
+
+
+def _resource(name: str) -> str:
+    """Return the content of a file that travels with the package."""
+    return (importlib.resources.files("medmo_core.data.text") / "tokenizer" / name).read_text(encoding="utf-8")
 
 
 def _from_text(text: str, source: str) -> Tokenizer:

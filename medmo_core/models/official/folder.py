@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
         raise ImportError(
             f"{name} is not a local folder; reading it from the hub needs huggingface_hub: pip install huggingface_hub"
         ) from error
-    print(f"{name} is no folder here: looking for it on the Hugging Face hub", file=sys.stderr, flush=True)
+    _announce(name)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
     except (OSError, ValueError) as error:
@@ -87,6 +88,12 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
             f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}). "
             "Offline: copy the checkpoint folder here and give its path."
         ) from error
+
+
+@cache
+def _announce(name: str) -> None:
+    """Say once that a name is looked for outside of this machine."""
+    print(f"{name} is no folder here: looking for it on the Hugging Face hub", file=sys.stderr, flush=True)
 
 
 def _finished(path: Path) -> Path:

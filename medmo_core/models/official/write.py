@@ -17,6 +17,7 @@ from torch import Tensor
 from ...durable import aside, flush, publish, write_json
 from ...errors import InputError
 from ...profile import CheckpointProfile
+from .carried import carry
 from .names import (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -50,6 +51,7 @@ def save_checkpoint(
     profile: CheckpointProfile | None = None,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    base: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Path:
     """Write config, weights, generation and processor settings, and the tokenizer where one is given.
@@ -62,6 +64,7 @@ def save_checkpoint(
         profile: conventions of the checkpoint's box text; None: no file, which readers take for Qwen3-VL's.
         min_pixels: smallest image area in px, for the processor's settings; None: Qwen3-VL's.
         max_pixels: largest image area in px; None: Qwen3-VL's.
+        base: folder of the model that this one was made of, whose files beside the weights are taken over; None: none.
         max_shard_bytes: a shard holds at least one tensor and otherwise no more than this.
 
     Returns:
@@ -92,6 +95,8 @@ def save_checkpoint(
         for part in (tokenizer, profile):
             if part is not None:
                 part.save(staged)
+        if base is not None:
+            carry(base, staged)
         _publish(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

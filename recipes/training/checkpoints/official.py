@@ -45,7 +45,7 @@ def official_tensors(kit: Kit, world: World) -> dict[str, Tensor]:
 
 
 def write_official(folder: Path, tensors: dict[str, Tensor], kit: Kit) -> None:
-    """Write weights with the config, tokenizer, profile and image sizes that belong to them; one process calls this."""
+    """Write weights with all that belongs to them, what their base model brought too; one process calls this."""
     save_checkpoint(
         folder,
         tensors,
@@ -54,4 +54,5 @@ def write_official(folder: Path, tensors: dict[str, Tensor], kit: Kit) -> None:
         profile=kit.profile,
         min_pixels=kit.processor.min_pixels,
         max_pixels=kit.processor.max_pixels,
+        base=kit.base,
     )

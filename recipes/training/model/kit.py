@@ -55,7 +55,8 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
         max_tokens=data.max_tokens,
         root=None if data.root is None else Path(data.root),
     )
-    return Kit(model=model, tokenizer=tokenizer, profile=profile, processor=processor)
+    base = None if config.model.init in PRESETS else find_folder(config.model.init)
+    return Kit(model=model, tokenizer=tokenizer, profile=profile, processor=processor, base=base)
 
 
 def is_filled_later(config: RunConfig) -> bool:
