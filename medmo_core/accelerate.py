@@ -204,11 +204,16 @@ def _refusal(module: nn.Module, reads: Mapping[str, type[nn.Module] | str]) -> s
 
 def _stand_in(original: nn.Module, kind: type[_StandIn]) -> nn.Module:
     """Return an object of a subclass of the original's class with the original's state and our forward."""
-    stand_in_class = type(f"Accelerated{type(original).__name__}", (kind, type(original)), {"__doc__": kind.__doc__})
-    stand_in = stand_in_class.__new__(stand_in_class)
+    stand_in = _stand_in_again(type(original), kind)
     # One state with two faces: what happens to one (eval(), to(), hooks, adapters) is never missed by the other.
     object.__setattr__(stand_in, "__dict__", original.__dict__)
     return stand_in
+
+
+def _stand_in_again(original: type[nn.Module], kind: type[_StandIn]) -> nn.Module:
+    """Return an empty object of a class that is both; a pickle's state fills it."""
+    stand_in_class = type(f"Accelerated{original.__name__}", (kind, original), {"__doc__": kind.__doc__})
+    return stand_in_class.__new__(stand_in_class)
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -249,6 +254,11 @@ class _StandIn(nn.Module):
     takes: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Mapping[str, type[nn.Module] | str]] = {}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class was made here and has no name to be found by: a file holds the original's class and the state.
+        kind, original = type(self).__bases__
+        return _stand_in_again, (original, kind), self.__getstate__()
 
     def _assert_plain(self) -> None:
         reason = _refusal(self, self.reads)

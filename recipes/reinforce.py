@@ -201,10 +201,14 @@ def sample_groups(stage: PolicyTraining, count: int, step: int, phases: Phases) 
             names = [prompt.sample.id for prompt in prompts.values()]
             raise run.not_finite(step, "; ".join(problems), names)
     with phases("reward_s"), world.together("rewarding"):
-        return reward_completions(
+        groups = reward_completions(
             answers, stage.rewards, config.rewards.weights, kit.tokenizer, kit.processor.text,
             config.rollout, config.grpo, step=step, max_steps=config.train.steps,
         )  # fmt: skip
+    names = [group.prompt.sample.id for group in groups if not group.is_finite]
+    if any(world.gather(bool(names))):
+        raise run.not_finite(step, "rewards are not finite numbers, or too large to be compared", names)
+    return groups
 
 
 def learn_from(run: Run, rollouts: Rollouts, reference: Reference | None, step: int) -> Update:

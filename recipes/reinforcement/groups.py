@@ -76,6 +76,12 @@ class Group:
         """Whether all completions earned the same: nothing to learn from."""
         return not bool(self.advantages.any())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether rewards and advantages are finite, and the rewards small enough to be averaged."""
+        spread = torch.stack([self.rewards.mean(), self.rewards.std(correction=0), *self.advantages])
+        return bool(spread.isfinite().all())
+
 
 def draw_prompts(
     draw: Callable[[int], Sample], processor: Processor, numbers: Sequence[int]

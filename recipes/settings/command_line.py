@@ -1,4 +1,4 @@
-"""Command line of a stage: `--config NAME section.field=value ...` to a checked `RunConfig`, and back to text.
+"""Command line of a stage: `--config NAME_OR_FILE section.field=value ...` to a checked `RunConfig`, and back to text.
 
 The types come from the dataclasses of `run_config.py` and `reinforce.py`, so `false` is false and `1e-4` a number; an
 unknown key stops with the nearest one that exists.
@@ -8,11 +8,13 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from .run_config import SECTIONS, ConfigError, RunConfig, describe_type, typed, unknown_key
@@ -163,6 +165,24 @@ def format_config(config: RunConfig, *, docs: bool = True) -> str:
     return "\n".join(lines)
 
 
+def read_config_file(path: Path) -> RunConfig:
+    """Read the settings of an earlier run: its config.json, or the folder that holds it.
+
+    That run's train.resume is left out: whether to continue is a question of each launch.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no settings of a run.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        config = RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"--config: {path} is no file; expected the name of a run or a run's config.json") from None
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"--config {path}: expected the config.json that a run writes: {error}") from None
+    return config.change(train={"resume": False})
+
+
 def read_command_line(
     argv: Sequence[str] | None, *, stage: str, configs: Mapping[str, Callable[[], RunConfig]], about: str | None
 ) -> Launch:
@@ -181,7 +201,8 @@ def read_command_line(
         epilog="configs: " + ", ".join(own) + "\nAll settings with their meaning: --print",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", default=f"tiny_{stage}", help="name of a run (default: %(default)s)")
+    what = "name of a run, or a run's folder or config.json (default: %(default)s)"
+    parser.add_argument("--config", default=f"tiny_{stage}", help=what)
     parser.add_argument("--data", action="append", metavar="JSONL", help="train on this file (may be repeated)")
     parser.add_argument("--print", action="store_true", dest="print_only", help="show every setting and exit")
     parser.add_argument("--dry-run", action="store_true", help="show sizes and the first batch, train nothing")
@@ -193,9 +214,12 @@ def read_command_line(
         raise SystemExit(2) from None
 
     try:
-        if given.config not in configs:
+        if given.config in configs:
+            config = configs[given.config]()
+        elif Path(given.config).exists() or given.config.endswith(".json"):
+            config = read_config_file(Path(given.config))
+        else:
             raise unknown_key(given.config, own, "config")
-        config = configs[given.config]()
         if config.stage != stage:
             raise ConfigError(f"config {given.config!r} is for {config.stage!r}: launch medmo_recipes.{config.stage}")
         if given.data:

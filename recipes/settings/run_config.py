@@ -359,6 +359,8 @@ class RunConfig(Section):
         Raises:
             ConfigError: an unknown key or a value of the wrong type.
         """
+        if not isinstance(values, Mapping) or not all(isinstance(values.get(n, {}), Mapping) for n in SECTIONS):
+            raise ConfigError("expected one object of settings, with an object for each section")
         if "stage" not in values:
             raise ConfigError(f"config without 'stage': expected one of {', '.join(map(repr, STAGES))}")
         # The check of rewards needs all sections at once: build from the stored ones in one step.

@@ -66,3 +66,14 @@ def test_every_error_of_a_run_has_the_one_base(kind: type[Exception]) -> None:
 
 def test_process_failures_stay_runtime_errors() -> None:
     assert issubclass(ProcessFailed, RuntimeError) and not issubclass(ProcessFailed, ValueError)
+
+
+@pytest.mark.parametrize("code", [0, None, "bye"])
+def test_an_exit_inside_a_run_is_no_success(code: object) -> None:
+    """A reward or a library that calls sys.exit would else end the run early with a status of its choice."""
+
+    def run(config: object) -> bool:
+        sys.exit(code)  # type: ignore[arg-type]
+
+    with pytest.raises(RuntimeError, match=r"called sys\.exit\(.*\): it has not reached its end"):
+        launch(["--config", "debug_align"], stage="align", run=run, about=None)

@@ -78,10 +78,10 @@ class World:
         Raises:
             ProcessFailed: it failed on another process; the message names that one and the cause.
         """
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             yield
-        except Exception as caught:
+        except (Exception, SystemExit) as caught:  # nothing inside may end one process alone
             error = caught
         if self.size > 1 and self.sum(torch.tensor([int(error is not None)])).item():
             causes = self.gather(None if error is None else _describe(error))

@@ -12,6 +12,10 @@ from ..sizing.dry_run import dry_run
 from .run import STOPPED
 
 
+class UnexpectedExit(RuntimeError):
+    """The end of the program that something within a run asked for; its traceback shows what."""
+
+
 def launch(argv: Sequence[str] | None, *, stage: str, run: Callable[[RunConfig], bool], about: str | None) -> int:
     """Do what the command line of a stage asks for.
 
@@ -36,6 +40,8 @@ def launch(argv: Sequence[str] | None, *, stage: str, run: Callable[[RunConfig],
                 return 2
         elif not run(asked.config):
             return STOPPED
+    except SystemExit as end:  # of a reward, a library or a data set: the run is not over
+        raise UnexpectedExit(f"something in the run called sys.exit({end.code!r}): it has not reached its end") from end
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ from ..checkpoints.background import Background
 from ..checkpoints.checkpoints import Best, CheckpointError, Checkpoints, Resumed
 from ..checkpoints.official import official_tensors, write_final, write_official
 from ..distributed.sharding import prepare
+from ..distributed.shards import local_part, reshard
 from ..distributed.torchrun import attempt
 from ..distributed.world import World
 from ..loading.skipped import LISTED, SkippedSamples
@@ -207,8 +208,13 @@ class Run:
             self.exports.close()
 
     def finish(self) -> Path:
-        """Write final/ in the official layout and say what was left out; every process calls this."""
+        """Write final/ in the official layout and say what was left out; every process calls this.
+
+        Raises:
+            NonFiniteLoss: a weight is no finite number: the last step's update has not been through a loss.
+        """
         self.wait()
+        self._check_weights()
         final = Path(self.config.train.out_dir) / "final"
         folder = write_final(final, self.kit, self.world, base=self.config.model.init)
         for rank, summary in enumerate(self.world.gather(self.skipped.summary())):
@@ -216,6 +222,17 @@ class Run:
         self.log.event("finished", skipped=dict(self.skipped.kinds), drawn=self.skipped.drawn)
         self.log.say(f"final checkpoint: {folder}")
         return folder
+
+
+    def _check_weights(self) -> None:
+        reshard(self.kit.model)
+        own = [n for n, p in self.kit.model.named_parameters() if not local_part(p.detach()).isfinite().all()]
+        broken = sorted({name for names in self.world.gather(own) for name in names})
+        if broken:
+            raise NonFiniteLoss(
+                f"after the last step {len(broken)} weights are not finite, as {broken[0]}; no final/ is written: "
+                "lower optim.lr, and begin again or at an earlier checkpoint"
+            )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -327,6 +328,18 @@ def test_a_copy_of_an_accelerated_model_is_its_own() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert torch.equal(twin(**inputs).logits, expected)
+
+
+def test_an_accelerated_model_can_be_saved_whole(tmp_path: Path) -> None:
+    """Its classes are made on the spot, under names that no module has."""
+    model, inputs = make_model(), make_inputs(CASES["one image"])
+    accelerate(model)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    assert [type(m).__name__ for m in again.modules()] == [type(m).__name__ for m in model.modules()]
+    with pytest.raises(RuntimeError, match="accelerated already"):
+        accelerate(again)
 
 
 def test_it_tells_what_it_replaced() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medmo_core.data.text.chat_template import encode_chat, render_chat
 from medmo_core.data.text.tokenizer import Tokenizer
@@ -14,6 +15,7 @@ from medmo_core.models.official.carried import chat_template
 from medmo_recipes import align
 from medmo_recipes.commands.official_export import export
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.training.model.kit import load_kit
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
@@ -78,6 +80,14 @@ def test_what_the_base_model_brought_is_taken_along_and_its_weights_are_not(run:
     assert (generation.do_sample, generation.temperature, generation.repetition_penalty) == (True, 0.7, 1.05)
     tokenizer = load(folder, device="cpu").tokenizer
     assert generation.eos_token_id == [tokenizer.im_end_id, tokenizer.endoftext_id]  # the ids are the model's own
+
+
+def test_a_runs_folder_means_its_final_model_in_training_too(run: Path) -> None:
+    config = CONFIGS["debug_align"]()
+    kits = [load_kit(config.change(model={"init": str(run / name)}), "cpu") for name in ("first", "first/final")]
+    assert kits[0].base == kits[1].base == run / "first/final"
+    weights = [dict(kit.model.named_parameters()) for kit in kits]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from medmo_core.models import MedMO
 from medmo_core.models.official import write as saving
-from medmo_core.models.official.folder import find_folder, open_checkpoint
+from medmo_core.models.official.folder import find_folder, names_folder, open_checkpoint
 from medmo_core.models.official.read import load_weights
 from medmo_core.profile import MEDMO, CheckpointProfile
+from medmo_recipes.configs import CONFIGS
+from medmo_recipes.training.model.kit import load_kit
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.disable_progress_bar()
@@ -280,7 +282,26 @@ def test_folders_that_are_not_checkpoints(tmp_path: Path) -> None:
         debug_model().save_pretrained(tmp_path / "model.safetensors")
 
 
-def test_a_hub_id_is_downloaded_or_the_reason_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+MISTYPED = ["runs/nope", "./nope", "../nope/x", "/nope", "~/nope", "a/b/c", "nope", "runs/", "a//"]
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_mistyped_path_never_asks_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **named: pytest.fail("the network was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert names_folder(name) and names_folder(Path("owner/name")) and not names_folder("owner/name")
+    message = "runs holds no checkpoint" if name == "runs/" else "no such checkpoint"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_folder(name)
+    with pytest.raises(FileNotFoundError):
+        load_kit(CONFIGS["debug_align"]().change(model={"init": name}), "cpu")
+
+
+def test_a_hub_id_is_downloaded_or_the_reason_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub = pytest.importorskip("huggingface_hub")
     debug_model().save_pretrained(tmp_path)
     asked = []
@@ -292,6 +313,7 @@ def test_a_hub_id_is_downloaded_or_the_reason_is_given(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     MedMO.from_pretrained("owner/name", revision="v1")
+    assert "owner/name is no folder here: looking for it on the Hugging Face hub" in capsys.readouterr().err
     assert asked == [("owner/name", "v1")]
 
     def offline(name: str, **_: object) -> str:

@@ -53,6 +53,23 @@ def test_an_exception_where_all_wait_for_one_another(run_processes: Callable[...
     assert "making the batch failed on another process" in outcomes[1 - failed][1]
 
 
+def test_an_exit_of_one_process_ends_all(run_processes: Callable[..., Any]) -> None:
+    def task(world: World) -> None:
+        with world.together("rewarding"):
+            if world.rank == 1:
+                raise SystemExit(0)
+
+    def end() -> Outcome:
+        try:
+            return end_of(task)
+        except SystemExit:
+            return "SystemExit", ""
+
+    other, own = run_processes(end)
+    assert own[0] == "SystemExit"
+    assert other == ("ProcessFailed", "rewarding failed on another process; process 1: SystemExit: 0")
+
+
 def test_success_goes_on(run_processes: Callable[..., Any]) -> None:
     def task(world: World) -> None:
         with world.together("making the batch"):

@@ -155,3 +155,13 @@ def test_a_reader_who_leaves_is_no_error(code: str, status: int) -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_help_behind_a_stage_is_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    usage = "usage: medmo train"
+    for words, expected in ((["instruct", "--help"], f"{usage} instruct"), (["--help"], usage)):
+        with pytest.raises(SystemExit) as exit_status:
+            main(["train", *words])
+        assert exit_status.value.code == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(expected) and ("configs: debug_instruct" in shown) == ("instruct" in words)

@@ -18,6 +18,7 @@ from medmo_core.models.medmo import MedMO
 from medmo_core.rewards import REWARDS
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.reinforcement import groups
 from medmo_recipes.reinforcement.completions import join
 from medmo_recipes.reinforcement.groups import sampled_tokens
 from medmo_recipes.reinforcement.reward_calls.reward_call import RewardError
@@ -238,6 +239,19 @@ def test_not_a_number_stops_with_the_sample_ids(own_data: Path, monkeypatch: pyt
         reinforce.run(run)
     steps = [path.name for path in (Path(run.train.out_dir) / "checkpoints").glob("step-*")]
     assert steps == ([] if where == "sampling" else ["step-000001"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e308])
+def test_rewards_that_cannot_be_averaged_stop_with_the_sample_ids(
+    own_data: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Equal rewards make no loss at all, so that no loss would be seen to be infinite."""
+    combine = groups.combine
+    monkeypatch.setattr(groups, "combine", lambda *a, **named: torch.full_like(combine(*a, **named), value))
+    run = config(own_data, "run")
+    with pytest.raises(NonFiniteLoss, match=r"step 1: rewards are not finite numbers.*with samples [qgrc]\d"):
+        reinforce.run(run)
+    assert not (Path(run.train.out_dir) / "final").exists()
 
 
 def test_a_gradient_that_is_not_finite_stops_with_the_sample_ids(

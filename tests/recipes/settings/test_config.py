@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,39 @@ def test_command_line_mixes_flags_and_overrides() -> None:
     assert (config.name, config.train.steps, config.optim.lr) == ("debug_align", 3, 1e-2)
     assert run_line("--data", "a.jsonl", "--data", "b.jsonl").data.sources == {"a.jsonl": 1.0, "b.jsonl": 1.0}
     assert run_line().name == "tiny_align"
+
+
+def test_a_run_is_begun_again_from_its_own_config(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    stored = run_line("--config", "debug_align", "train.steps=7", "train.resume=true")
+    path.write_text(json.dumps(stored.to_dict()))
+    again = run_line("--config", str(path), "optim.lr=1e-2")
+    assert again == stored.change(train={"resume": False}, optim={"lr": 1e-2})
+    assert run_line("--config", str(tmp_path)) == stored.change(train={"resume": False})  # the run's folder
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "expected the config.json that a run writes"),
+        ("[]", "expected one object of settings"),
+        ('{"model_type": "qwen3_vl"}', "config without 'stage'"),
+        ('{"stage": "align", "train": 3}', "an object for each section"),
+        ('{"stage": "align", "train": {"stesp": 3}}', "did you mean 'train.steps'"),
+        ('{"stage": "instruct"}', "launch medmo_recipes.instruct"),
+        (None, "is no file; expected the name of a run or a run's config.json"),
+    ],
+)
+def test_a_file_that_is_no_config_of_a_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: str
+) -> None:
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        run_line("--config", str(path))
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and str(path) in told and words in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from medmo_recipes.training.loop.run_folder import claimed
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.trainable import make_trainable
 from medmo_recipes.training.monitoring.log import read_metrics
+from medmo_recipes.training.monitoring.spikes import NonFiniteLoss
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -239,3 +240,14 @@ def test_a_cut_last_line_is_taken_off_and_the_run_ends_well(tmp_path: Path, caps
         opened(run_config.change(train={"resume": True})),
     ):
         pass  # before any step, not at the end of all
+
+
+def test_weights_that_the_last_step_broke_are_no_finished_run(tmp_path: Path) -> None:
+    """No loss has seen them: the last update is the one that no later step judges."""
+    with opened(config(tmp_path)) as run:
+        name, parameter = list(run.optimizer.named.items())[1]
+        with torch.no_grad():
+            parameter.view(-1)[-1] = float("inf")
+        with pytest.raises(NonFiniteLoss, match=f"1 weights are not finite, as {name}; no final/ is written"):
+            run.finish()
+    assert not (tmp_path / "run" / "final").exists()
