@@ -1,4 +1,4 @@
-"""What a checkpoint takes over from the folder of the model that it was made of: its files beside the weights."""
+"""Files that a checkpoint takes over from the folder of its base model: all that it holds beside the weights."""
 
 import json
 import shutil
