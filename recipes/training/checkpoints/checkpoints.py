@@ -173,7 +173,9 @@ class Checkpoints:
         write_manifest(partial, {**files, STATE: sum_file(partial / STATE)})
         publish(partial, target)
         best = json.loads(state)["best"]
-        if best is not None:
+        if best is None:
+            (self.folder.parent / "best.json").unlink(missing_ok=True)  # of a best that is no longer there
+        else:
             write_json(self.folder.parent / "best.json", best)
         paths = self.all()
         for path in paths[: -self.keep] if self.keep else []:

@@ -45,7 +45,7 @@ def write_summary(folder: Path) -> Path:
         plot = "![curves](summary.png)"
     except ImportError:
         plot = NO_PLOT
-    text = describe(config, lines, events, read_skipped(folder), plot)
+    text = describe(config, lines, events, read_skipped(folder), plot, folder)
     path = folder / "summary.md"
     write_text(path, text)
     return path
@@ -63,8 +63,9 @@ def describe(
     events: Sequence[Mapping[str, Any]],
     skipped: Sequence[Mapping[str, Any]],
     plot: str,
+    folder: Path,
 ) -> str:
-    """Return the page as markdown."""
+    """Return the page as markdown; `folder` is the run's, of which it names what is there."""
     last = lines[-1] if lines else {}
     rows = [("steps", f"{int(last.get('step', 0)):,} of {config['train']['steps']:,}"), *_totals(events)]
     rows += [(name, f"{last[name]:.4g}") for name in ("loss", "reward", "val_loss", "val_accuracy") if name in last]
@@ -73,7 +74,8 @@ def describe(
     if measured:
         best = min(measured, key=lambda line: line["val_loss"])
         where = f"checkpoints/step-{int(best['step']):06d}"
-        rows.append(("best held-out loss", f"{best['val_loss']:.4g} after step {int(best['step'])}, kept in `{where}`"))
+        kept = f"kept in `{where}`" if (folder / where).is_dir() else "whose checkpoint is not there"
+        rows.append(("best held-out loss", f"{best['val_loss']:.4g} after step {int(best['step'])}, {kept}"))
     peaks = [line["memory_gib"] for line in lines if "memory_gib" in line]
     if peaks:
         rows.append(("peak memory", f"{max(peaks):.2f} GiB in the process with the most"))

@@ -42,9 +42,13 @@ def learning_rate(step: int, steps: int, optim: Optim) -> float:
     return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+TABLES = ("embed_tokens", "pos_embed", "position_embedding", "cls_token", "register_tokens")
+"""Words in the names of parameters that are looked up or added, whatever their shape."""
+
+
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices that multiply activations, not to norms, biases or embeddings."""
-    return parameter.ndim >= 2 and "embed_tokens" not in name and "pos_embed" not in name
+    return parameter.ndim >= 2 and not any(word in name for word in TABLES)
 
 
 class Optimizer:

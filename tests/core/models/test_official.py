@@ -89,6 +89,19 @@ def test_we_read_what_transformers_writes(tmp_path: Path, tied: bool, limit: int
     assert_same_tensors(cast.state_dict(), {name: tensor.bfloat16() for name, tensor in state.items()})
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_was_frozen_is_frozen_after_loading(tmp_path: Path, device: str) -> None:
+    debug_model().save_pretrained(tmp_path)
+    model = MedMO(debug_model().config, device=device)
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index % 3 == 0)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    load_weights(model, open_checkpoint(tmp_path))
+    after = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert after == before and set(before.values()) == {True, False}
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
 def test_a_headless_checkpoint_of_the_base_model_loads(tmp_path: Path) -> None:
     config = transformers.Qwen3VLConfig(**debug_model().config.to_dict())
     theirs = transformers.Qwen3VLModel(config)

@@ -69,7 +69,7 @@ def test_processes_only_add_up(training: Any, expected: Any, run_processes: Call
     """Two processes with whole copies and with shards; the latter accumulate over two passes."""
 
     def both() -> None:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             check(train(training, world, 3), (*expected[:2], expected[2] if world.is_main else {}))
             check(train(training, world, 2, shard=True), expected)
 

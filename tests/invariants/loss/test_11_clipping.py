@@ -55,7 +55,7 @@ def partly_sharded(model: Any) -> Any:
 
 
 def over_processes(training: Any, expected: Any) -> None:
-    with connect("cpu", shard=True, timeout_s=20) as world:
+    with connect("cpu", shard=True) as world:
         own = [names[world.rank] for names in OWN]
         for parallel in ({}, {"replicas": 2}):
             check(step(training, world, training.lay(world, training.model(), **parallel), own), expected)

@@ -50,7 +50,7 @@ def test_a_process_without_targets_changes_nothing(
     batches = training.batches()
 
     def both() -> None:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             for idle in (unlearned(batches["other image"]), unlearned(batches["text"])):
                 own = [idle] if world.rank else [batches["image"]]
                 for shard in (False, True):

@@ -22,7 +22,7 @@ def check(training: Any, same: Callable[..., None], settings: dict[str, Any], ch
     """Compare a sharded model with one process; called in every process."""
     batches = training.batches()
     expected = training.gradients(training.model(), [batches[name] for names in OWN for name in names])
-    with connect("cpu", shard=True, timeout_s=20) as world:
+    with connect("cpu", shard=True) as world:
         for parallel in ({}, {"replicas": 2}):
             model = training.lay(world, training.model(), settings, **parallel)
             if change is not None:
@@ -61,7 +61,7 @@ def test_bfloat16_products_keep_fp32_weights_and_sums(training: Any, run_process
         return found
 
     def both() -> Gradients:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             return gradients(world, list(OWN[world.rank]))
 
     with connect("cpu", shard=True) as world:

@@ -58,7 +58,7 @@ def check(training: Any, same: Callable[..., None], world: World, frozen: tuple[
 
 def test_a_process_without_an_image(training: Any, same_gradients: Any, run_processes: Callable[..., Any]) -> None:
     def both() -> None:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             for parallel, frozen in CASES:
                 check(training, same_gradients, world, frozen, **parallel)
 
@@ -77,7 +77,7 @@ def test_older_torch_passes_blank_images_and_says_so(
         monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
 
     def both() -> tuple[bool, bool]:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             trains = training.lay(world, training.model())
             batches = training.batches()
             expected = training.gradients(training.model(), [batches[name] for name in OWN[0]])

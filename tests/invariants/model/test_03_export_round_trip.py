@@ -69,7 +69,7 @@ def export(kit: Kit, folder: Path, *, shard: bool) -> None:
     if not shard:
         write_final(folder, kit, World(0, 1, torch.device("cpu")), base="")
         return
-    with connect("cpu", shard=True, timeout_s=20) as world:
+    with connect("cpu", shard=True) as world:
         prepare(kit.model, RUN.change(parallel={"shard": True}), world)
         write_final(folder, kit, world, base="")
 

@@ -13,7 +13,7 @@ import pytest
 from medmo_recipes.training.distributed import world as distributed
 from medmo_recipes.training.distributed.world import connect, World
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 100.0
 Outcome = tuple[str, str]
 """Kind of the error that a process ended with, and what it says."""
 

@@ -92,7 +92,7 @@ def expected(kind: str) -> dict[str, Tensor]:
 
 
 def over_two_processes(kind: str, expected: Mapping[str, Tensor], folder: Path) -> None:
-    with connect("cpu", shard=True, timeout_s=20):
+    with connect("cpu", shard=True):
         for name, sizes in MESHES.items():
             mesh = dist.init_device_mesh("cpu", sizes, mesh_dim_names=("replicate", "shard"))
             net = fully_shard(Net(), mesh=mesh)
@@ -155,7 +155,7 @@ def test_blocks_of_shards_are_noticed(run_processes: Callable[..., Any]) -> None
     expected = copy.deepcopy(moved.state_tensors())
 
     def shared() -> None:
-        with connect("cpu", shard=True, timeout_s=20):
+        with connect("cpu", shard=True):
             net = fully_shard(Net(), mesh=dist.init_device_mesh("cpu", (2,)))
             moved = OfShards(net)
             train(net, moved)

@@ -427,7 +427,7 @@ def test_a_failure_ends_all_processes_with_the_cause(run_processes: Callable[...
     def work() -> str:
         from medmo_recipes.training.distributed.world import connect
 
-        with connect("cpu", timeout_s=20) as world:
+        with connect("cpu") as world:
             function = own if world.rank == 1 else REWARDS["answer"]
             try:
                 with world.together("scoring completions"):

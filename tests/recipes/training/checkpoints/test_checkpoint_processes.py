@@ -52,7 +52,7 @@ def whole(net: nn.Module, optimizer: Optimizer) -> Whole:
 
 
 def save(folder: Path, shard: bool, in_background: bool = True) -> Whole:
-    with connect("cpu", shard=shard, timeout_s=20) as world:
+    with connect("cpu", shard=shard) as world:
         net, optimizer = make(0, shard)
         torch.manual_seed(100 + world.rank)
         store = Checkpoints(folder, world, in_background=in_background)
@@ -65,7 +65,7 @@ def save(folder: Path, shard: bool, in_background: bool = True) -> Whole:
 def load(folder: Path, shards: tuple[bool, ...]) -> list[tuple[Whole, Resumed, Tensor]]:
     """Load into each kind of run in turn."""
     results = []
-    with connect("cpu", shard=True, timeout_s=20) as world:
+    with connect("cpu", shard=True) as world:
         for shard in shards:
             net, optimizer = make(1, shard)
             torch.manual_seed(200 + world.rank)
@@ -128,7 +128,7 @@ def test_all_fail_where_one_cannot_write(
     monkeypatch.setattr(shard_writer, "write_shards", write_or_fail)
 
     def try_to_save() -> str:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             store = Checkpoints(tmp_path, world, in_background=True)
             store.save(2, CONFIG, *make(0, True))
             with pytest.raises(CheckpointError) as error:
@@ -148,7 +148,7 @@ def test_damage_that_one_process_finds_is_known_to_all(tmp_path: Path, run_proce
     path.write_bytes(content)
 
     def try_to_load() -> str:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             with pytest.raises(CheckpointError) as error:
                 Checkpoints(tmp_path, world).load_newest(*make(1, True))
             return str(error.value)

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from medmo_core.durable import remove
+from medmo_core.encoders import ENCODERS
+from medmo_core.models.medmo import MedMO
 from medmo_recipes.settings.run_config import Optim, RunConfig
 from medmo_recipes.training.checkpoints import shard_writer
 from medmo_recipes.training.checkpoints.checkpoints import Best, Checkpoints
@@ -172,6 +175,20 @@ def test_newest_every_and_best_are_kept(tmp_path: Path) -> None:
     assert names(again) == ["step-000004", "step-000008", "step-000009", "step-000010"]
 
 
+def test_a_best_whose_folder_is_gone_is_named_no_more(tmp_path: Path) -> None:
+    net, optimizer = make(0)
+    store = Checkpoints(tmp_path, ALONE, keep=2)
+    store.best = Best(1, 0.5)
+    for step in (1, 2, 3):
+        save_steps(store, net, optimizer, step)
+    remove(tmp_path / "checkpoints" / "step-000001")
+    again = Checkpoints(tmp_path, ALONE, keep=2)
+    again.load_newest(*make(1))
+    assert again.best is None  # any loss is better than one whose weights are lost
+    save_steps(again, net, optimizer, 4)
+    assert not (tmp_path / "best.json").exists()
+
+
 def test_nothing_in_it_is_pickled(tmp_path: Path) -> None:
     net, optimizer = make(0)
     advance(net, optimizer, range(1))
@@ -316,6 +333,14 @@ def test_decay_spares_norms_biases_and_embeddings() -> None:
     optimizer.step(0)
     assert torch.allclose(net.body.weight, before[0] * (1 - 0.1 * 0.1))
     assert torch.equal(net.body.bias, before[1])
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_in_every_model_only_matrices_decay(encoder: str) -> None:
+    """Position tables and learned tokens are added, not multiplied, under whatever name an encoder gives them."""
+    model = MedMO.from_config("debug", encoder=encoder, tie_word_embeddings=False, device="meta")
+    matrices = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d)}
+    assert {name for name, parameter in model.named_parameters() if decays(name, parameter)} == matrices
 
 
 def test_clipping_uses_the_global_norm() -> None:

@@ -85,7 +85,7 @@ def test_each_process_reads_its_own_rows(
     reads.clear()
 
     def load() -> tuple[list[int], int, dict[str, Tensor]]:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             kit = load_kit(config, world.device)
             assert all(parameter.is_meta for parameter in kit.model.parameters()) and not reads
             make_trainable(kit.model, config.model.trainable)
@@ -115,7 +115,7 @@ def test_the_same_weights_as_one_process(checkpoint: Path, run_processes: Callab
     expected = [load_kit(c.change(parallel={"shard": False}), "cpu").model for c in (sharded(checkpoint), random)]
 
     def load() -> None:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             for config, model in zip((sharded(checkpoint), random), expected, strict=True):
                 kit = load_kit(config, world.device)
                 assert is_filled_later(config) == next(kit.model.parameters()).is_meta == (config is not random)

@@ -198,7 +198,7 @@ def test_sharded_adapters_are_those_of_one_process(run_processes: Callable[..., 
     expected = merged_tensors(alone)
 
     def sharded() -> None:
-        with connect("cpu", shard=True, timeout_s=20) as world:
+        with connect("cpu", shard=True) as world:
             _, model = make(lora)
             disturb(model)
             settings = {"model": {"recompute_text": "all"}, "parallel": {"shard": True}}
