@@ -119,7 +119,10 @@ def _ordered(folder: Path, found: tuple[tuple[str, int, int], ...]) -> Series:
     files = [folder / name for name, _, size in found if size and name.upper() != "DICOMDIR"]
     places = [_place(file) for file in files if is_dicom(file)]
     if not places:
-        raise ImageError(f"{folder}: a folder without DICOM slices: name one picture, or a folder of one DICOM series")
+        raise ImageError(
+            f"{folder}: a folder without DICOM slices (folders in it are not searched): name a picture, or the "
+            "folder that holds the slices of one DICOM series"
+        )
     _check_alike(folder, places)
     normal = np.cross(places[0].geometry.x_mm, places[0].geometry.y_mm)
     normal /= np.linalg.norm(normal)

@@ -66,8 +66,13 @@ def test_tiny_pictures_are_enlarged_and_wrong_sizes_refused() -> None:
 def test_footers_of_sheets_side_by_side_are_on_one_line() -> None:
     low, high = np.zeros((100, 200, 3), np.uint8), np.zeros((300, 200, 3), np.uint8)
     box = boxes((20, 10, 180, 90))
-    sheet = np.asarray(beside([partial(overlay_boxes, low, box, title="a"), partial(overlay_boxes, high, title="b")]))
+    tall = boxes((20, 10, 180, 290), size=(200, 300))
+    sheet = np.asarray(
+        beside([partial(overlay_boxes, low, box, title="a"), partial(overlay_boxes, high, tall, title="b")])
+    )
     left = np.asarray(overlay_boxes(low, box, title="a"))
-    footers = sheet[-17:, : left.shape[1]], sheet[-17:, left.shape[1] : left.shape[1] + 280]
-    assert np.array_equal(footers[0], left[-17:]) and np.array_equal(footers[0][:, :280], footers[1])
+    legends = [part[-40:] for part in (left, sheet[:, : left.shape[1]], sheet[:, left.shape[1] :])]
+    width = min(part.shape[1] for part in legends)
+    assert np.array_equal(legends[0], legends[1])
+    assert all(np.array_equal(part[:, :width], legends[0][:, :width]) for part in legends)
     assert np.array_equal(sheet[:100, : left.shape[1]], left[:100])

@@ -81,6 +81,11 @@ def test_an_own_slice_is_shown_as_its_file_is(write_series: Callable[..., Path])
     folder = write_series(slice_3=own)
     file = next(path for path in folder.iterdir() if "WindowCenter" in pydicom.dcmread(path))
     assert np.array_equal(load_image(folder, slice_index=3).pixels, load_image(file).pixels)
+    across = load_image(folder, plane="coronal")  # shown as the middle slice is, which is this one
+    assert across.info["windows"] == [(100.0, 300.0)]
+    unit = np.clip((VALUES[:, 8 // 2 - 1, ::-1].T * 2.0 - 3 - 99.5) / 299 + 0.5, 0, 1)
+    unpadded = across.pixels[[0, 1, 2, 4, 5, 6], :, 0]
+    assert np.array_equal(unpadded, np.rint(255 * (1 - unit))[[0, 1, 2, 4, 5, 6]])
 
 
 @pytest.mark.parametrize(
