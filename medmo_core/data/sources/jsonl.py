@@ -14,6 +14,8 @@ from ..records.sample import Sample
 from .foreign import refuse_other_kinds
 from .record_source import MAX_RECORD_BYTES, FoundRecord, Place, Span, checked, oversized
 
+BUFFER_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class JsonlFiles:
@@ -86,7 +88,7 @@ def load_jsonl(path: str | Path, root: str | Path | None = None) -> list[Sample]
 def _records(path: Path) -> Iterator[tuple[Place, Sample | None, list[Fault]]]:
     """Yield place, sample (as far as it could be read) and faults of every line that is not blank."""
     start, line = 0, 0
-    with path.open("rb") as file:
+    with path.open("rb", buffering=BUFFER_BYTES) as file:
         while raw := file.readline(MAX_RECORD_BYTES + 1):
             line += 1
             if len(raw) > MAX_RECORD_BYTES and not raw.endswith(b"\n"):

@@ -25,7 +25,7 @@ IMAGE_COLUMNS = ("image", "images")
 KEPT_FILES, KEPT_RECORD_GROUPS, KEPT_IMAGE_GROUPS = 32, 8, 2
 MAX_GROUP_BYTES = 2**30
 """Largest part of a row group that is read at once (records or pictures), after unpacking."""
-STEP_BYTES, STEP_ROWS = 2**28, 1024  # that are unpacked, at most, between two looks at how much there is by now
+STEP_BYTES, STEP_ROWS = 2**28, 256  # that are unpacked, at most, between two looks at how much there is by now
 T = TypeVar("T")
 
 
@@ -147,18 +147,16 @@ class ParquetFiles:
         table, batches, num_bytes = self._table(number), [], 0
         limit = f"at most {MAX_GROUP_BYTES // 2**20} MiB to a row group"
         try:
-            declared = table.metadata.row_group(group)
-            columns = [declared.column(i) for i in range(declared.num_columns)]
-            num_bytes = sum(c.total_uncompressed_size for c in columns if c.path_in_schema in leaves)
-            if num_bytes <= MAX_GROUP_BYTES:
-                # A value may be stored once and meant by every row: no row is larger than all that is stored.
-                rows, num_bytes = max(1, min(STEP_ROWS, STEP_BYTES // max(1, num_bytes))), 0
-                for batch in table.iter_batches(rows, row_groups=[group], columns=list(leaves)):
-                    num_bytes += batch.nbytes
-                    if num_bytes > MAX_GROUP_BYTES:
-                        break
-                    batches.append(batch)
-            if num_bytes <= MAX_GROUP_BYTES:
+            # A value may be stored once and meant by every row: no row is larger than all that is stored. The sizes of
+            # single columns are not asked for, which ends the process where the table is damaged.
+            stored = max(1, table.metadata.row_group(group).total_byte_size)
+            rows = max(1, min(STEP_ROWS, STEP_BYTES // stored))
+            for batch in table.iter_batches(rows, row_groups=[group], columns=list(leaves), use_threads=False):
+                num_bytes += batch.nbytes
+                if num_bytes > MAX_GROUP_BYTES:
+                    break
+                batches.append(batch)
+            else:
                 return pyarrow.Table.from_batches(batches, table.schema_arrow if not batches else None)
         except Exception as error:  # arrow's own errors are of many kinds
             raise RecordError([_unreadable(self.paths[number], f"row group {group}: {_first_line(error)}")]) from None

@@ -16,6 +16,7 @@ from medmo_core.data.records.sample import ImageRef
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)
 DEEP = RNG.integers(0, 4096, (9, 12), dtype=np.uint16)
+Damaged = Callable[[bytes, random.Random], bytes]
 MAX_PIXELS = 100_000  # what a damaged header may claim: these tests are about errors, not about memory
 
 
@@ -108,30 +109,7 @@ SEEDS: dict[str, Callable[..., list[bytes]]] = {
 }
 
 
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    """Change a few bytes, mostly near the start where headers are, or cut, repeat or drop a piece."""
-    spoilt = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        reach = len(spoilt) if rng.random() < 0.5 else min(len(spoilt), 400)
-        at = rng.randrange(max(1, reach))
-        piece = slice(at, at + rng.choice((1, 2, 4, 30)))
-        kind = rng.randrange(6)
-        if kind == 0:
-            del spoilt[at:]
-        elif kind == 1:
-            del spoilt[piece]
-        elif kind == 2:
-            spoilt[at:at] = spoilt[piece]
-        elif kind == 3:
-            spoilt[piece] = rng.choice((b"\0", b"\xff", b"\x7f")) * len(spoilt[piece])
-        elif kind == 4:
-            spoilt[piece] = rng.randbytes(len(spoilt[piece]))
-        elif at < len(spoilt):
-            spoilt[at] ^= 1 << rng.randrange(8)
-    return bytes(spoilt)
-
-
-def survive(suffix: str, seeds: list[bytes], folder: Path, num_cases: int, seed: int) -> int:
+def survive(suffix: str, seeds: list[bytes], folder: Path, num_cases: int, seed: int, damaged: Damaged) -> int:
     """Read damaged files and return how many still gave a picture."""
     rng = random.Random(seed)
     file, shown = folder / f"case{suffix}", 0
@@ -154,15 +132,19 @@ def survive(suffix: str, seeds: list[bytes], folder: Path, num_cases: int, seed:
 
 
 @pytest.mark.parametrize("suffix", list(SEEDS))
-def test_damaged_files_end_in_our_own_error(tmp_path: Path, write_dicom: Callable[..., Path], suffix: str) -> None:
+def test_damaged_files_end_in_our_own_error(
+    tmp_path: Path, write_dicom: Callable[..., Path], damaged: Damaged, suffix: str
+) -> None:
     seeds = dicoms(tmp_path, write_dicom) if suffix == ".dcm" else SEEDS[suffix](tmp_path)
-    shown = survive(suffix, seeds, tmp_path, 500, seed=1)
+    shown = survive(suffix, seeds, tmp_path, 500, 1, damaged)
     assert 0 < shown < 500  # some damage shows, some does not
 
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("suffix", list(SEEDS))
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_many_damaged_files(tmp_path: Path, write_dicom: Callable[..., Path], suffix: str, seed: int) -> None:
+def test_many_damaged_files(
+    tmp_path: Path, write_dicom: Callable[..., Path], damaged: Damaged, suffix: str, seed: int
+) -> None:
     seeds = dicoms(tmp_path, write_dicom) if suffix == ".dcm" else SEEDS[suffix](tmp_path)
-    survive(suffix, seeds, tmp_path, 5000, seed)
+    survive(suffix, seeds, tmp_path, 5000, seed, damaged)

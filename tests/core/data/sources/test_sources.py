@@ -288,9 +288,9 @@ def test_a_row_is_read_with_its_group_alone_and_pixels_only_when_wanted(
     read: list[tuple[int, bool]] = []
     original = parquet.ParquetFile.iter_batches
 
-    def counted(self: Any, rows: int, row_groups: list[int], columns: list[str]) -> Any:
+    def counted(self: Any, rows: int, row_groups: list[int], columns: list[str], **options: Any) -> Any:
         read.extend((group, any(column.endswith(".bytes") for column in columns)) for group in row_groups)
-        return original(self, rows, row_groups=row_groups, columns=columns)
+        return original(self, rows, row_groups=row_groups, columns=columns, **options)
 
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
     sample = source.sample(3)
