@@ -1,7 +1,7 @@
 """Answers that need no look at the image: what a model must beat to show that it looks.
 
 All are fitted on training samples only: the commonest answer to each kind of question, one constant report, and for
-each label the one box that fits it best.
+each label the one box that fits it best. What training has not seen gets what fits all that it has.
 
 Shapes: N boxes, xyxy as shares of the image.
 """
@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from medmo_core.boxes import AnyBoxes, Boxes, ImageBoxes, by_image
-from medmo_core.data.records.sample import Sample, message_text
+from medmo_core.data.records.sample import Answer, Sample, message_text
 from medmo_core.datasets.embedded.tasks import eval_samples
 from medmo_core.datasets.embedded.texts import listed
 
+ANY_LABEL = "*"
 GRID = 101  # positions a corner may take
 NUM_STARTS = 4
+MAX_ROWS = 500  # boxes of all labels together that one box is fitted to
 FIT_SAMPLES = {"vqa": 2000, "grounding": 3000, "report": 400}
 FIT_SEED = 20_000
 
@@ -33,8 +35,8 @@ class FittedBaselines:
     """Constant answers per kind of question and constant boxes per label.
 
     Attributes:
-        answers: kind of question -> commonest answer.
-        constant_boxes: label -> x1, y1, x2, y2 as shares of the image.
+        answers: kind of question, and the wider kinds (`wider_kinds`) -> commonest answer.
+        constant_boxes: label, or `ANY_LABEL` -> x1, y1, x2, y2 as shares of the image.
         by: what a kind of question is, see `fit_baselines`.
     """
 
@@ -43,13 +45,19 @@ class FittedBaselines:
     by: str = "form"
 
     def answer(self, sample: Sample) -> str | None:
-        """Return the commonest training answer to this kind of question; None where it never came up."""
-        return self.answers.get(kind_of(sample, self.by))
+        """Return the commonest training answer to this kind of question; None where its task never came up.
+
+        A kind of question that training has not seen gets the commonest answer of its type of answer, then of its task:
+        else a model that always says the same would gain over a baseline that is silent.
+        """
+        kinds = (kind_of(sample, self.by), *wider_kinds(sample))
+        return next((self.answers[kind] for kind in kinds if kind in self.answers), None)
 
     def boxes(self, sample: Sample) -> AnyBoxes | None:
-        """Return the constant box of each label asked for, in pixels of the image; None where none is known.
+        """Return the constant box of each label asked for, in pixels of the image; None where no box is known.
 
-        Among several images it knows which one each label is to be found in.
+        A label that training has not seen gets the box that fits all of them best. Among several images it knows which
+        one each label is to be found in.
         """
         truth = sample.truth_boxes()
         if truth is None:
@@ -60,8 +68,9 @@ class FittedBaselines:
         return replace(truth, per_image=parts) if isinstance(truth, ImageBoxes) else parts[0]
 
     def _constants(self, truth: Boxes) -> Boxes:
-        labels = [label for label in dict.fromkeys(truth.labels) if label in self.constant_boxes]
-        rows = torch.tensor([self.constant_boxes[label] for label in labels], dtype=torch.float64).reshape(-1, 4)
+        labels = list(dict.fromkeys(truth.labels)) if self.constant_boxes else []
+        chosen = [self.constant_boxes.get(label, self.constant_boxes[ANY_LABEL]) for label in labels]
+        rows = torch.tensor(chosen, dtype=torch.float64).reshape(-1, 4)
         return Boxes(rows, "unit", truth.size, tuple(labels)).pixel()
 
 
@@ -80,6 +89,12 @@ def kind_of(sample: Sample, by: str = "form") -> str:
     return f"{sample.task}/{words[-1] if words else ''}"
 
 
+def wider_kinds(sample: Sample) -> tuple[str, ...]:
+    """Return the kinds that stand for a question which training has not seen: its type of answer, then its task."""
+    answer = sample.answer
+    return (*((f"{sample.task} of type {answer.type}",) if answer is not None else ()), f"any {sample.task}")
+
+
 def fit_baselines(samples: Iterable[Sample], *, by: str = "form") -> FittedBaselines:
     """Fit constant answers on training samples.
 
@@ -96,15 +111,27 @@ def fit_baselines(samples: Iterable[Sample], *, by: str = "form") -> FittedBasel
             for part in by_image(truth):
                 for label, row in zip(part.labels, part.to("unit").xyxy.tolist(), strict=True):
                     boxes[label].append(tuple(row))
+                    boxes[ANY_LABEL].append(tuple(row))
         elif sample.task == "report" and sample.facts:
-            reports[kind_of(sample, by)].append(sample)
+            for kind in (kind_of(sample, by), *wider_kinds(sample)):
+                reports[kind].append(sample)
         elif sample.answer is not None and sample.answer.value is not None:
             votes[kind_of(sample, by)][sample.answer.value] += 1
+            for kind in wider_kinds(sample):
+                votes[kind][_letter(sample.answer) or sample.answer.value] += 1
     # Of equally common answers the alphabet decides, so that the order of the samples does not.
     answers = {kind: min(counts, key=lambda a: (-counts[a], a)) for kind, counts in votes.items()}
     answers |= {kind: constant_report(members) for kind, members in reports.items()}
-    best = {label: best_constant_box(np.array(rows)) for label, rows in sorted(boxes.items())}
+    every = boxes.get(ANY_LABEL, [])
+    boxes[ANY_LABEL] = every[:: max(1, len(every) // MAX_ROWS)]  # time and memory grow with the square
+    best = {label: best_constant_box(np.array(rows)) for label, rows in sorted(boxes.items()) if rows}
     return FittedBaselines(answers, best, by)
+
+
+def _letter(answer: Answer) -> str:
+    """Return the letter of a right choice, which questions with different choices share; empty where there is none."""
+    choices = list(answer.choices or ())
+    return chr(ord("A") + choices.index(answer.value)) if answer.type == "choice" and answer.value in choices else ""
 
 
 def constant_report(samples: Sequence[Sample]) -> str:

@@ -57,15 +57,15 @@ def format_table(metrics: Mapping[str, Score]) -> str:
     rows = [("metric", "value", "95 % interval", "baseline", "gain over it", "answers", "images", "scans")]
     for name, s in metrics.items():
         baseline = "" if s.baseline is None else f"{s.baseline:.3f}"
-        gain = "" if s.gain is None else f"{s.gain:+.3f} {_interval(s.gain_low, s.gain_high, '+.3f')}"
+        gain = "" if s.gain is None else f"{s.gain:+.3f} {interval(s.gain_low, s.gain_high, '+.3f')}"
         counts = (str(s.n), str(s.num_images), str(s.num_scans))
-        rows.append((name, f"{s.value:.3f}", _interval(s.low, s.high, ".3f"), baseline, gain, *counts))
+        rows.append((name, f"{s.value:.3f}", interval(s.low, s.high), baseline, gain, *counts))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _interval(low: float | None, high: float | None, form: str) -> str:
-    """Write an interval; nothing where there is none."""
+def interval(low: float | None, high: float | None, form: str = ".3f") -> str:
+    """Write an interval; nothing where there is none, as with a single image."""
     known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
     return f"[{low:{form}}, {high:{form}}]" if known else ""
 

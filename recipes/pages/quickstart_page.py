@@ -14,7 +14,7 @@ from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT
 from medmo_core.datasets.embedded.tasks import eval_samples
 
-from ..evaluation.results import Evaluation, format_table, paired_gain
+from ..evaluation.results import Evaluation, format_table, interval, paired_gain
 from ..evaluation.scores import Prediction, Score
 from ..settings.run_config import RunConfig
 from ..training.monitoring.log import read_metrics
@@ -59,23 +59,29 @@ def verdicts(outcome: "Outcome") -> list[Verdict]:
 def _beats_baseline(claim: str, score: Score) -> Verdict:
     if score.gain is None or score.gain_low is None or score.gain_high is None:
         return Verdict(claim, f"{score.value:.3f}, no baseline", False)
-    interval = f"{score.gain:+.3f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}]"
-    measured = f"{score.value:.3f} against {score.baseline:.3f}: {interval}, {score.n} questions, {_these_scans(score)}"
+    gain = f"{score.gain:+.3f} {interval(score.gain_low, score.gain_high, '+.3f')}"
+    measured = f"{score.value:.3f} against {score.baseline:.3f}: {gain}, {score.n} questions, {_these_scans(score)}"
     return Verdict(claim, measured, score.gain_low > 0)
 
 
 def _control(result: Evaluation) -> Verdict:
-    real, shuffled = result.metrics["grounding_iou"], result.metrics["grounding_iou_shuffled"]
-    constant = real.baseline if real.baseline is not None else float("nan")
-    interval = f"{shuffled.value:.3f} [{shuffled.low:.3f}, {shuffled.high:.3f}]"
-    measured = f"{interval} with shuffled images, constant box {constant:.3f}"
-    return Verdict("With shuffled images, grounding falls to the constant box", measured, shuffled.low <= constant)
+    """Judge whether grounding needs the picture: it must fall without it, and no further score than a constant box."""
+    shuffled, constant = result.metrics["grounding_iou_shuffled"], result.metrics["grounding_iou"].baseline
+    real, other = result.predictions["grounding"], result.predictions["grounding_shuffled"]
+    fall, low, high = paired_gain(real, other, "grounding_iou")
+    measured = (
+        f"{result.metrics['grounding_iou'].value:.3f} falls by {fall:.3f} {interval(low, high)} "
+        f"to {shuffled.value:.3f} {interval(shuffled.low, shuffled.high)}; "
+        + ("no constant box" if constant is None else f"constant box {constant:.3f}")
+    )
+    holds = low > 0 and constant is not None and shuffled.low <= constant
+    return Verdict("With shuffled images, grounding falls to the constant box", measured, holds)
 
 
 def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -> Verdict:
     gain, low, high = paired_gain(after, before, "grounding_iou")
-    measured = f"{gain:+.4f} [{low:+.4f}, {high:+.4f}], {len(before)} questions, paired, resampled by slice"
-    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, gain > 0)
+    measured = f"{gain:+.4f} {interval(low, high, '+.4f')}, {len(before)} questions, paired, resampled by slice"
+    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, low > 0)
 
 
 def _sharpening(outcome: "Outcome") -> Verdict:
@@ -91,7 +97,7 @@ def _sharpening(outcome: "Outcome") -> Verdict:
 
 
 def _these_scans(score: Score) -> str:
-    return f"these {score.num_scans} scans only"
+    return "this scan only" if score.num_scans == 1 else f"these {score.num_scans} scans only"
 
 
 def format_verdicts(outcome: "Outcome") -> str:
@@ -146,7 +152,7 @@ def score_table(outcome: "Outcome", suffix: str, title: str) -> Table:
 
 
 def _score_cell(score: Score | None) -> Cell:
-    return Cell("") if score is None else Cell(f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]")
+    return Cell("") if score is None else Cell(f"{score.value:.3f}", interval(score.low, score.high))
 
 
 def sampling_table(outcome: "Outcome") -> Table:

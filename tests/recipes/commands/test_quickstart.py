@@ -1,7 +1,10 @@
 """The quickstart's machinery, at a size that learns nothing: every file is written, and one seed gives one result."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -37,7 +40,7 @@ def test_metrics_follow_the_schema(folder: Path) -> None:
 
 def test_the_report_shows_everything(folder: Path) -> None:
     html = (folder / "report.html").read_text(encoding="utf-8")
-    for text in ("Research use only", "fixed random crops", "full slices", "shuffled", "sharpening", "scans only"):
+    for text in ("Research use only", "fixed random crops", "full slices", "shuffled", "sharpening", "this scan only"):
         assert text in html
     assert html.count("data:image/png;base64,") > 1
     assert (folder / "held_out.png").read_bytes()[:4] == b"\x89PNG"
@@ -68,23 +71,59 @@ def score(value: float, gain_low: float) -> Score:
     return Score(value, n=9, num_images=3, num_scans=2, baseline=0.2, **interval)
 
 
-def evaluation(ious: list[float], gain_low: float, shuffled: float) -> Evaluation:
-    mean = sum(ious) / len(ious)
-    metrics = {"vqa_accuracy": score(0.6, gain_low), "grounding_iou": score(mean, gain_low)}
-    metrics["grounding_iou_shuffled"] = score(shuffled, 0.0)
-    predictions = [
-        Prediction(f"s{i}", "grounding", "", "", "", {"grounding_iou": iou}, image=str(i)) for i, iou in enumerate(ious)
-    ]
-    return Evaluation(metrics, {"grounding": predictions})
+def answers(ious: list[float]) -> list[Prediction]:
+    scores = [{"grounding_iou": iou} for iou in ious]
+    return [Prediction(f"s{i}", "grounding", "", "", "", found, image=str(i)) for i, found in enumerate(scores)]
+
+
+def evaluation(ious: list[float], gain_low: float, shuffled: list[float]) -> Evaluation:
+    metrics = {"vqa_accuracy": score(0.6, gain_low), "grounding_iou": score(fmean(ious), gain_low)}
+    metrics["grounding_iou_shuffled"] = score(fmean(shuffled), 0.0)
+    return Evaluation(metrics, {"grounding": answers(ious), "grounding_shuffled": answers(shuffled)})
 
 
 def test_verdicts_follow_the_figures() -> None:
-    better, worse = evaluation([0.4, 0.5], 0.1, 0.2), evaluation([0.2, 0.3], 0.1, 0.2)
-    good = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], 0.05, 0.2), "reinforce": better})
-    bad = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], -0.05, 0.9), "reinforce": worse})
+    better, worse = evaluation([0.4, 0.5], 0.1, [0.2, 0.2]), evaluation([0.2, 0.3], 0.1, [0.2, 0.2])
+    good = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], 0.05, [0.2, 0.2]), "reinforce": better})
+    bad = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], -0.05, [0.9, 0.9]), "reinforce": worse})
     for outcome in (good, bad):
         outcome.sampled = {1.0: 0.1, 0.3: 0.2}
         outcome.sampled_after = 0.3 if outcome is good else 0.15
     assert [v.holds for v in quickstart_page.verdicts(good)] == [True] * 5
     assert [v.holds for v in quickstart_page.verdicts(bad)] == [False] * 5
     assert "sharpening" in quickstart_page.verdicts(bad)[-1].measured
+
+
+@pytest.mark.parametrize(
+    ("real", "shuffled", "holds"),
+    [
+        ([0.5, 0.6, 0.7], [0.2, 0.1, 0.3], True),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], False),  # a model that scores nowhere falls nowhere
+        ([0.3, 0.3, 0.3], [0.3, 0.3, 0.3], False),
+        ([0.9, 0.1, 0.2], [0.1, 0.3, 0.2], False),  # falls in the mean, not in the interval
+        ([0.9, 0.9, 0.9], [0.7, 0.7, 0.7], False),  # falls, and stays above the constant box of 0.2
+        ([0.5], [0.1], False),  # one image says nothing
+    ],
+)
+def test_the_control_must_fall_and_reach_the_constant_box(
+    real: list[float], shuffled: list[float], holds: bool
+) -> None:
+    outcome = quickstart_page.Outcome({"instruct": evaluation(real, 0.1, shuffled)})
+    verdict = next(v for v in quickstart_page.verdicts(outcome) if "shuffled" in v.claim)
+    assert verdict.holds is holds and "nan" not in verdict.measured
+
+
+@pytest.mark.parametrize(("after", "holds"), [([0.4, 0.5, 0.6], True), ([0.9, 0.2, 0.2], False), ([0.3] * 3, False)])
+def test_reinforce_is_above_instruct_only_by_its_interval(after: list[float], holds: bool) -> None:
+    before = evaluation([0.3, 0.3, 0.3], 0.1, [0.1] * 3)
+    outcome = quickstart_page.Outcome({"instruct": before, "reinforce": evaluation(after, 0.1, [0.1] * 3)})
+    outcome.sampled, outcome.sampled_after = {1.0: 0.1}, 0.2
+    verdict = next(v for v in quickstart_page.verdicts(outcome) if "above instruct's" in v.claim)
+    assert verdict.holds is holds
+
+
+def test_one_scan_is_no_scans() -> None:
+    one = replace(score(0.5, 0.1), num_scans=1, low=math.nan, high=math.nan)
+    outcome = quickstart_page.Outcome({"random": Evaluation({"vqa_accuracy": one})})
+    (row,) = quickstart_page.score_table(outcome, "", "title").rows
+    assert "this scan only" in row[0].detail and row[1].detail == ""
