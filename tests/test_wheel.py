@@ -57,7 +57,7 @@ def test_tokenizer_tables_and_report_travel(installed: Path, tmp_path: Path) -> 
         "from medmo_core.data.text.tokenizer import Tokenizer;"
         "from medmo_recipes.pages.page_templates import TEMPLATES;"
         "import medmo_kernels as kernels;"
-        "print(Tokenizer.embedded().vocab_size > 1000, len(list(TEMPLATES.glob('*.j2'))) == 3, kernels.__file__)"
+        "print(Tokenizer.embedded().vocab_size > 1000, len(list(TEMPLATES.glob('*.j2'))) == 4, kernels.__file__)"
     )
     assert run(code, installed, tmp_path).startswith("True True " + str(installed))
 

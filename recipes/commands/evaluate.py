@@ -11,10 +11,13 @@ over images, and so speak of these scans only. The embedded images are scored un
 whole (`_full`), pairs of them (`embedded:pair`) when asked for. In `_shuffled` each question comes with another image:
 what is left there was not seen.
 
-Writes metrics.json and predictions.jsonl; neither names a patient. Research use only.
+Writes metrics.json, predictions.jsonl and report.html (pictures with boxes, every answer, provenance); none of them
+names a patient. Research use only.
 """
 
 import argparse
+import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,39 +29,57 @@ from medmo_core.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
     arguments = build_parser().parse_args(argv)
-    from medmo_core.inference import load  # late: help need not wait for PyTorch
+    from medmo_core.data.sources.open_source import find_files  # late: help need not wait for PyTorch
+    from medmo_core.datasets.catalogue import find_data_set
+    from medmo_core.inference import load
+    from medmo_core.models.official.folder import find_folder
 
     from ..evaluation.ask import Asking
-    from ..evaluation.results import NOTICE, format_table, write_evaluation
+    from ..evaluation.progress import ProgressLine
+    from ..evaluation.provenance import provenance_of
+    from ..evaluation.results import FILES, NOTICE, counted, format_table, refuse_overwriting, write_evaluation
     from ..evaluation.suites import evaluate_data, evaluate_embedded
+    from ..pages.evaluation_page import write_page
 
-    asking = Asking(arguments.batch_size, arguments.max_new_tokens, arguments.seed)
+    progress = ProgressLine()
+    asking = Asking(arguments.batch_size, arguments.max_new_tokens, arguments.seed, progress)
     if arguments.num_samples < 1:
         raise InputError(f"--num-samples is {arguments.num_samples}, expected 1 or more")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise InputError(f"--out {arguments.out} is a file, expected a folder to write into")
-    kit = load(arguments.checkpoint, device=arguments.device, dtype=arguments.dtype)
+    name = None if arguments.data is None else current_name(arguments.data)
+    files = find_files(name) if name is not None and find_data_set(name) is None else []
+    refuse_overwriting(arguments.out, files, overwrite=arguments.overwrite)
+    folder = find_folder(arguments.checkpoint)
+    kit = load(folder, device=arguments.device, dtype=arguments.dtype)
     started = time.perf_counter()
-    if arguments.data is None:
-        result = evaluate_embedded(kit.model, kit.processor, num_samples=arguments.num_samples, asking=asking)
-        where = "embedded images"
-    else:
-        name = current_name(arguments.data)
-        result = evaluate_data(
-            kit.model,
-            kit.processor,
-            name,
-            root=arguments.root,
-            num_samples=arguments.num_samples,
-            split=arguments.split,
-            asking=asking,
+    split = arguments.split
+    if name is None:
+        result = evaluate_embedded(
+            kit.model, kit.processor, num_samples=arguments.num_samples, split=split, asking=asking
         )
-        where = f"{name}, split {arguments.split}"
+    else:
+        result = evaluate_data(
+            kit.model, kit.processor, name, root=arguments.root, num_samples=arguments.num_samples, split=split,
+            asking=asking,
+        )  # fmt: skip
+    progress.close()
+    where = name or "embedded images"
+    provenance = provenance_of(
+        result, checkpoint=arguments.checkpoint, folder=folder, data=where, files=files, split=split, asking=asking
+    )
+    write_evaluation(arguments.out, result, provenance)
+    try:
+        write_page(arguments.out, result, provenance)
+    except ImportError as error:  # figures and answers are written all the same
+        print(f"no page: {error}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"metrics": result.to_json(), "provenance": provenance, "out": str(arguments.out)}, indent=2))
+        return 0
     print(format_table(result.metrics))
-    print(f"{where}: {sum(map(len, result.predictions.values()))} answers in {time.perf_counter() - started:.0f} s")
+    count = sum(map(len, result.predictions.values()))
+    print(f"{where}, split {split}: {counted(count, 'answer')} in {time.perf_counter() - started:.0f} s")
     print(NOTICE)
-    write_evaluation(arguments.out, result)
-    print(f"wrote {arguments.out / 'metrics.json'} and {arguments.out / 'predictions.jsonl'}")
+    there = [arguments.out / name for name in FILES if (arguments.out / name).is_file()]
+    print(f"wrote {', '.join(map(str, there))}")
     return 0
 
 
@@ -77,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", default="test", help="split of --data to score (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in that folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.add_argument(
         "--num-samples", type=int, default=200, help="questions per task of a data set (default: %(default)s)"
     )

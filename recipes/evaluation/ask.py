@@ -3,7 +3,7 @@
 Shapes: N pairs of an image and its caption.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,6 +19,14 @@ from medmo_core.models.medmo import MedMO
 SPARE_TOKENS = 16  # an answer may be half as long again as the longest true one, and this much more
 MAX_ANSWER_TOKENS = 1024
 Member = TypeVar("Member")
+OnProgress = Callable[[str, int, int], None]
+"""What hears how far a part of an evaluation is: its name, how many are done, how many there are."""
+
+
+def in_silence(part: str, done: int, total: int) -> None:
+    """Hear how far an evaluation is, and keep it to oneself."""
+
+
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Asking:
         batch_size: answers decoded together, or documents per pass.
         max_new_tokens: longest answer; None: half as long again as the longest true one.
         seed: seed of everything that is drawn: crops, shuffling, bootstrap.
+        on_progress: function that hears how far the evaluation is.
 
     Raises:
         InputError: a number is out of range.
@@ -37,6 +46,7 @@ class Asking:
     batch_size: int = 64
     max_new_tokens: int | None = None
     seed: int = 0
+    on_progress: OnProgress = in_silence
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -57,6 +67,7 @@ def answer(
     *,
     max_new_tokens: int,
     batch_size: int = 64,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Answer samples greedily; their own answers are not shown to the model.
 
@@ -66,6 +77,7 @@ def answer(
         samples: samples with the questions.
         max_new_tokens: longest answer, see `answer_limit`.
         batch_size: answers decoded together.
+        on_progress: function that hears, after every batch, how many samples are answered.
 
     Returns:
         One text per sample.
@@ -75,6 +87,7 @@ def answer(
         batch = pack([processor.encode(sample, for_generation=True) for sample in chunk])
         outcomes = model.generate(batch.to(model.head_weight.device), max_new_tokens=max_new_tokens)
         texts += [processor.tokenizer.decode(generations[0].tokens) for generations in outcomes]
+        on_progress(len(texts))
     return texts
 
 
@@ -94,8 +107,9 @@ def batched(members: Sequence[Member], size: int) -> Iterator[Sequence[Member]]:
 
 @torch.no_grad()
 def caption_scores(
-    model: MedMO, processor: Processor, images: Sequence[Sample], captions: Sequence[str], *, batch_size: int = 64
-) -> Tensor:
+    model: MedMO, processor: Processor, images: Sequence[Sample], captions: Sequence[str], *, batch_size: int = 64,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:  # fmt: skip
     """Score every caption against every image by its log-likelihood given the image, per token.
 
     Args:
@@ -104,6 +118,7 @@ def caption_scores(
         images: N samples; their images and questions are used.
         captions: candidate texts.
         batch_size: documents per pass.
+        on_progress: function that hears, after every pass, how many pairs are scored.
 
     Returns:
         (N, number of captions) float64.
@@ -115,6 +130,7 @@ def caption_scores(
         assert batch.labels is not None
         lengths = [int((part >= 0).sum()) for part in batch.labels.split(batch.lengths())]
         scores += [part.double().mean() for part in model.token_logprobs(batch).cpu().split(lengths)]
+        on_progress(len(scores))
     return torch.stack(scores).view(len(images), len(captions))
 
 

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medmo_core.data.records.sample import Sample
 from medmo_core.durable import replacing, write_text
 from medmo_core.errors import InputError
 from medmo_core.metrics import paired_bootstrap
@@ -24,10 +25,18 @@ class Evaluation:
     Attributes:
         metrics: name -> score; `_full` marks whole images, `_shuffled` the control.
         predictions: "task", "task_full" or "task_shuffled" -> answers, in the order of the samples.
+        samples: key of `predictions` -> the samples whose answers they are; never written to a file.
     """
 
     metrics: dict[str, Score] = field(default_factory=dict)
     predictions: dict[str, list[Prediction]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def add(self, other: "Evaluation") -> None:
+        """Take over the scores and answers of a part."""
+        self.metrics |= other.metrics
+        self.predictions |= other.predictions
+        self.samples |= other.samples
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Return metric -> {value, low, high, n, num_images, num_scans, baseline, gain, gain_low, gain_high}."""
@@ -64,16 +73,52 @@ def format_table(metrics: Mapping[str, Score]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def counted(number: int, name: str) -> str:
+    """Write a count with the name of what is counted: 1 scan, 2 scans."""
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
 def interval(low: float | None, high: float | None, form: str = ".3f") -> str:
     """Write an interval; nothing where there is none, as with a single image."""
     known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
     return f"[{low:{form}}, {high:{form}}]" if known else ""
 
 
-def write_evaluation(folder: Path, result: Evaluation) -> None:
-    """Write metrics.json and predictions.jsonl into a folder."""
+FILES = ("metrics.json", "predictions.jsonl", "report.html")
+"""What an evaluation writes into its folder; the page is `pages/evaluation_page.py`'s."""
+
+
+def refuse_overwriting(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+    """Look, before any work, whether an evaluation may be written into a folder.
+
+    Args:
+        folder: folder to write into.
+        inputs: files that the evaluation reads.
+        overwrite: whether an earlier evaluation may be replaced.
+
+    Raises:
+        InputError: it is a file, it holds something, or a file to write is one that is read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file, expected a folder to write into")
+    outputs = {(folder / name).resolve() for name in FILES}
+    for path in inputs:
+        if path.resolve() in outputs:
+            raise InputError(f"--out {folder}: {path.name} in it is read as data and would be replaced; choose another")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"--out {folder} holds something already; name a new folder, or add --overwrite")
+
+
+def write_evaluation(folder: Path, result: Evaluation, provenance: Mapping[str, Any]) -> None:
+    """Write metrics.json and predictions.jsonl into a folder.
+
+    Args:
+        folder: folder to write into; created.
+        result: what to write.
+        provenance: what was scored and by what, in plain values.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"metrics": result.to_json(), "notice": NOTICE}
+    values = {"metrics": result.to_json(), "provenance": provenance, "notice": NOTICE}
     write_text(folder / "metrics.json", json.dumps(values, indent=2) + "\n")
     with replacing(folder / "predictions.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
         for key, predictions in result.predictions.items():

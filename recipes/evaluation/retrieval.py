@@ -11,8 +11,9 @@ from medmo_core.errors import InputError
 from medmo_core.metrics import bootstrap_ci, retrieval_ranks
 from medmo_core.models.medmo import MedMO
 
-from .ask import caption_scores
-from .scores import Score, image_key
+from .ask import DEFAULT_ASKING, Asking, caption_scores
+from .results import Evaluation
+from .scores import Prediction, Score, image_key
 
 
 def distinct_captions(sample_text: SampleText, samples: Sequence[Sample]) -> list[Sample]:
@@ -28,15 +29,9 @@ def distinct_captions(sample_text: SampleText, samples: Sequence[Sample]) -> lis
     return list(kept.values())
 
 
-def retrieval_metrics(
-    model: MedMO,
-    processor: Processor,
-    samples: Sequence[Sample],
-    *,
-    suffix: str = "",
-    batch_size: int = 64,
-    seed: int = 0,
-) -> dict[str, Score]:
+def evaluate_retrieval(
+    model: MedMO, processor: Processor, samples: Sequence[Sample], *, suffix: str = "", asking: Asking = DEFAULT_ASKING
+) -> Evaluation:
     """Rank captions for each image and images for each caption.
 
     Args:
@@ -44,25 +39,49 @@ def retrieval_metrics(
         processor: processor of the model's checkpoint.
         samples: N pairs with distinct captions.
         suffix: ending of the names.
-        batch_size: documents per pass.
-        seed: seed of the bootstrap.
+        asking: batch size and seed of the bootstrap.
 
     Returns:
         `retrieval_recall1` and `retrieval_median_rank` (a caption per image), `retrieval_image_recall1` and
-        `retrieval_image_median_rank` (an image per caption); the baseline is chance.
+        `retrieval_image_median_rank` (an image per caption); the baseline is chance. The answer to an image is the
+        caption that came first.
+
+    Raises:
+        InputError: fewer than two distinct captions.
     """
     samples = distinct_captions(processor.text, samples)
     if len(samples) < 2:
         raise InputError(f"retrieval needs at least two samples with distinct facts, got {len(samples)}")
     captions = [processor.text.target_text(sample) for sample in samples]
-    scores = caption_scores(model, processor, samples, captions, batch_size=batch_size)
+    key, pairs = f"retrieval{suffix}", len(samples) ** 2
+    scores = caption_scores(
+        model, processor, samples, captions, batch_size=asking.batch_size,
+        on_progress=lambda done: asking.on_progress(key, done, pairs),
+    )  # fmt: skip
     truth = list(range(len(samples)))
-    metrics: dict[str, Score] = {}
+    result = Evaluation()
     for name, table in (("retrieval", scores), ("retrieval_image", scores.T)):
         ranks = [int(rank) for rank in retrieval_ranks(table, truth)]
-        for metric, score in _rank_scores(ranks, samples, seed).items():
-            metrics[f"{name}_{metric}{suffix}"] = score
-    return metrics
+        for metric, score in _rank_scores(ranks, samples, asking.seed).items():
+            result.metrics[f"{name}_{metric}{suffix}"] = score
+    result.samples[key] = list(samples)
+    result.predictions[key] = [
+        Prediction(
+            sample_id=sample.id,
+            task=sample.task,
+            question=processor.text.question_text(sample),
+            text=captions[first],
+            truth=captions[index],
+            scores={"retrieval_recall1": float(rank == 1)},
+            baseline={"retrieval_recall1": 1 / len(samples)},
+            image=image_key(sample, crop=False),
+            scan=sample.group or image_key(sample, crop=False),
+        )
+        for index, (sample, first, rank) in enumerate(
+            zip(samples, scores.argmax(1).tolist(), retrieval_ranks(scores, truth), strict=True)
+        )
+    ]
+    return result
 
 
 def _rank_scores(ranks: Sequence[int], samples: Sequence[Sample], seed: int) -> dict[str, Score]:

@@ -1,6 +1,7 @@
 """Suites of questions: the held-out embedded images, any data set of the catalogue, and data files."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from medmo_core.data.processor import Processor
@@ -15,7 +16,7 @@ from .ask import DEFAULT_ASKING, Asking, answer, answer_limit
 from .baselines import FittedBaselines, embedded_baselines, fit_baselines
 from .controls import shuffle_images
 from .results import Evaluation
-from .retrieval import distinct_captions, retrieval_metrics
+from .retrieval import distinct_captions, evaluate_retrieval
 from .scores import METRICS, mean_score, score_answers
 
 NUM_BASELINE_SAMPLES = 400
@@ -48,9 +49,7 @@ def evaluate(
     result = Evaluation()
     for task, chosen in samples.items():
         if task == "retrieval":
-            result.metrics |= retrieval_metrics(
-                model, processor, chosen, suffix=suffix, batch_size=asking.batch_size, seed=asking.seed
-            )
+            result.add(evaluate_retrieval(model, processor, chosen, suffix=suffix, asking=asking))
             continue
         if task not in METRICS:
             raise InputError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
@@ -61,13 +60,20 @@ def evaluate(
             asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, asking.seed)
         limit = asking.max_new_tokens or answer_limit(processor, chosen)
         for key, questions in asked.items():
-            texts = answer(model, processor, questions, batch_size=asking.batch_size, max_new_tokens=limit)
+            texts = answer(
+                model, processor, questions, batch_size=asking.batch_size, max_new_tokens=limit,
+                on_progress=partial(_report_part, asking, key, len(questions)),
+            )  # fmt: skip
             # Truth, baseline and image of the sample itself, also where another image was shown.
             predictions = score_answers(chosen, texts, processor.text, baselines)
-            result.predictions[key] = predictions
+            result.predictions[key], result.samples[key] = predictions, questions
             for metric in METRICS[task]:
                 result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric, seed=asking.seed)
     return result
+
+
+def _report_part(asking: Asking, key: str, total: int, done: int) -> None:
+    asking.on_progress(key, done, total)
 
 
 def evaluate_embedded(
@@ -107,8 +113,7 @@ def evaluate_embedded(
             suffix=suffix,
             asking=asking,
         )
-        result.metrics |= part.metrics
-        result.predictions |= part.predictions
+        result.add(part)
     return result
 
 

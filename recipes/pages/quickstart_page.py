@@ -4,20 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from PIL import Image
-
-from medmo_core.boxes import Boxes
-from medmo_core.data.images.load import load_image
-from medmo_core.data.images.overlay import overlay_boxes
-from medmo_core.data.records.sample import Sample
-from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT
-from medmo_core.datasets.embedded.tasks import eval_samples
 
 from ..evaluation.results import Evaluation, format_table, interval, paired_gain
 from ..evaluation.scores import Prediction, Score
 from ..settings.run_config import RunConfig
 from ..training.monitoring.log import read_metrics
+from .evaluation_page import pictures
 from .report import Cell, Picture, Report, Table, Verdict
 
 METRIC_NAMES = {
@@ -107,8 +100,8 @@ def format_verdicts(outcome: "Outcome") -> str:
 
 def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed: int) -> None:
     """Write held_out.png and report.html."""
-    pictures = held_out_pictures(outcome.evaluations["reinforce"])
-    contact(pictures).save(out / "held_out.png")
+    shown = pictures(outcome.evaluations["reinforce"], NUM_PICTURES)
+    contact(shown).save(out / "held_out.png")
     minutes = sum(outcome.seconds.values()) / 60
     Report(
         title="MedMO quickstart",
@@ -124,7 +117,7 @@ def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed:
             sampling_table(outcome),
         ],
         curves={stage: read_metrics(out / stage / "metrics.jsonl")[0] for stage in configs},
-        gallery=pictures,
+        gallery=shown,
         gallery_note="Solid green: true box. Dashed orange: predicted box, after reinforce, greedy decoding.",
         provenance=[
             f"seed {seed}",
@@ -164,31 +157,6 @@ def sampling_table(outcome: "Outcome") -> Table:
         "judge reinforce by greedy decoding."
     )
     return Table("Sampled reward", note, header, [row])
-
-
-def held_out_pictures(result: Evaluation) -> list[Picture]:
-    """Draw predicted and true boxes on held-out crops: the first of every label, not the best."""
-    predictions = {p.sample_id: p for p in result.predictions["grounding"]}
-    samples = eval_samples("grounding", "test", crops="fixed", n=len(predictions), seed=0)
-    chosen: dict[str, Sample] = {}
-    for sample in samples:
-        if sample.boxes:
-            chosen.setdefault(sample.boxes[0].label, sample)
-    return [_picture(s, predictions[s.id]) for s in list(chosen.values())[:NUM_PICTURES]]
-
-
-def _picture(sample: Sample, prediction: Prediction) -> Picture:
-    reference = sample.images[0]
-    pixels = load_image(reference.path, root=EMBEDDED_ROOT, crop=reference.crop).pixels
-    size = (pixels.shape[1], pixels.shape[0])
-    where = sample.truth_boxes()
-    if not isinstance(where, Boxes):
-        raise ValueError(f"{sample.id}: a picture shows the boxes of one image, and the sample has another number")
-    truth = where.resize(size)
-    said = torch.tensor(prediction.boxes_px, dtype=torch.float64)
-    predicted = Boxes(said, "pixel", where.size, tuple(prediction.box_labels)).resize(size)
-    iou = prediction.scores["grounding_iou"]
-    return Picture(overlay_boxes(pixels, predicted, truth), f"{prediction.question} IoU {iou:.2f}")
 
 
 def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:

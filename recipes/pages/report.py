@@ -76,8 +76,8 @@ class Report:
             subtitle=self.subtitle,
             verdicts=self.verdicts,
             tables=self.tables,
-            curves=_base64_png(curves_png(self.curves)),
-            gallery=[{"png": _base64_png(_png(p.image)), "caption": p.caption} for p in self.gallery],
+            curves=base64_png(curves_png(self.curves)),
+            gallery=[{"png": base64_png(png_bytes(p.image)), "caption": p.caption} for p in self.gallery],
             gallery_note=self.gallery_note,
             provenance=self.provenance,
         )
@@ -103,11 +103,13 @@ def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     return buffer.getvalue()
 
 
-def _png(image: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
-def _base64_png(data: bytes) -> str:
+def base64_png(data: bytes) -> str:
+    """Return a file's content as a page holds it."""
     return base64.b64encode(data).decode("ascii")

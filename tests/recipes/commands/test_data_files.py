@@ -112,6 +112,7 @@ def test_each_kind_of_file_gets_the_same_scores(
 ) -> None:
     kit = load_kit(CONFIGS["debug_instruct"](), "cpu")
     kit.model.eval()
+    monkeypatch.setattr("medmo_core.models.official.folder.find_folder", lambda name: tmp_path)
     monkeypatch.setattr("medmo_core.inference.load", lambda *_, **__: kit)
     scores = {}
     for kind, write in WRITERS.items():

@@ -19,7 +19,7 @@ from medmo_recipes.evaluation.ask import Asking, answer, answer_limit, caption_s
 from medmo_recipes.evaluation.baselines import fit_baselines
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
-from medmo_recipes.evaluation.retrieval import distinct_captions, retrieval_metrics
+from medmo_recipes.evaluation.retrieval import distinct_captions, evaluate_retrieval
 from medmo_recipes.evaluation.scores import Prediction, image_key, mean_score, score_answers
 from medmo_recipes.evaluation.suites import evaluate, evaluate_data, evaluate_embedded
 from medmo_recipes.training.model.kit import load_kit
@@ -164,7 +164,8 @@ def test_retrieval_ranks_both_ways_beside_chance(
     table = torch.eye(4, dtype=torch.float64)
     table[1] = torch.tensor([9.0, 1.0, 8.0, 7.0])  # image 1 prefers every other caption
     monkeypatch.setattr(retrieval, "caption_scores", lambda *_, **__: table)
-    metrics = retrieval_metrics(kit.model, kit.processor, [*chosen, chosen[0]])  # a second copy is no candidate
+    result = evaluate_retrieval(kit.model, kit.processor, [*chosen, chosen[0]])  # a second copy is no candidate
+    metrics = result.metrics
     assert metrics["retrieval_recall1"].value == 0.75
     assert metrics["retrieval_recall1"].baseline == 0.25
     assert metrics["retrieval_median_rank"].value == 1.0
@@ -172,7 +173,12 @@ def test_retrieval_ranks_both_ways_beside_chance(
     assert metrics["retrieval_image_recall1"].value == 0.25  # captions 0, 2, 3 are all drawn to image 1
     assert len(distinct_captions(kit.processor.text, [*chosen, *chosen])) == 4
     with pytest.raises(ValueError, match="at least two"):
-        retrieval_metrics(kit.model, kit.processor, chosen[:1])
+        evaluate_retrieval(kit.model, kit.processor, chosen[:1])
+    said = result.predictions["retrieval"]
+    captions = [kit.processor.text.target_text(sample) for sample in chosen]
+    assert [p.truth for p in said] == captions, "every image counts as an answer: the caption that came first"
+    assert [p.text for p in said] == [captions[0], captions[0], captions[2], captions[3]]
+    assert [p.scores["retrieval_recall1"] for p in said] == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_answers_do_not_depend_on_the_batch(kit: Kit, samples: dict[str, list[Sample]]) -> None:
@@ -195,7 +201,7 @@ def test_what_is_written_names_no_patient(
 ) -> None:
     say(kit, monkeypatch, {"q0": "yes"})
     result = evaluate(kit.model, kit.processor, {"vqa": samples["vqa"]})
-    write_evaluation(tmp_path / "out", result)
+    write_evaluation(tmp_path / "out", result, {"seed": 0})
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["metrics"]["vqa_accuracy"]["value"] == 0.25
     assert "research use only" in metrics["notice"].lower()
@@ -206,7 +212,7 @@ def test_what_is_written_names_no_patient(
         assert scan not in lines + json.dumps(metrics)
     result.predictions["vqa"].append(cast(Prediction, None))  # an error in the middle of writing leaves the older file
     with pytest.raises(AttributeError):
-        write_evaluation(tmp_path / "out", result)
+        write_evaluation(tmp_path / "out", result, {"seed": 0})
     assert (tmp_path / "out" / "predictions.jsonl").read_text() == lines
 
 
@@ -218,6 +224,7 @@ def test_what_is_written_names_no_patient(
         (["--seed", "-1"], "seed is -1, expected 0 or more"),
         (["--num-samples", "0"], "--num-samples is 0, expected 1 or more"),
         (["--out", __file__], "is a file, expected a folder"),
+        (["--out", str(Path(__file__).parent)], "holds something already; name a new folder, or add --overwrite"),
     ],
 )
 def test_bad_numbers_and_places_are_refused_before_any_work(words: list[str], said: str) -> None:

@@ -1,0 +1,60 @@
+"""Provenance of an evaluation: which weights answered which questions, by hash, and with which versions."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from medmo_core.optional import version_of
+
+from .ask import Asking
+from .results import Evaluation
+
+WEIGHTS = "*.safetensors"
+
+
+def provenance_of(
+    result: Evaluation, *, checkpoint: str, folder: Path, data: str, files: Iterable[Path], split: str, asking: Asking
+) -> dict[str, Any]:
+    """Return what a reader needs to repeat an evaluation, in plain values.
+
+    Args:
+        result: scores and answers.
+        checkpoint: checkpoint as the caller named it.
+        folder: folder that its weights were read from.
+        data: data as the caller named it.
+        files: data files that were read; pictures beside them are not among them.
+        split: split that was scored.
+        asking: batch size, longest answer and seed.
+    """
+    return {
+        "checkpoint": checkpoint,
+        "weights_sha256": _digest(path.name + file_digest(path) for path in sorted(folder.glob(WEIGHTS))),
+        "data": data,
+        "files_sha256": {path.name: file_digest(path) for path in files},
+        "questions_sha256": _digest(
+            json.dumps([key, p.sample_id, p.question, p.truth])
+            for key, predictions in sorted(result.predictions.items())
+            for p in predictions
+        ),
+        "split": split,
+        "seed": asking.seed,
+        "batch_size": asking.batch_size,
+        "max_new_tokens": asking.max_new_tokens,
+        "medmo": version_of("medmo"),
+        "torch": version_of("torch"),
+    }
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(parts: Iterable[str]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.encode("utf-8", "surrogatepass") + b"\n")
+    return whole.hexdigest()
