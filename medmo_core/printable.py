@@ -1,4 +1,9 @@
-"""Text of others (ids, labels, paths) as a terminal may show it: without characters that move, colour or reorder it."""
+"""Text of others (ids, labels, paths) as a terminal or a page of Markdown may show it: characters and nothing more."""
+
+import re
+
+MARKS = re.compile(r"[\\`*{}\[\]<>|#&~:@!]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.")
+"""What begins something in Markdown: emphasis (an underscore inside a word does not), links, HTML, cells, addresses."""
 
 
 def printable(text: str) -> str:
@@ -13,3 +18,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def markdown(text: str) -> str:
+    """Return a text on one line of Markdown, or in one cell of its tables, where it is shown as it is."""
+    return MARKS.sub(r"\\\g<0>", printable(" ".join(text.split())))

@@ -85,7 +85,14 @@ class Report:
 
 
 def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Plot each stage's loss, or its reward where it has one, side by side; return PNG bytes."""
+    """Plot curves (`curves_figure`); return PNG bytes."""
+    buffer = io.BytesIO()
+    curves_figure(curves).savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def curves_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """Plot each stage's loss, or its reward where it has one, side by side, with legends."""
     matplotlib = import_optional("matplotlib.figure", "demo", "the report")
     figure = matplotlib.Figure(figsize=(4.2 * max(1, len(curves)), 3.2), layout="constrained")
     for index, (stage, lines) in enumerate(curves.items()):
@@ -93,14 +100,18 @@ def curves_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         key = "reward" if any("reward" in line for line in lines) else "loss"
         points = [(line["step"], line[key]) for line in lines if key in line]
         steps, values = [p[0] for p in points], [p[1] for p in points]
-        axes.plot(steps, values, color="#9db4c8", linewidth=0.8)
-        axes.plot(steps, running_median(values) or values, color="#12507b", linewidth=1.8)
+        middles = running_median(values)
+        if middles is not None:
+            axes.plot(steps, values, color="#9db4c8", linewidth=0.8, label="each step")
+            axes.plot(steps, middles, color="#12507b", linewidth=1.8, label="running median")
+        elif points:
+            axes.plot(steps, values, color="#12507b", linewidth=1.8, label="each step")
+        if points:
+            axes.legend(frameon=False, fontsize=8)
         axes.set_title(f"{stage}: {key}")
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figure
 
 
 def png_bytes(image: Image.Image) -> bytes:

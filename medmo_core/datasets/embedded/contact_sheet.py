@@ -6,11 +6,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .facts import EMBEDDED_ROOT, ImageFacts, Structure, load_facts
+from .facts import EMBEDDED_ROOT, ImageFacts, load_facts
 
 TILE_PX, CAPTION_PX, COLUMNS, MARGIN_PX = 320, 34, 4, 6
+LINE_PX, NUM_LINES = 14, 3  # of the names below a picture: over it they would hide one another and the picture
 COLOURS = ("#ff4d4d", "#4dd2ff", "#ffe14d", "#7dff4d", "#ff8cf0", "#ffa64d", "#9d8cff", "#4dffc3")
-MAX_BOXES = 9  # named boxes per picture; nuclei are drawn without names
+MAX_BOXES = len(COLOURS)  # per picture, each in its own colour; boxes of one name share theirs
 
 
 def pick(records: tuple[ImageFacts, ...], per_group: int = 3) -> list[ImageFacts]:
@@ -35,7 +36,7 @@ def contact_sheet(path: str | Path, *, records: list[ImageFacts] | None = None, 
     """
     chosen = pick(load_facts()) if records is None else records
     rows = -(-len(chosen) // columns)
-    cell_width, cell_height = TILE_PX + MARGIN_PX, TILE_PX + CAPTION_PX + MARGIN_PX
+    cell_width, cell_height = TILE_PX + MARGIN_PX, TILE_PX + CAPTION_PX + NUM_LINES * LINE_PX + MARGIN_PX
     sheet = Image.new("RGB", (columns * cell_width + MARGIN_PX, rows * cell_height + MARGIN_PX), "#202020")
     draw = ImageDraw.Draw(sheet)
     for index, record in enumerate(chosen):
@@ -53,31 +54,38 @@ def contact_sheet(path: str | Path, *, records: list[ImageFacts] | None = None, 
 
 
 def tile(record: ImageFacts, side: int = TILE_PX) -> Image.Image:
-    """Return one picture of `side` px with its boxes drawn."""
+    """Return one picture of `side` px with its boxes drawn, and below it their names in the colours of the boxes."""
     with Image.open(EMBEDDED_ROOT / record.path) as stored:
         picture = stored.convert("RGB")
     scale = side / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (side, side), "black")
+    canvas = Image.new("RGB", (side, side + NUM_LINES * LINE_PX), "black")
     canvas.paste(picture, (0, 0))
     draw = ImageDraw.Draw(canvas)
     many = len(record.structures) > 1 and len({s.name for s in record.structures}) == 1
     ordered = sorted(record.structures, key=lambda s: -(s.area_mm2 or 0))[: None if many else MAX_BOXES]
-    for index, item in enumerate(ordered):
-        _paint_box(draw, item, scale, COLOURS[index % len(COLOURS)], side, named=not many or index == 0)
+    colours = dict(zip(dict.fromkeys(item.name for item in ordered), COLOURS, strict=False))
+    for item in ordered:
+        x1, y1, x2, y2 = (round(v * scale) for v in item.xyxy_px)
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colours[item.name])
+    for name, (x, y) in name_places(list(colours), side).items():
+        draw.text((x, side + y), name, fill=colours[name], font=_font(11))
     return canvas
 
 
-def _paint_box(
-    draw: ImageDraw.ImageDraw, item: Structure, scale: float, colour: str, side: int, *, named: bool
-) -> None:
-    x1, y1, x2, y2 = (round(v * scale) for v in item.xyxy_px)
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour)
-    if named:
-        width = draw.textlength(item.name, font=_font(11))
-        left, top = min(x1, side - width), max(y1 - 13, 0)
-        draw.rectangle((left, top, left + width, top + 12), fill="black")
-        draw.text((left, top), item.name, fill=colour, font=_font(11))
+def name_places(names: list[str], width: int) -> dict[str, tuple[int, int]]:
+    """Return where each name stands, in lines from the left and top; names that find no room are left out."""
+    places: dict[str, tuple[int, int]] = {}
+    x, line = 2, 0
+    for name in names:
+        length = round(_font(11).getlength(name))
+        if x > 2 and x + length > width:
+            x, line = 2, line + 1
+        if line >= NUM_LINES:
+            break
+        places[name] = (x, line * LINE_PX)
+        x += length + 9
+    return places
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

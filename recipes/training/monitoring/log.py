@@ -11,6 +11,7 @@ from typing import IO, Any, Self
 from medmo_core.durable import mend_lines
 from medmo_core.errors import InputError
 from medmo_core.optional import how_to_install
+from medmo_core.printable import printable
 
 from ..distributed.world import World
 
@@ -92,7 +93,7 @@ class RunLog:
         """Print a message on its own line, above the progress line."""
         if self._shows:
             self._clear()
-            print(text, file=sys.stderr, flush=True)
+            print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of a step and move the progress line.

@@ -10,6 +10,7 @@ from typing import Any
 from medmo_core.durable import replacing, write_text
 from medmo_core.notice import SHORT_NOTICE
 from medmo_core.optional import missing
+from medmo_core.printable import markdown
 
 from .log import RunLog, count, duration, read_metrics
 from .meter import Meter
@@ -79,8 +80,8 @@ def describe(
     peaks = [line["memory_gib"] for line in lines if "memory_gib" in line]
     if peaks:
         rows.append(("peak memory", f"{max(peaks):.2f} GiB in the process with the most"))
-    page = [f"# {config['name']} ({config['stage']})", "", plot, "", "| | |", "|---|---|"]
-    page += [f"| {name} | {value} |" for name, value in rows]
+    page = [f"# {markdown(config['name'])} ({config['stage']})", "", plot, "", "| | |", "|---|---|"]
+    page += [f"| {markdown(name)} | {value} |" for name, value in rows]
     page += ["", *_interruptions(events), *_skipped(skipped)]
     return "\n".join([*page, "", "The whole configuration is in `config.json`.", "", SHORT_NOTICE, ""])
 
@@ -108,7 +109,7 @@ def _interruptions(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _named(event: Mapping[str, Any]) -> str:
-    return f", with samples {', '.join(event['samples'])}" if event.get("samples") else ""
+    return f", with samples {', '.join(map(markdown, event['samples']))}" if event.get("samples") else ""
 
 
 def _skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -117,8 +118,8 @@ def _skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
     kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(s["kind"] for s in skipped).most_common())
     page = [f"## Samples left out: {kinds}", "", "| sample | kind | reason |", "|---|---|---|"]
     for sample in skipped[:SHOWN_SKIPPED]:
-        reason = " ".join(str(sample["reason"]).split()).replace("|", "\\|")
-        page.append(f"| {sample['id']} | {sample['kind']} | {reason} |")
+        cells = (markdown(str(sample[key])) for key in ("id", "kind", "reason"))
+        page.append(f"| {' | '.join(cells)} |")
     if len(skipped) > SHOWN_SKIPPED:
         page.append(f"\n{len(skipped) - SHOWN_SKIPPED} more in `skipped*.jsonl`.")
     return page
@@ -195,8 +196,12 @@ def _curve(axes: Any, lines: Sequence[Mapping[str, float]], name: str, title: st
 
 
 def running_median(values: Sequence[float]) -> list[float] | None:
-    """Return the smoothed line of a curve: medians over two of `SMOOTHED_OVER` parts; None where values are few."""
+    """Return the smoothed line of a curve: medians over two of `SMOOTHED_OVER` parts; None where values are few.
+
+    Towards the ends the window shrinks equally on both sides: one that is cut on one side would lag behind a trend.
+    """
     window = len(values) // SMOOTHED_OVER
     if window < 2:
         return None
-    return [statistics.median(values[max(0, i - window) : i + window + 1]) for i in range(len(values))]
+    halves = (min(window, i, len(values) - 1 - i) for i in range(len(values)))
+    return [statistics.median(values[i - half : i + half + 1]) for i, half in enumerate(halves)]

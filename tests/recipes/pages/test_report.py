@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from medmo_core.datasets.embedded.contact_sheet import name_places
 from medmo_recipes.pages.page_templates import TEMPLATES, page_template
-from medmo_recipes.pages.report import Cell, Picture, Report, Table, Verdict, curves_png
+from medmo_recipes.pages.report import Cell, Picture, Report, Table, Verdict, curves_figure, curves_png
 from medmo_recipes.training.monitoring.summary import running_median
 
 
@@ -52,8 +53,27 @@ def test_smoothing_leaves_out_spikes_and_starts_with_enough_values() -> None:
     """One line for the report and for summary.png: medians over two values before and two after."""
     spiked = [float(i) + (1000.0 if i == 50 else 0.0) for i in range(100)]
     line = running_median(spiked)
-    assert line is not None and line[0] == 1.0 and line[10] == 10.0 and line[49:52] == [49.0, 51.0, 52.0]
+    assert line is not None and line[10] == 10.0 and line[49:52] == [49.0, 51.0, 52.0]
+    assert line[:3] == [0.0, 1.0, 2.0] and line[-3:] == [97.0, 98.0, 99.0], "no lag behind a trend at the ends"
     assert running_median(spiked[:99]) is None
+
+
+@pytest.mark.parametrize(("steps", "legend"), [(3, ["each step"]), (200, ["each step", "running median"])])
+def test_every_line_of_the_curves_is_named(steps: int, legend: list[str]) -> None:
+    points = [{"step": step, "loss": 1.0 / step} for step in range(1, steps + 1)]
+    (axes, empty) = curves_figure({"align": points, "instruct": []}).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == legend
+    assert empty.get_legend() is None
+
+
+def test_names_on_the_contact_sheet_stand_apart() -> None:
+    """Below the picture, in lines; over it they hid one another."""
+    names = [f"right structure {number}" for number in range(12)]
+    places = name_places(names, 320)
+    assert 5 < len(places) < 12, "what finds no room is left out"
+    for name, (x, y) in places.items():
+        others = [left for other, (left, top) in places.items() if top == y and left > x and other != name]
+        assert all(left >= x + 80 for left in others) and x < 320 and y <= 28
 
 
 def test_every_page_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from medmo_recipes.training.loop.loss_sums import LossSums
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.monitoring import summary as summary_module
 from medmo_recipes.training.monitoring.spikes import NEEDED, LossSpike, SpikeGuard
+from medmo_recipes.training.monitoring.summary import describe
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -222,3 +223,12 @@ def test_a_page_tells_resumes_and_counts_steps_once(tmp_path: Path, monkeypatch:
     assert "- resumed after step 2" in page and "| steps | 3 of 3 |" in page
     assert f"| samples | {3 * run.train.docs_per_step} |" in page  # the first part is in the totals
     assert 'summary.png needs matplotlib: pip install "medmo[demo]"' in page
+
+
+def test_ids_of_others_do_nothing_to_the_page() -> None:
+    config = {"name": "run | <b>", "stage": "align", "train": {"steps": 1}}
+    skipped = [{"id": "a|b\n![x](http://y)", "kind": "too long", "reason": "<img src=x>\x1b[2J"}]
+    events = [{"event": "spike", "step": 1, "samples": ["*s*"]}]
+    page = describe(config, [{"step": 1, "loss": 1.0}], events, skipped, "no plot")
+    assert "# run \\| \\<b\\> (align)" in page and "with samples \\*s\\*" in page
+    assert "| a\\|b \\!\\[x\\](http\\://y) | too long | \\<img src=x\\>\\\\x1b\\[2J |" in page
