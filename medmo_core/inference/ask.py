@@ -134,9 +134,10 @@ def _open(
     several = list(given) if isinstance(given, list | tuple) else [given]
     if not several:
         raise InputError("there is no image: give at least one")
-    # A string is one wrong slice, which the reader names, and not one slice a letter.
-    one_each = isinstance(slice_index, Sequence) and not isinstance(slice_index, str | bytes)
-    slices = list(slice_index) if one_each else [slice_index]
+    if isinstance(slice_index, Sequence) and not isinstance(slice_index, str | bytes):
+        slices: list[Any] = list(slice_index)
+    else:
+        slices = [slice_index]  # a string is one wrong slice, which the reader names, and not one slice a letter
     if len(slices) not in (1, len(several)):
         raise InputError(
             f"{len(slices)} slices for {len(several)} image(s): give one (slice_index, --slice) for all, or one each"

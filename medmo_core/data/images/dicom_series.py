@@ -215,9 +215,9 @@ def _across(series: Series, cut: PlaneCut) -> tuple[NDArray[np.float64], Mask, F
     middle: FrameView | None = None
     for number, file in enumerate(series.files):
         values, padding, view = _measure(file)
-        line = values.take(cut.index, cut.axis)
+        line = np.take(values, cut.index, axis=cut.axis)
         lines.append(line)
-        masks.append(np.zeros(line.shape, bool) if padding is None else padding.take(cut.index, cut.axis))
+        masks.append(np.zeros(line.shape, bool) if padding is None else np.take(padding, cut.index, axis=cut.axis))
         if number == len(series.files) // 2:
             middle = view
     assert middle is not None

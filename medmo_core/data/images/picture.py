@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
 from .loaded import ImageError, LoadedImage, own_errors, silent_libraries
@@ -89,7 +89,7 @@ def _is_closed(image: Image.Image) -> bool:
 
 def _num_frames(image: Image.Image, path: Path) -> int:
     """Count the frames of a file; Pillow would read every page of a TIFF to do so."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         assert image.fp is not None
         return count_pages(image.fp, path)
     return int(getattr(image, "n_frames", 1))

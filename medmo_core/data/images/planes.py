@@ -111,7 +111,8 @@ def cut_plane(
             first[voxel_axis] = shape[voxel_axis] - 1
             step = -step
         steps.append(step.tolist())
-    geometry = Geometry.from_first_center((affine @ first)[:3].tolist(), *steps, (shape[x_axis], shape[y_axis]))
+    center, size = (affine @ first)[:3].tolist(), (shape[x_axis], shape[y_axis])
+    geometry = Geometry.from_first_center(center, steps[0], steps[1], size)
     return PlaneCut(slice_axis, stored, x_axis < y_axis, tuple(flips), geometry)
 
 

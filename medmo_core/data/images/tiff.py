@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class DeepPage:
     num_frames: int
 
 
-def count_pages(stream: BinaryIO, path: Path) -> int:
+def count_pages(stream: IO[bytes], path: Path) -> int:
     """Count the pages of a TIFF file by walking from one table of contents to the next; none is read.
 
     Args:
@@ -87,7 +87,7 @@ def count_pages(stream: BinaryIO, path: Path) -> int:
     return max(1, pages)
 
 
-def _number(stream: BinaryIO, form: str) -> int | None:
+def _number(stream: IO[bytes], form: str) -> int | None:
     """Read one number; None at the end of the file."""
     data = stream.read(struct.calcsize(form))
     return struct.unpack(form, data)[0] if len(data) == struct.calcsize(form) else None
