@@ -141,7 +141,9 @@ def test_fractions_are_no_thousandths_and_no_pixels(row: tuple[float, ...], fram
 def test_fractions_in_a_text_are_an_error_and_no_box(grammar: str, frame: str) -> None:
     text = print_boxes(one(0.28, 0.5, 0.52, 0.7, frame="unit"), grammar, "unit")
     said = parse_boxes(text, SIZE, grammar, frame)
-    assert not said.ok and len(said.boxes) == 0 and "fractions of the image side" in said.errors[0]
+    unit = "pixels" if frame == "pixel" else "thousandths of the image side"
+    expected = f"is [0.28, 0.5, 0.52, 0.7]: fractions of the image side where {unit} are expected"
+    assert not said.ok and len(said.boxes) == 0 and expected in said.errors[0]
     assert parse_boxes(text, SIZE, grammar, "unit").ok
 
 

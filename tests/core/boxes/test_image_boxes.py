@@ -101,6 +101,12 @@ def test_a_grammar_without_labels_points_into_the_default_image_only(name: str) 
     assert parse_image_boxes(text, SIZES, name, default=1).boxes.resize(SIZES) == second
 
 
+def test_the_frame_is_named_where_the_grammar_names_it() -> None:
+    for frame in ("pixel", "norm1000"):
+        assert f'"box_format": "{frame}"' in print_image_boxes(LIVER_TWICE, "slake_json", frame)
+    assert '"box_format": "pixel"' in print_image_boxes(LIVER_TWICE, "slake_json")
+
+
 def test_numbers_refer_to_their_own_image_in_every_frame() -> None:
     text = '[{"image": 1, "bbox_2d": [20, 10, 60, 50]}, {"image": 2, "bbox_2d": [20, 10, 60, 470]}]'
     in_pixels = parse_image_boxes(text, SIZES, frame="pixel", default=0)

@@ -70,6 +70,13 @@ def test_every_box_of_an_answer_counts(text: str, rows: list[list[int]], good: b
     assert parse_many([text], [SIZE]) == [parsed]
 
 
+def test_forms_are_told_apart_whatever_their_spaces() -> None:
+    assert parse_boxes(f"a <box>[ {TRUE} ]</box>", SIZE).grammar == "medmo_box"
+    assert parse_boxes(f"a <box> {TRUE} </box>", SIZE).grammar == "medmo_answer_cells"
+    assert print_boxes(Boxes([TRUE], "norm1000", SIZE), "medmo_box") == f"<box>[{TRUE}]</box>"  # type: ignore[arg-type]
+    assert parse_boxes('[{"bbox_2d": [1, 2', SIZE).errors[-1] == "no object with readable corners"
+
+
 def test_a_list_beside_a_fence_keeps_its_label_and_takes_none_from_before_it() -> None:
     parsed = parse_boxes(f"Here they are:\n```\n[{TRUE}]\n```\nspleen: {SPURIOUS}", SIZE)
     assert parsed.boxes.labels == ("", "spleen")
@@ -192,3 +199,30 @@ def test_messages_stay_short_however_long_the_label() -> None:
     rows = ", ".join(["[9, 9, 1, 1]", "[1]"] * 1000)
     parsed = parse_boxes(f'[{{"bbox_2d": [{rows}], "label": "{"x" * 50_000}"}}]', SIZE)
     assert sum(map(sys.getsizeof, parsed.errors)) < 1_000_000
+
+
+FORMS = [
+    lambda row: said(row),
+    lambda row: fence(said(row)),
+    lambda row: f"liver: {row}",
+    lambda row: f"[{row}]",
+    lambda row: f"liver <box>[{row}]</box>",
+    lambda row: f"<ref>liver</ref><box>{' '.join(map(str, row))}</box>",
+    lambda row: "<|box_start|>({},{}),({},{})<|box_end|>".format(*row),
+    lambda row: f"[{{'Position': {row}, 'Confidence': 1.0}}]",
+    lambda row: f"<answer>{said(row)}</answer>",
+    lambda row: f"```\nliver: {row}\n```",
+    lambda row: f'{{"box_format": "norm1000", "detections": [{{"label": "liver", "bbox": {row}}}]}}',
+]
+BETWEEN = ["\n", " ", ", ", " and then\n", "\n- ", ". Nothing else [see above].\n", "\n{note}\n", "\n```\nwords\n```\n"]
+
+
+def test_no_box_of_any_composition_is_lost() -> None:
+    """200 answers put together of all forms, fences and words: the boxes that are read are those that were written."""
+    rng = random.Random(3)
+    for _ in range(200):
+        rows = [sorted(rng.sample(range(500), 2)) + sorted(rng.sample(range(500, 1000), 2)) for _ in range(4)]
+        rows = [[a, b, c, d] for a, b, c, d in rows][: rng.randint(1, 4)]
+        text = "".join(rng.choice(FORMS)(row) + rng.choice(BETWEEN) for row in rows)
+        parsed = parse_boxes(text, SIZE)
+        assert sorted(parsed.boxes.xyxy.tolist()) == sorted(rows), (text, parsed)
