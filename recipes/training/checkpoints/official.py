@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from medmo_core.inference.kit import Kit
+from medmo_core.models.official.folder import names_folder
 from medmo_core.models.official.write import save_checkpoint
 
 from ..distributed.shards import whole_tensors
@@ -12,7 +13,7 @@ from ..distributed.world import World
 from ..model.lora import has_adapters, merged_tensors, save_adapter
 
 
-def write_final(folder: Path, kit: Kit, world: World, *, base: str) -> Path:
+def write_final(folder: Path, kit: Kit, world: World, *, init: str) -> Path:
     """Write a model in the official layout, whole, with tokenizer and profile; every process calls this.
 
     Args:
@@ -20,7 +21,7 @@ def write_final(folder: Path, kit: Kit, world: World, *, base: str) -> Path:
             in peft's layout, to adapter/ beside it.
         kit: model, tokenizer and profile.
         world: the main process writes.
-        base: folder or hub id of the model that adapters belong to.
+        init: name that the model was loaded by; adapters name it as the model they belong to, or its folder.
 
     Returns:
         The folder.
@@ -28,6 +29,8 @@ def write_final(folder: Path, kit: Kit, world: World, *, base: str) -> Path:
     tensors = whole_tensors(kit.model, world)
     with world.together(f"writing {folder}"):
         if world.is_main and has_adapters(kit.model):
+            # A run's folder is one to us alone; others find the model where its files are.
+            base = init if kit.base is None or not names_folder(init) else str(kit.base)
             save_adapter(folder.with_name("adapter"), kit.model, base, tensors)
             tensors = merged_tensors(kit.model, tensors)
         if world.is_main:

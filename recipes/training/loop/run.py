@@ -216,7 +216,7 @@ class Run:
         self.wait()
         self._check_weights()
         final = Path(self.config.train.out_dir) / "final"
-        folder = write_final(final, self.kit, self.world, base=self.config.model.init)
+        folder = write_final(final, self.kit, self.world, init=self.config.model.init)
         for rank, summary in enumerate(self.world.gather(self.skipped.summary())):
             self.log.say(summary if self.world.size == 1 else f"process {rank}: {summary}")
         self.log.event("finished", skipped=dict(self.skipped.kinds), drawn=self.skipped.drawn)

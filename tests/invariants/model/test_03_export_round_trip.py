@@ -67,11 +67,11 @@ def check(folder: Path, model: MedMO, toy: Any) -> None:
 def export(kit: Kit, folder: Path, *, shard: bool) -> None:
     """Write a model as a run does at its end; called in every process."""
     if not shard:
-        write_final(folder, kit, World(0, 1, torch.device("cpu")), base="")
+        write_final(folder, kit, World(0, 1, torch.device("cpu")), init="")
         return
     with connect("cpu", shard=True) as world:
         prepare(kit.model, RUN.change(parallel={"shard": True}), world)
-        write_final(folder, kit, world, base="")
+        write_final(folder, kit, world, init="")
 
 
 @pytest.mark.parametrize("shard", [False, True])

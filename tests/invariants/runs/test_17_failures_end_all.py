@@ -6,6 +6,7 @@ An exception, an image that is missing, another number of batches, a process tha
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,16 +108,22 @@ def test_another_number_of_batches(run_processes: Callable[..., Any]) -> None:
         assert message.startswith("batches of step 3: process 0 has 2, process 1 has 3; ")
 
 
-def test_a_process_that_hangs(run_processes: Callable[..., Any]) -> None:
+def test_a_process_that_hangs(tmp_path: Path, run_processes: Callable[..., Any]) -> None:
     """Nobody can name a cause then, but nobody waits for ever."""
+    given_up = tmp_path / "given up"
 
     def task(world: World) -> None:
-        if world.rank == 1:
-            time.sleep(3)
-            return
-        world.barrier()
+        while world.rank == 1 and not given_up.exists():
+            time.sleep(0.05)
+        if world.rank == 0:
+            world.barrier()
 
-    outcomes = run_processes(lambda: end_of(task, timeout_s=1.5))
+    def end() -> Outcome:
+        outcome = end_of(task, timeout_s=4)
+        given_up.touch()
+        return outcome
+
+    outcomes = run_processes(end)
     assert outcomes[0][0] == "RuntimeError" and "Timed out" in outcomes[0][1]
 
 

@@ -153,6 +153,32 @@ def test_peft_reads_the_adapter(tmp_path: Path, dora: bool) -> None:
     assert torch.equal(wrapped.base_model.model(batch), adapted(batch))
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_peft_puts_a_runs_adapter_on_the_transformers_model(tmp_path: Path, dora: bool) -> None:
+    """What a run from a run's folder leaves in adapter/: transformers' own model with it speaks as final/ does."""
+    import peft
+
+    transformers = pytest.importorskip("transformers")
+    lora = Lora(rank=2, targets=("decoder", "projector"), dora=dora)
+    train = {"steps": 1, "out_dir": str(tmp_path / "a")}
+    begun = CONFIGS["debug_instruct"]().change(model={"dtype": "float64"}, train=train)
+    assert instruct.run(begun)
+    adapted = begun.change(model={"init": str(tmp_path / "a")}, lora=lora, train={"out_dir": str(tmp_path / "b")})
+    assert instruct.run(adapted)
+    adapter = tmp_path / "b" / "adapter"
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(tmp_path / "a" / "final")  # where others find it
+    load = transformers.Qwen3VLForConditionalGeneration.from_pretrained
+    theirs = peft.PeftModel.from_pretrained(load(base, dtype=torch.float64), adapter, autocast_adapter_dtype=False)
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        found = theirs(input_ids=ids).logits
+        final = load(tmp_path / "b" / "final", dtype=torch.float64)(input_ids=ids).logits
+        plain = load(base, dtype=torch.float64)(input_ids=ids).logits
+    torch.testing.assert_close(found, final, rtol=1e-9, atol=1e-9)
+    assert (final - plain).abs().max() > 1e-4
+
+
 def test_an_adapter_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, adapted = make(Lora(rank=2, targets=EVERYWHERE))
     folder = tmp_path / "adapter"
