@@ -179,6 +179,6 @@ def test_a_process_frozen_in_a_save_is_named_within_the_time_limit(
             thaw.touch()
             return str(error.value)
 
-    said = run_processes(try_to_save)[1 - frozen]
+    said = run_processes(try_to_save, timeout_s=60)[1 - frozen]
     assert said.startswith(f"step-000001 could not be saved: the files of process {frozen} are missing, which is gone,")
     assert "parallel.timeout_s" in said and not list((tmp_path / "checkpoints").glob("step-*"))
