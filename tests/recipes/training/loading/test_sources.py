@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmo_core.data.records.faults import RecordError
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.datasets import names
 from medmo_core.datasets.catalogue import CATALOGUE, DataSet
@@ -17,7 +19,7 @@ from medmo_recipes.commands import evaluate as evaluate_module
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.command_line import apply_overrides
 from medmo_recipes.settings.run_config import ConfigError, Data, RunConfig
-from medmo_recipes.training.loading.sources import load_mixture
+from medmo_recipes.training.loading.sources import load_mixture, load_mixtures
 
 
 class Shades:
@@ -103,6 +105,25 @@ def test_former_names_are_accepted_reported_once_and_draw_the_same(capsys: pytes
     assert drawn({"sample:vqa": 1.0, "sample:pair": 2.0}) == now
     said = capsys.readouterr().err.splitlines()
     assert said == ["sample:vqa is now called embedded:vqa", "sample:pair is now called embedded:pair"]
+
+
+def test_held_out_pictures_of_another_source_are_found_before_training(tmp_path: Path) -> None:
+    """And none is looked for where nothing is held out."""
+    for name, split in (("one", "train"), ("two", "test")):
+        Image.new("L", (9, 9)).save(tmp_path / f"{name}.png")  # alike byte for byte
+        records = [{"image": f"{name}.png", "question": "?", "answer": "yes", "split": split}]
+        records += [{"question": "?", "answer": "yes", "split": other} for other in ("train", "test")]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    config = CONFIGS["debug_instruct"]().change(
+        train={"out_dir": str(tmp_path / "run"), "eval_every": 1, "eval_split": "test"},
+    )
+    data = replace(config.data, sources={str(tmp_path / f"{name}.jsonl"): 1.0 for name in ("one", "two")})
+    config = replace(config, data=data)
+    with pytest.raises(
+        RecordError, match=r"a copy of 'two.png' is in split 'test' here and in 'train' in .*one.jsonl:1"
+    ):
+        load_mixtures(config)
+    assert load_mixtures(config.change(train={"eval_every": 0}))[1] is None
 
 
 def test_what_the_embedded_set_draws_does_not_depend_on_its_new_name() -> None:
