@@ -67,6 +67,8 @@ def test_other_values_leave_their_heading(form: str) -> None:
         ("Pneumonia has not been excluded.", ["?pneumonia"]),
         ("Pneumonia cannot be ruled out.", ["?pneumonia"]),
         ("Pneumothorax: possible", ["?pneumothorax"]),
+        ("Nodule possible, effusion: none", ["?nodule", "-pleural effusion"]),
+        ("Effusion: small scar: none", ["+pleural effusion", "-scar"]),
         (
             "Lungs: Clear.\nPleura: No effusion or pneumothorax.\nHeart: Normal size.\nBones: No fracture.\n"
             "Catheters: None.",
