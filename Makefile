@@ -77,7 +77,7 @@ kernels-oldest: $(STAMP)
 # In a folder of its own, which only this command puts on the path.
 MUTMUT := build/mutmut
 AREAS  ?=
-SAMPLE ?= 15
+SAMPLE ?= 10
 SEED   ?= 0
 mutants: $(STAMP)
 	test -d $(MUTMUT) || $(PIP) install --target $(MUTMUT) -c constraints.txt mutmut

@@ -14,7 +14,7 @@ def main() -> int:
     """Run every area in a separate process, since each imports another mutated copy; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__)
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}; all when none is named")
-    parser.add_argument("--sample", type=int, default=15, help="mutants a module, drawn by chance; 0 takes all")
+    parser.add_argument("--sample", type=int, default=10, help="mutants a module, drawn by chance; 0 takes all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     options = parser.parse_args()
     unknown = sorted(set(options.areas) - set(AREAS))

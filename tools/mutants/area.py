@@ -1,7 +1,9 @@
 """One area under mutation: a copy of the code with every mutant in it, a seeded sample of them, and what survived.
 
-mutmut writes all mutants of a function into one file and switches between them in forked processes, so torch is
-imported once for an area. It leaves code outside functions and decorated functions alone.
+mutmut writes all mutants of a function into one file and switches between them by name. Each runs in a process that is
+forked from one that has imported torch and the other libraries, but neither the code nor its tests: a value that these
+keep (a cached tokenizer, a table built at import) is made by the mutant too. Code outside functions and decorated
+functions are left alone.
 """
 
 import contextlib
@@ -23,6 +25,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 LINKS = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests"}
 """Name in the copy -> folder of the checkout."""
+PRELOADED = (
+    "torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "numpy", "scipy.optimize", "PIL.Image", "einops",
+    "hypothesis.strategies", "safetensors.torch", "tokenizers", "transformers", "pydicom", "nibabel", "tifffile",
+)  # fmt: skip
+"""Libraries that take long to import; one that is not installed is passed over."""
 ALIVE = {0: "survived", 5: "no test", 33: "no test"}
 """Exit status that mutmut stores -> what became of a mutant that nothing noticed."""
 GOAL = 0.9
@@ -40,11 +47,14 @@ def prepare(name: str, area: dict[str, Any]) -> None:
     settings = {
         "source_paths": ["medmo_core", "medmo_recipes"],
         "only_mutate": [str(path) for pattern in area["modules"] for path in sorted(Path().glob(pattern))],
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-W", "ignore", "--hypothesis-seed=0"],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "-W", "ignore"],
         "pytest_add_cli_args_test_selection": [
             *area["tests"],
             *(f"--ignore={test}" for test in area.get("without", ())),
         ],
+        "process_isolation": "forkserver",
+        "forkserver_warmup": "import",
+        "preload_modules_file": "preloaded.txt",
         "timeout_multiplier": 8.0,
         "timeout_constant": 1.5,
         "use_git_change_detection": False,
@@ -52,6 +62,9 @@ def prepare(name: str, area: dict[str, Any]) -> None:
     table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     Path("pyproject.toml").write_text(f"{text}\n[tool.mutmut]\n{table}", encoding="utf-8")
+    Path("preloaded.txt").write_text("\n".join(PRELOADED), encoding="utf-8")
+    # Triton reads it when it is imported (see tests/conftest.py), which a library above may do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
     # For processes that tests start; this one gets the same from mutmut.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "mutants"), os.environ.get("PYTHONPATH", "")])
 
@@ -108,13 +121,14 @@ def described(key: str, original: str, mutated: str) -> Mutant:
 
 
 def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
-    """Return at most `size` mutants of every module, the same for a seed; all where `size` is 0."""
+    """Return at most `size` mutants of every module, for a seed the first of one order; all where `size` is 0."""
     modules: dict[str, list[Mutant]] = {}
     for mutant in mutants:
         modules.setdefault(mutant.key.rpartition(".")[0], []).append(mutant)
     drawn = []
     for module, members in modules.items():
-        drawn += random.Random(f"{seed} {module}").sample(members, min(size or len(members), len(members)))
+        shuffled = random.Random(f"{seed} {module}").sample(members, len(members))
+        drawn += shuffled[: size or None]
     return drawn
 
 

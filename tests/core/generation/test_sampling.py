@@ -61,6 +61,17 @@ def test_a_banned_token_is_not_chosen_however_likely_it_is() -> None:
     drawn = [sampler(hidden, torch.tensor([u], dtype=torch.float64))[0].item() for u in (0.0, 0.34, 0.99)]
     assert drawn == [1, 2, 3]
     assert sampler(hidden, None)[0].item() == 1
+    rows = torch.cat([20 * hidden, PROBS.log()])  # each row is scaled by itself
+    assert sampler(rows, torch.tensor([0.34, 0.99], dtype=torch.float64))[0].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_log_probabilities_are_wide(dtype: torch.dtype, wide: torch.dtype) -> None:
+    _, logps = Sampler(torch.eye(4, dtype=dtype), Sampling(**SETTINGS), banned=())(PROBS.to(dtype), None)
+    assert logps.dtype == wide
 
 
 def test_the_temperature_divides_the_logits() -> None:

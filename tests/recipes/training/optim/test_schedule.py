@@ -8,7 +8,7 @@ from torch import nn
 
 from medmo_recipes.settings.run_config import Optim
 from medmo_recipes.training.optim.adam_bf16 import random_bits
-from medmo_recipes.training.optim.optimizer import Optimizer, decays, learning_rate
+from medmo_recipes.training.optim.optimizer import Optimizer, decays, describe_types, learning_rate
 
 
 @pytest.mark.parametrize(("steps", "warmup_ratio", "warmup"), [(10, 0.2, 2), (10, 0.0, 0), (7, 0.5, 4), (3, 1.0, 3)])
@@ -64,3 +64,8 @@ def test_random_bits_are_those_of_the_published_hash(first: int) -> None:
 def test_steps_are_counted_in_a_type_that_holds_them() -> None:
     steps = Optimizer(nn.Linear(2, 2), Optim(), 4).state_tensors()["steps:weight"]
     assert (steps.dtype, steps.shape) == (torch.float64, ())
+
+
+def test_types_are_spelled_as_in_the_settings() -> None:
+    weights = [torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32)]
+    assert describe_types(weights) == "bfloat16 and float32"
