@@ -20,7 +20,11 @@ from medmo_core.metrics.text import completion_text, final_answer, normalise
         ([{"content": "first"}, {"content": "asked"}, {"content": "last"}], "last"),
         ([{"role": "assistant"}], ""),
         ([{"content": 5}], ""),
-        (["said"], ""),
+        (["said", " on"], "said on"),
+        ([{"content": [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]}], "ab"),
+        ({"content": "said"}, "said"),
+        ([{"text": 5}, {"text": "said"}], "said"),
+        ([{"content": "first"}, "last"], "last"),
         ([], ""),
         ((), ""),
         (None, ""),
@@ -58,6 +62,7 @@ def test_thinking_and_tags_are_taken_off(text: str, answer: str) -> None:
         ("\uff13\u2075 mm", "35 mm"),
         ("stra\u00dfe", "strasse"),
         ("theatre", "theatre"),
+        ("x" * (MAX_TEXT + 1), "x" * MAX_TEXT),
     ],
 )
 def test_normal_form(text: str, normal: str) -> None:
