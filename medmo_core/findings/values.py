@@ -20,6 +20,7 @@ _FILLERS = frozenset({
 """Words of a denial that name nothing: "no evidence", "none at this time"."""
 
 _JOINS = frozenset({"and", "or", "/", "the", "any", ":", "(", ")"})
+_LIST_JOINS = _JOINS | {","}
 _OPENS = frozenset({":", "(", "\n", "?", "."})
 _BARE_DENIALS = frozenset({"no", "negative"})
 _NAMES = frozenset({FINDING, STRUCTURE, PART, SITE, SIDE, QUALITY})
@@ -66,18 +67,20 @@ def value_end(tags: Sequence[Tag], index: int, tokens: Sequence[str], end: int) 
     return place
 
 
-def is_bare(tags: Sequence[Tag], tokens: Sequence[str], start: int, end: int) -> bool:
-    """Say whether the tokens from `start` to `end` are names and nothing else."""
+def is_bare(
+    tags: Sequence[Tag], tokens: Sequence[str], start: int, end: int, joins: frozenset[str] = _JOINS
+) -> bool:
+    """Say whether the tokens from `start` to `end` are names, words that join them, and nothing else."""
     place = start
     for tag in tags:
         if tag.start >= end:
             break
         if tag.end <= start:
             continue
-        if tag.kind not in _NAMES or not _JOINS.issuperset(tokens[place : tag.start]):
+        if tag.kind not in _NAMES or not joins.issuperset(tokens[place : tag.start]):
             return False
         place = tag.end
-    return place > start and _JOINS.issuperset(tokens[place:end])
+    return place > start and joins.issuperset(tokens[place:end])
 
 
 def parts(tags: list[Tag], tokens: Sequence[str], start: int, end: int) -> Iterator[Part]:
@@ -120,7 +123,7 @@ def _heading_commas(tags: Sequence[Tag], tokens: Sequence[str], start: int, end:
             comma = place
         elif tokens[place] == ":":
             near = comma >= 0 and place - comma <= _LONGEST_HEADING + 1
-            if near and (headed or not is_bare(tags, tokens, start, comma)):
+            if near and (headed or not is_bare(tags, tokens, start, comma, _LIST_JOINS)):
                 found.append(comma)
             headed, comma = True, -1
     return found

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tomllib
@@ -28,8 +29,10 @@ LINKS = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests
 PRELOADED = (
     "torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "numpy", "scipy.optimize", "PIL.Image", "einops",
     "hypothesis.strategies", "safetensors.torch", "tokenizers", "transformers", "pydicom", "nibabel", "tifffile",
+    *(f"medmo_kernels.{room.parent.name}" for room in sorted((ROOT / "kernels/medmo_kernels").glob("*/op.py"))),
 )  # fmt: skip
-"""Libraries that take long to import; one that is not installed is passed over."""
+"""What takes long to import and is never mutated; a library that is not installed is passed over."""
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 ALIVE = {0: "survived", 5: "no test", 33: "no test"}
 """Exit status that mutmut stores -> what became of a mutant that nothing noticed."""
 GOAL = 0.9
@@ -78,7 +81,9 @@ def logged() -> Iterator[None]:
             yield
         except SystemExit:
             log.flush()
-            before[0].write(Path("log.txt").read_text(encoding="utf-8")[-4000:])
+            lines = re.split(r"[\r\n]+", Path("log.txt").read_text(encoding="utf-8"))
+            print(*[line for line in lines if line[:1] not in SPINNER][-60:], sep="\n", file=before[0])
+            print(f"Run pytest in {Path.cwd() / 'mutants'} to see more.", file=before[0])
             raise
         finally:
             sys.stdout, sys.__stdout__ = before
@@ -133,9 +138,26 @@ def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
 
 
 def outcomes(mutants: list[Mutant]) -> dict[str, int]:
-    """Run the tests against every mutant and return the exit status by key."""
-    from mutmut import __main__ as mutmut
+    """Run the tests against every mutant and return the exit status by key.
 
+    First the tests that called the function when all was well; then, for a mutant that these let pass, all of the area:
+    a function whose result is kept was called by the first test that asked, or by none, and concerns many.
+    """
+    statuses = _run(mutants)
+    stats = Path("mutants/mutmut-stats.json")
+    values = json.loads(stats.read_text(encoding="utf-8"))
+    alive = [mutant for mutant in mutants if statuses[mutant.key] in ALIVE]
+    calls = values["tests_by_mangled_function_name"]
+    calls |= {mutant.key.partition("__mutmut_")[0]: list(values["duration_by_test"]) for mutant in alive}
+    stats.write_text(json.dumps(values), encoding="utf-8")
+    return _run(alive) if alive else statuses
+
+
+def _run(mutants: list[Mutant]) -> dict[str, int]:
+    from mutmut import __main__ as mutmut
+    from mutmut.state import state
+
+    state().tests_by_mangled_function_name.clear()  # read anew from the file
     with logged():
         mutmut._run(tuple(mutant.key for mutant in mutants), 1)
     _, files = mutmut.collect_source_file_mutation_data(mutant_names=())
