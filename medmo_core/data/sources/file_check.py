@@ -9,6 +9,7 @@ from pathlib import Path
 from ...boxes import Boxes, under_step
 from ..images.digest import check_digest
 from ..images.load import ImageError, check_image
+from ..images.patches import MAX_ASPECT_RATIO
 from ..images.sizes import stored_size
 from ..records.faults import Fault, RecordError
 from ..records.read import box_faults
@@ -129,6 +130,13 @@ def _image_faults(sample: Sample, *, size_of: SizeOf, check_boxes: bool) -> list
                 )
             )
         images.append(replace(image, width=size[0], height=size[1]) if image.size is None else image)
+        long, short = max(images[-1].size or size), min(images[-1].size or size)
+        if long > MAX_ASPECT_RATIO * short:
+            expected, fix = (
+                f"at most {MAX_ASPECT_RATIO} times longer than wide",
+                "crop it, or cut it into several images",
+            )
+            faults.append(Fault(f"images[{index}].path", f"{image.path}: is {long}x{short} px", expected, fix))
     whole = replace(sample, images=tuple(images))
     if check_boxes and images != list(sample.images):
         faults += box_faults(whole)
@@ -142,7 +150,8 @@ def _small_boxes(sample: Sample) -> list[Fault]:
         rows = [index for index, box in enumerate(sample.boxes) if box.image == number]
         if not rows or image.size is None:
             continue
-        boxes = Boxes([sample.boxes[index].xyxy_px for index in rows], "pixel", image.size)
+        corners = [sample.boxes[index].xyxy_px for index in rows]
+        boxes = Boxes(corners, "pixel", image.size)  # type: ignore[arg-type]
         for index in (rows[i] for i in under_step(boxes)):
             width, height = image.size
             warnings.append(

@@ -93,6 +93,10 @@ def test_what_training_would_skip_is_found(tmp_path: Path) -> None:
     assert "my.jsonl:1: images[0].path: " in message and "cut.png: the picture is truncated or damaged" in message
     check = FileCheck(record_files(str(tmp_path / "my.jsonl")), headers_only=True)
     assert list(check.faults()) == [] and check.num_records == 1
+    Image.new("L", (2010, 10)).save(tmp_path / "long.png")
+    (tmp_path / "my.jsonl").write_text(json.dumps({**ASK, "image": "long.png"}))
+    (message,) = messages(tmp_path / "my.jsonl")
+    assert "long.png: is 2010x10 px; expected at most 200 times longer than wide; fix: crop it" in message
     tables, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     data = PNG.getvalue()
     zeroed = data[:100] + bytes(len(data) - 100)
@@ -158,6 +162,7 @@ def test_records_that_only_resemble_another_format_are_records(tmp_path: Path) -
         ({"\udc00": 1}, r"\udc00: holds half a character"),
         ({"provenance": json.loads("[" * 60 + "]" * 60)}, "is nested deeper than 32 levels"),
         ({"bbox": [1, 2, 3, 4]}, "bbox: unknown key; expected one of"),
+        ({"image": {"path": "a.png", "id": 3}}, "images[0].id: unknown key"),
         ({"conversations": []}, "fix: medmo convert llava"),
         ({"image": {"path": "a.png", "window": [40, 1e999]}}, "images[0].window: is [40, inf]; expected a preset's"),
         ({"image": {"path": "a.png", "window": [[1, 2], [3, 4]]}}, "images[0].window: is"),
