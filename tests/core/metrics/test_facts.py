@@ -124,6 +124,13 @@ def test_place_size_and_kind(text: str, hits: int, contradictions: int, num_clai
     assert (score.hits, score.contradictions, score.num_claims) == (hits, contradictions, num_claims)
 
 
+def test_one_claim_is_one_hit_and_sizes_are_held_to_the_true_one() -> None:
+    both = [fact("granuloma"), fact("calcified granuloma")]
+    assert fact_score("A calcified granuloma.", both).hits == 1, "though it agrees with both"
+    assert fact_score("A 24 mm nodule.", [fact("nodule", size=20.0)]).hits == 1
+    assert fact_score("A 24.5 mm nodule.", [fact("nodule", size=20.0)]).hits == 0, "4.5 mm are over 20 % of 20 mm"
+
+
 REFERENCE = "The heart is enlarged. Calcified granuloma at the left base. Lungs otherwise clear, no effusion."
 
 

@@ -217,3 +217,7 @@ def test_values_that_cannot_be_resampled_are_named(values: list[float], groups: 
         bootstrap_ci(values, groups, n)
     with pytest.raises(ValueError, match="2 values against 1"):
         paired_bootstrap([1.0, 2.0], [1.0])
+
+
+def test_a_right_candidate_that_was_not_offered_has_a_rank() -> None:
+    assert retrieval_ranks(torch.tensor([[float("-inf")]]), [0]) == [1]
