@@ -6,10 +6,8 @@ from time import process_time
 from typing import Any
 
 import pytest
-import torch
 
-from medmo_core.boxes import GRAMMARS, Boxes, parse_boxes, parse_many, print_boxes
-from medmo_core.boxes.grammars import DIFFERENCE
+from medmo_core.boxes import Boxes, parse_boxes, parse_many, print_boxes
 from medmo_core.boxes.objects import MAX_NUMBER, MAX_UNREADABLE
 from medmo_core.boxes.recognise import MAX_TEXT
 from medmo_core.profile import QWEN3_VL
@@ -110,24 +108,6 @@ def test_boxes_behind_very_much_text_do_not_hide() -> None:
         assert len(parsed.boxes) == 0 and parsed.grammar is None and "none is read" in parsed.errors[0]
     score, _ = _scores(said(TRUE) + " " * 25_000 + said(SPURIOUS))
     assert score is not None and score < 1
-
-
-# labels that a grammar of another form could take for its own words
-WORDS = [
-    "detections", "Detections", "box_format", "bbox_2d", '"bbox_2d"', "'detections'", '"box_format": "pixel"',
-    DIFFERENCE, "difference detected", "Position", "label", "None found.", "No disease detected.", "no", "Image 2",
-    "image 1", "answer", "think", "json", "norm1000", "box", "null", "1, 2", "Confidence",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [name for name, grammar in GRAMMARS.items() if grammar.labels != "none"])
-@pytest.mark.parametrize("label", WORDS)
-def test_a_label_may_be_a_word_of_a_grammar(name: str, label: str) -> None:
-    given = Boxes(torch.tensor([[10.0, 20.0, 30.0, 40.0], TRUE]), "norm1000", SIZE, (label, label))
-    parsed = parse_boxes(print_boxes(given, name, "norm1000"), SIZE, name)
-    assert parsed.ok and parsed.boxes.labels == (label, label) and parsed.boxes.frame == "norm1000", parsed
-    if name.startswith("qwen3_vl_json"):
-        assert parse_boxes(print_boxes(given, name), SIZE).boxes.labels == (label, label)
 
 
 def _seconds(text: str) -> float:

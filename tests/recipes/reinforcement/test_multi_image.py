@@ -306,14 +306,15 @@ def test_evaluate_scores_pairs_and_files_of_several_images(kit: Kit, tmp_path: P
 def test_the_command_scores_pairs_of_the_embedded_set_beside_their_baseline(
     kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "load", lambda *_, **__: kit)
+    monkeypatch.setattr("medmo_core.models.official.folder.find_folder", lambda name: tmp_path)
+    monkeypatch.setattr("medmo_core.inference.load", lambda *_, **__: kit)
     monkeypatch.setattr(suites, "NUM_BASELINE_SAMPLES", 40)
     words = ["--checkpoint", "x", "--data", "embedded:pair", "--num-samples", "8", "--max-new-tokens", "3"]
-    assert evaluate_module.main([*words, "--out", str(tmp_path)]) == 0
+    assert evaluate_module.main([*words, "--out", str(tmp_path / "scores")]) == 0
     assert "embedded:pair, split test" in capsys.readouterr().out
-    scores = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    scores = json.loads((tmp_path / "scores/metrics.json").read_text())["metrics"]
     assert 0.0 < scores["grounding_iou"]["baseline"] < 0.6
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "scores/predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 16 and all("truth_images" in line for line in lines)
 
 
