@@ -28,6 +28,7 @@ TRAINING = (*SETTINGS, "medmo_recipes.training.distributed", "medmo_recipes.trai
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_kernels": (),
     "medmo_core": ("medmo_core",),
+    "medmo_core.choices": (),
     "medmo_core.durable": (),
     "medmo_core.errors": (),
     "medmo_core.moved": (),
@@ -116,7 +117,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tools.mutants": (),
     "tools": ("tools", "benchmarks.report", "benchmarks.suite", "medmo_core", "medmo_kernels", "medmo_recipes"),
 }
-GROUND = ("durable", "errors", "moved", "nearest", "notice", "optional", "printable")
+GROUND = ("choices", "durable", "errors", "moved", "nearest", "notice", "optional", "printable")
 """Files at the root of medmo_core that any file above the kernels may import; they import nothing of ours."""
 FILES = module_files(ROOT)
 GRAPH = graph_of(FILES)

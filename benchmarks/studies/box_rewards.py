@@ -184,7 +184,7 @@ def measure(kit: Kit, questions: Mapping[str, int], temperatures: Sequence[float
         numbers: dict[str, int] = {}
         values[f"{name} images"] = [numbers.setdefault(image_key(s, crop=False), len(numbers)) for s in samples]
     sampled = sampled_box_reward(kit, num_prompts=questions["sampled"], temperatures=temperatures)
-    return values | {"sampled": {f"{t:g}": value for t, value in sampled.items()}}
+    return values | {"sampled": {f"{t:g}": value for t, value in sampled.means().items()}}
 
 
 def agreement(plan: StudyPlan, kit: Kit) -> dict[str, float]:

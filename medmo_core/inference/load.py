@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+from ..choices import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
 from ..data.processor import Processor
 from ..data.text.tokenizer import Tokenizer
 from ..errors import InputError

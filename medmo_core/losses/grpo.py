@@ -22,10 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..choices import Importance
 from ..modules.backend import uses_liger
 from .chunked_head import token_logprobs
 from .liger import liger_logprob_loss
-from .policy_objective import DAPO, Importance, PolicyObjective
+from .policy_objective import DAPO, PolicyObjective
 
 
 class PolicyLoss(NamedTuple):

@@ -1,12 +1,8 @@
 """Settings of the policy-gradient losses: which loss, where it clips, and what it corrects."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Loss = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
-"""Policy losses; the head of `grpo.py` defines them."""
-Importance = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-"""Corrections for a sampler whose probabilities are not the trainer's; see `importance_weights`."""
+from ..choices import Importance, Loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..choices import Recompute
 from ..decoders.qwen3 import Qwen3Decoder
 from ..encoders.protocol import Encoder
 from ..encoders.qwen3_vl import Qwen3VLEncoder
@@ -23,7 +24,7 @@ from ..generation.sampling import Sampling
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
 from ..losses.grpo import PolicyLoss, linear_grpo_loss
 from ..losses.policy_objective import DAPO, PolicyObjective
-from ..modules.blocks import Recompute, blocks_of, set_forward
+from ..modules.blocks import blocks_of, set_forward
 from ..modules.projector import Projector
 from ..profile import CheckpointProfile
 from .build import build_decoder, build_encoder, init_weights, resolve

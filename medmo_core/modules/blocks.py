@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from types import MethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from ..choices import Recompute
 from .attention import PackedAttention, attention
-
-Recompute = Literal["nothing", "all", "selected"]
-"""What a block computes again in the backward pass: nothing, all of it, or all but matrix products and attention."""
 
 BLOCK_LISTS = ("blocks", "layers", "layer")
 """What the families of encoders and decoders call their stack."""

@@ -20,7 +20,7 @@ from ..configs import CONFIGS
 from ..evaluation.suites import evaluate_embedded
 from ..pages import quickstart_page as pages
 from ..pages.quickstart_page import Outcome
-from ..reinforcement.sharpening import TEMPERATURES, sampled_box_reward
+from ..reinforcement.sharpening import SampledRewards, sampled_box_reward
 from ..settings.run_config import STAGES, ConfigError, RunConfig
 from ..training.distributed.torchrun import torchrun
 from ..training.model.kit import load_kit
@@ -66,8 +66,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
                 outcome.sampled = sampled_box_reward(kit, num_prompts=prompts, seed=seed)
         elif stage == "reinforce":
             with timed(outcome, "sample reinforce"):
-                after = sampled_box_reward(kit, num_prompts=prompts, temperatures=(1.0,), seed=seed)
-                outcome.sampled_after = after[1.0]
+                outcome.sampled_after = sampled_box_reward(kit, num_prompts=prompts, temperatures=(1.0,), seed=seed)
         write_metrics(out, outcome, seed)
     pages.write(out, outcome, configs, seed)
     return outcome
@@ -126,12 +125,17 @@ def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
         "num_parameters": outcome.num_parameters,
         "torch": torch.__version__,
         "stages": {name: result.to_json() for name, result in outcome.evaluations.items()},
-        "sampled_box_reward_of_instruct": {f"{t:g}": outcome.sampled[t] for t in TEMPERATURES if t in outcome.sampled},
-        "sampled_box_reward_of_reinforce": {"1": outcome.sampled_after} if "reinforce" in outcome.evaluations else {},
+        "sampled_box_reward_of_instruct": mean_rewards(outcome.sampled),
+        "sampled_box_reward_of_reinforce": mean_rewards(outcome.sampled_after),
         "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
         "verdicts": [vars(verdict) for verdict in pages.verdicts(outcome)],
     }
     write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
+
+
+def mean_rewards(sampled: SampledRewards | None) -> dict[str, float]:
+    """Return temperature, as text, -> mean reward; nothing where nothing was sampled yet."""
+    return {} if sampled is None else {f"{t:g}": mean for t, mean in sampled.means().items()}
 
 
 class timed:  # noqa: N801 (reads as a statement)

@@ -1,10 +1,15 @@
 """`medmo train`: run one stage in this process, on the embedded data or on data files of your own."""
 
 import argparse
+import ast
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..configs import CONFIGS
+from ..settings.command_line import read_command_line
 from ..settings.stage import STAGES
 
 EPILOG = """examples:
@@ -30,7 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", action="append", default=[], help="JSONL, Parquet or tar files; repeat for a mixture")
     arguments, rest = parser.parse_known_args(words)
     chosen = [] if arguments.config is None else ["--config", arguments.config]
-    for name in arguments.data:
-        chosen += ["--data", name]
-    stage = importlib.import_module(f"medmo_recipes.{arguments.stage}")
-    return int(stage.main([*chosen, *rest]) or 0)
+    for path in arguments.data:
+        chosen += ["--data", path]
+    module, name = f"medmo_recipes.{arguments.stage}", arguments.stage
+    # Help and mistakes first: the stage's own file waits for PyTorch.
+    read_command_line([*chosen, *rest], stage=name, configs=CONFIGS, about=docstring_of(module))
+    return int(importlib.import_module(module).main([*chosen, *rest]) or 0)
+
+
+def docstring_of(module: str) -> str | None:
+    """Read a module's docstring from its file, without running it."""
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    return ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8")), clean=False)

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from PIL import Image
 
+from medmo_core.metrics import paired_bootstrap
+
 from ..evaluation.results import Evaluation, format_table, interval, paired_gain
-from ..evaluation.scores import Prediction, Score
+from ..evaluation.scores import Prediction, Score, image_key
+from ..reinforcement.sharpening import SampledRewards
 from ..settings.run_config import RunConfig
 from ..training.monitoring.log import read_metrics
 from .evaluation_page import pictures
@@ -78,15 +82,29 @@ def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -
 
 
 def _sharpening(outcome: "Outcome") -> Verdict:
-    """Compare the sampled reward after reinforce with what the instruct model gives for free by sampling colder."""
-    by_temperature = ", ".join(f"T={t:g}: {value:.3f}" for t, value in outcome.sampled.items())
-    hottest, coldest = outcome.sampled[max(outcome.sampled)], max(outcome.sampled.values())
-    if outcome.sampled_after > coldest:
-        word = "more than sharpening"
-    else:
-        word = "sharpening" if outcome.sampled_after > hottest else "no gain"
-    measured = f"reinforce at T=1: {outcome.sampled_after:.3f}; instruct at {by_temperature}: {word}"
-    return Verdict("Sampled reward rises by more than colder sampling gives", measured, outcome.sampled_after > coldest)
+    """Compare the sampled reward after reinforce with what the instruct model gives for free by sampling colder.
+
+    Prompt by prompt, resampled by slice; the gain must be sure over every temperature, so that the best one does too.
+    """
+    claim = "Sampled reward rises by more than colder sampling gives"
+    before, after = outcome.sampled, outcome.sampled_after
+    if before is None or after is None:
+        return Verdict(claim, "not sampled", False)
+    images = [image_key(sample, crop=False) for sample in before.samples]
+    ((_, raised),) = after.rewards.items()
+    gains = {t: paired_bootstrap(raised, values, images) for t, values in before.rewards.items()}
+    sure = {t: low > 0 for t, (low, _) in gains.items()}
+    less = "sharpening" if sure[max(sure)] else "no gain to be sure of"
+    word = "more than sharpening" if all(sure.values()) else less
+    means = before.means()
+    best = max(means, key=lambda t: means[t])
+    gain = fmean(raised) - means[best]
+    by_temperature = ", ".join(f"T={t:g}: {mean:.3f}" for t, mean in means.items())
+    measured = (
+        f"reinforce at T=1: {fmean(raised):.3f}; instruct at {by_temperature}; over its best {gain:+.3f} "
+        f"{interval(*gains[best], '+.3f')}, {len(raised)} prompts, paired, resampled by slice: {word}"
+    )
+    return Verdict(claim, measured, all(sure.values()))
 
 
 def _these_scans(score: Score) -> str:
@@ -150,13 +168,13 @@ def _score_cell(score: Score | None) -> Cell:
 
 def sampling_table(outcome: "Outcome") -> Table:
     """Show what colder sampling alone gives the instruct model."""
-    row = [Cell(f"{value:.3f}") for value in (*outcome.sampled.values(), outcome.sampled_after)]
-    header = [*(f"instruct, T = {t:g}" for t in outcome.sampled), "reinforce, T = 1"]
+    columns = [("instruct", outcome.sampled), ("reinforce", outcome.sampled_after)]
+    means = {f"{name}, T = {t:g}": mean for name, sampled in columns if sampled for t, mean in sampled.means().items()}
     note = (
         "Mean box reward of samples on held-out prompts. A gain that a lower temperature also gives is sharpening; "
         "judge reinforce by greedy decoding."
     )
-    return Table("Sampled reward", note, header, [row])
+    return Table("Sampled reward", note, list(means), [[Cell(f"{mean:.3f}") for mean in means.values()]])
 
 
 def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:
@@ -177,14 +195,14 @@ class Outcome:
 
     Attributes:
         evaluations: "random" and each stage -> its scores.
-        sampled: temperature -> mean box reward of the instruct model's samples on held-out prompts.
+        sampled: box rewards of the instruct model's samples on held-out prompts, at several temperatures.
         sampled_after: the same of the reinforced model, at temperature 1.
         seconds: part of the run -> wall clock.
         num_parameters: number of parameters of the model.
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
-    sampled: dict[float, float] = field(default_factory=dict)
-    sampled_after: float = 0.0
+    sampled: SampledRewards | None = None
+    sampled_after: SampledRewards | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     num_parameters: int = 0

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from medmo_core.losses.policy_objective import Importance, Loss, PolicyObjective
+from medmo_core.choices import Importance, Loss
 
 from .section import Section, require
+
+if TYPE_CHECKING:
+    from medmo_core.losses.policy_objective import PolicyObjective
 
 Advantage = Literal["group_std", "centred", "leave_one_out"]
 """Ways to compare a completion with its group; see `group_advantages`."""
@@ -80,8 +83,10 @@ class Grpo(Section):
         require(self.resample_rounds >= 0, "grpo.resample_rounds", self.resample_rounds, "0 or more")
         require(self.importance_cap >= 1, "grpo.importance_cap", self.importance_cap, "1 or more")
 
-    def objective(self) -> PolicyObjective:
+    def objective(self) -> "PolicyObjective":
         """Return the loss of the sampled tokens with its settings."""
+        from medmo_core.losses.policy_objective import PolicyObjective  # brings PyTorch, which settings do not wait for
+
         return PolicyObjective(
             loss=self.loss,
             epsilon_low=self.epsilon_low,

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+from medmo_core.choices import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, Recompute
 from medmo_core.datasets.names import with_current_names
-from medmo_core.modules.blocks import Recompute
 
 from .reinforce import Grpo, Rewards, Rollout, Watching
 from .section import ConfigError, Section, describe_type, require, typed, unknown_key

@@ -16,10 +16,6 @@ from ...batch import PatchSpec
 from ...errors import InputError
 
 MAX_ASPECT_RATIO = 200
-DEFAULT_MIN_PIXELS = 65_536
-"""Smallest image area after resizing, in px, of a checkpoint that states none: 256 x 256, as Qwen3-VL."""
-DEFAULT_MAX_PIXELS = 16_777_216
-"""Largest image area after resizing, in px, of a checkpoint that states none: 4096 x 4096, as Qwen3-VL."""
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

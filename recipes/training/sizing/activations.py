@@ -15,10 +15,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from medmo_core.batch import Batch
+from medmo_core.choices import Recompute
 from medmo_core.decoders.qwen3 import DecoderLayer
 from medmo_core.models.medmo import MedMO
 from medmo_core.models.targets import learned_positions
-from medmo_core.modules.blocks import Recompute, blocks_of
+from medmo_core.modules.blocks import blocks_of
 from medmo_core.modules.projector import PatchMerger
 
 from ..distributed.sharding import trains

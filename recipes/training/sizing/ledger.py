@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from medmo_core.modules.blocks import Recompute
+from medmo_core.choices import Recompute
 
 Device = Literal["cpu", "cuda"]
 """Kind of device whose code runs: the CPU's, or Triton and Liger."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medmo_core.data.images.patches import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
+from medmo_core.choices import DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS
 from medmo_core.errors import InputError
 from medmo_core.inference import load
 from medmo_core.inference.load import read_pixel_limits

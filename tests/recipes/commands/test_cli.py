@@ -35,12 +35,14 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
 
 
 def test_help_and_version_wait_for_no_heavy_library() -> None:
-    """In one fresh process: every page of help, the version, and a command that there is not."""
+    """In one fresh process: every page of help, the version, a command and a setting that there are not."""
     script = """
 import contextlib, io, sys
 from medmo_recipes.cli import COMMANDS, main
+from medmo_recipes.settings.stage import STAGES
 import medmo_core.__main__
-for words in [["--help"], ["--version"], [], ["no_such"], *([name, "--help"] for name in COMMANDS)]:
+pages = [["--help"], *([name, "--help"] for name in COMMANDS), *(["train", stage, "--help"] for stage in STAGES)]
+for words in [*pages, ["--version"], [], ["no_such"], ["train", "align", "train.stps=3"]]:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             main(words)

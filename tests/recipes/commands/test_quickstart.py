@@ -8,11 +8,13 @@ from statistics import fmean
 
 import pytest
 
+from medmo_core.data.records.sample import ImageRef, Sample
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.commands import quickstart, three_stages
 from medmo_recipes.evaluation.results import Evaluation
 from medmo_recipes.evaluation.scores import Prediction, Score
 from medmo_recipes.pages import quickstart_page
+from medmo_recipes.reinforcement.sharpening import SampledRewards
 from medmo_recipes.settings.run_config import ConfigError
 
 STAGES = ("random", "align", "instruct", "reinforce")
@@ -82,13 +84,19 @@ def evaluation(ious: list[float], gain_low: float, shuffled: list[float]) -> Eva
     return Evaluation(metrics, {"grounding": answers(ious), "grounding_shuffled": answers(shuffled)})
 
 
+def sampled(rewards: dict[float, list[float]]) -> SampledRewards:
+    count = len(next(iter(rewards.values())))
+    samples = [Sample(f"s{i}", "grounding", (ImageRef(f"{i}.png"),)) for i in range(count)]
+    return SampledRewards(samples, rewards)
+
+
 def test_verdicts_follow_the_figures() -> None:
     better, worse = evaluation([0.4, 0.5], 0.1, [0.2, 0.2]), evaluation([0.2, 0.3], 0.1, [0.2, 0.2])
     good = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], 0.05, [0.2, 0.2]), "reinforce": better})
     bad = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], -0.05, [0.9, 0.9]), "reinforce": worse})
     for outcome in (good, bad):
-        outcome.sampled = {1.0: 0.1, 0.3: 0.2}
-        outcome.sampled_after = 0.3 if outcome is good else 0.15
+        outcome.sampled = sampled({1.0: [0.1, 0.1], 0.3: [0.2, 0.2]})
+        outcome.sampled_after = sampled({1.0: [0.3, 0.3] if outcome is good else [0.15, 0.15]})
     assert [v.holds for v in quickstart_page.verdicts(good)] == [True] * 5
     assert [v.holds for v in quickstart_page.verdicts(bad)] == [False] * 5
     assert "sharpening" in quickstart_page.verdicts(bad)[-1].measured
@@ -117,9 +125,31 @@ def test_the_control_must_fall_and_reach_the_constant_box(
 def test_reinforce_is_above_instruct_only_by_its_interval(after: list[float], holds: bool) -> None:
     before = evaluation([0.3, 0.3, 0.3], 0.1, [0.1] * 3)
     outcome = quickstart_page.Outcome({"instruct": before, "reinforce": evaluation(after, 0.1, [0.1] * 3)})
-    outcome.sampled, outcome.sampled_after = {1.0: 0.1}, 0.2
     verdict = next(v for v in quickstart_page.verdicts(outcome) if "above instruct's" in v.claim)
     assert verdict.holds is holds
+
+
+@pytest.mark.parametrize(
+    ("after", "holds", "word"),
+    [
+        ([0.5, 0.6, 0.7, 0.6], True, "more than sharpening"),
+        ([0.9, 0.9, 0.1, 0.1], False, "no gain to be sure of"),  # above every mean, not surely
+        ([0.3, 0.3, 0.4, 0.3], False, "sharpening"),  # surely above T = 1 alone
+        ([0.1, 0.2, 0.1, 0.2], False, "no gain to be sure of"),
+    ],
+)
+def test_more_than_sharpening_is_said_by_the_paired_interval(after: list[float], holds: bool, word: str) -> None:
+    outcome = quickstart_page.Outcome(dict.fromkeys(("instruct", "reinforce"), evaluation([0.3], 0.1, [0.1])))
+    outcome.sampled = sampled({1.0: [0.1, 0.2, 0.1, 0.2], 0.3: [0.4, 0.3, 0.4, 0.3]})
+    outcome.sampled_after = sampled({1.0: after})
+    verdict = quickstart_page.verdicts(outcome)[-1]
+    assert verdict.holds is holds and verdict.measured.endswith(f": {word}")
+
+
+def test_the_sampled_reward_of_one_slice_is_not_sure() -> None:
+    outcome = quickstart_page.Outcome(dict.fromkeys(("instruct", "reinforce"), evaluation([0.3], 0.1, [0.1])))
+    outcome.sampled, outcome.sampled_after = sampled({1.0: [0.1]}), sampled({1.0: [0.9]})
+    assert not quickstart_page.verdicts(outcome)[-1].holds
 
 
 def test_one_scan_is_no_scans() -> None:
