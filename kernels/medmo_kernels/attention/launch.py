@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..fit import aligned, dense_fp32, strides_in_8
 from ..grids import LOG2E
+from ..placement import on_device_of_tensors
 from ..tables import Tuned, tuned
 from . import triton_kernel as kernels
 from . import triton_kernel_backward as backward_kernels
@@ -20,6 +21,7 @@ from .reference import Packing
 ROOM = "attention"
 
 
+@on_device_of_tensors
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
     """Launch the forward: (T, H, D), and the (H, T) log-sum-exp in fp32."""
     query, key, value = (aligned(x) for x in (query, key, value))
@@ -40,6 +42,7 @@ def attention_forward(query: Tensor, key: Tensor, value: Tensor, packing: Packin
     return out, lse
 
 
+@on_device_of_tensors
 def attention_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, packing: Packing
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..fit import dense
+from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
 from .reference import Problems
@@ -31,6 +32,7 @@ def problem_arguments(problems: Problems) -> tuple[list[Tensor | None], list[Ten
     return [dense(x) for x in problems], scratch, {"LABELS": has_labels, "LARGE": large}
 
 
+@on_device_of_tensors
 def box_match_triton(problems: Problems, cost: int) -> Tensor:
     """Match all problems in one launch; `cost` is an index into COSTS."""
     match = problems.pred.new_empty(len(problems.pred), dtype=torch.int64)

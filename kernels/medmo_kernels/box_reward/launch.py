@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..box_match.launch import problem_arguments
 from ..box_match.reference import Problems
+from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
 from .reference import FORMULAS, Pay
@@ -15,6 +16,7 @@ from .reference import FORMULAS, Pay
 ROOM = "box_reward"
 
 
+@on_device_of_tensors
 def box_reward_triton(problems: Problems, pay: Pay) -> tuple[Tensor, Tensor]:
     """Match and score all problems in one launch."""
     match = problems.pred.new_empty(len(problems.pred), dtype=torch.int64)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..fit import unit_stride
 from ..grids import LOG2E, cdiv, next_power_of_2
+from ..placement import on_device_of_tensors
 from ..tables import Tuned, tuned
 from . import triton_kernel as kernels
 from .reference import Call
@@ -42,6 +43,7 @@ class SplitPlan(NamedTuple):
     config: Tuned
 
 
+@on_device_of_tensors
 def decode_attention_triton(call: Call, scale: float, num_splits: int | None, max_splits: int) -> Tensor:
     """Launch both kernels.
 

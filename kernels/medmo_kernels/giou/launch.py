@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..fit import dense
 from ..grids import cdiv
+from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
 from .reference import Sets
@@ -15,6 +16,7 @@ from .reference import Sets
 ROOM = "giou"
 
 
+@on_device_of_tensors
 def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
     """Score N pairs: (N,) GIoU, or (N, 3) IoU, GIoU and corner distance."""
     num_pairs = pred.shape[0]
@@ -27,6 +29,7 @@ def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
     return out
 
 
+@on_device_of_tensors
 def aligned_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
     """Return the gradients of both sides of N pairs, in their dtypes."""
     num_pairs = pred.shape[0]
@@ -45,6 +48,7 @@ def problem_of(offsets: Tensor, count: int) -> Tensor:
     return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
 
 
+@on_device_of_tensors
 def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
     """Score all pairs of every problem; ragged where offsets are given, else of leading batch axes."""
     pred, target = sets.pred, sets.target
@@ -61,6 +65,7 @@ def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
     return out
 
 
+@on_device_of_tensors
 def pairwise_backward(sets: Sets, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
     """Return the gradients of both sets, in their dtypes: one launch for each."""
     width = grad.shape[sets.pred.ndim - 1]

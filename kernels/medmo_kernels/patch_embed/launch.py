@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..fit import dense, dense_fp32, words
 from ..grids import cdiv, next_power_of_2
+from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
 from .reference import Call
@@ -17,6 +18,7 @@ from .reference import Call
 ROOM = "patch_embed"
 
 
+@on_device_of_tensors
 def forward(call: Call) -> Tensor:
     """Launch the forward of uint8 patches whose width is a multiple of 4: (N, D) in the dtype of the weight."""
     weight, table = call.taps, call.position_table
@@ -50,6 +52,7 @@ def forward(call: Call) -> Tensor:
     return out
 
 
+@on_device_of_tensors
 def table_gradient(grad: Tensor, coordinates: Tensor, position_table: Tensor) -> Tensor:
     """Launch the gradient of the position table.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..fit import dense
 from ..grids import cdiv, next_power_of_2
+from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
 from .reference import ProjectorWeights
@@ -22,6 +23,7 @@ BAND = 8
 """Rows of tiles that are walked before the next column, so that weights and features stay in the L2 cache."""
 
 
+@on_device_of_tensors
 def forward(
     features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int, eps: float, keep: bool, few: bool
 ) -> tuple[list[Tensor], Tensor]:
@@ -49,6 +51,7 @@ def forward(
     return [F.linear(a, w.fc2_weight, w.fc2_bias) for a, w in zip(activated, weights, strict=True)], hidden
 
 
+@on_device_of_tensors
 def backward(
     grads: Sequence[Tensor],
     features: Sequence[Tensor],

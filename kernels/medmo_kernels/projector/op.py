@@ -156,9 +156,8 @@ def _projector(
     from .launch import forward
 
     weights = _rows(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    with torch.cuda.device_of(features[0]):
-        few = features[0].shape[0] // merge_size**2 <= FEW_TOKENS
-        return forward(features, weights, merge_size, eps, keep, few)
+    few = features[0].shape[0] // merge_size**2 <= FEW_TOKENS
+    return forward(features, weights, merge_size, eps, keep, few)
 
 
 @_projector.register_fake
@@ -192,8 +191,7 @@ def _projector_backward(
     from .launch import backward
 
     weights = _rows(norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    with torch.cuda.device_of(features[0]):
-        by_x, by_w = backward(grads, features, weights, hidden, merge_size, eps, of_features, of_weights)
+    by_x, by_w = backward(grads, features, weights, hidden, merge_size, eps, of_features, of_weights)
     return by_x, *_columns(by_w)
 
 

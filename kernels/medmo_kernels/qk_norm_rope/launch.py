@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..fit import dense, unit_stride
 from ..grids import cdiv, next_power_of_2
+from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
 from .reference import Call
@@ -20,6 +21,7 @@ ROOM = "qk_norm_rope"
 MIN_BLOCK_HALF = 16
 
 
+@on_device_of_tensors
 def forward(call: Call, query_out: Tensor, key_out: Tensor) -> None:
     """Write the normalised and rotated heads into `query_out` and `key_out`, which may be the inputs themselves.
 
@@ -41,6 +43,7 @@ def forward(call: Call, query_out: Tensor, key_out: Tensor) -> None:
     )  # fmt: skip
 
 
+@on_device_of_tensors
 def backward(query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of queries, keys (contiguous) and, in fp32, of the two weights.
 

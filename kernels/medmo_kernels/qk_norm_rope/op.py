@@ -133,7 +133,10 @@ def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor,
     if query.dtype != key.dtype:
         raise ValueError(f"qk_norm_rope: query is {query.dtype} and key is {key.dtype}")
     if not query.device == key.device == query_weight.device == key_weight.device == cos.device == sin.device:
-        raise ValueError(f"qk_norm_rope: query is on {query.device}, another argument is not")
+        names = ("key", "query_weight", "key_weight", "cos", "sin")
+        others = zip(names, (key, query_weight, key_weight, cos, sin), strict=True)
+        strangers = ", ".join(f"{name} on {x.device}" for name, x in others if x.device != query.device)
+        raise ValueError(f"qk_norm_rope: query is on {query.device}, {strangers}: expected one device")
 
 
 def _runs_triton(op: str, query: Tensor) -> bool:
