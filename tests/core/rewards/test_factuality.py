@@ -32,3 +32,16 @@ FACTS = [fact("liver"), fact("kidney", side="left"), fact("spleen", "absent"), f
 )
 def test_a_contradiction_costs_its_share_of_the_facts(text: str, score: float) -> None:
     assert factuality_reward([text], task=["report"], facts=[FACTS]) == pytest.approx([score])
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        (SimpleNamespace(type="report", value="A scar."), 1.0),
+        (SimpleNamespace(type="open", value="A scar."), None),  # the answer to a question is no reference
+        (SimpleNamespace(type="report", value=None), None),
+        (None, None),
+    ],
+)
+def test_a_reference_is_a_report(answer: SimpleNamespace | None, score: float | None) -> None:
+    assert factuality_reward(["A scar."], task=["report"], facts=[()], answer=[answer]) == [score]  # type: ignore[list-item]
