@@ -79,7 +79,9 @@ def test_every_area_and_every_equivalent_names_what_is_there() -> None:
             top, _, rest = pattern.partition("/")
             assert list(folders[top].glob(rest)), f"{name}: {pattern}"
         for test in [*area["tests"], *area.get("without", ())]:
-            assert (ROOT / test).exists(), f"{name}: {test}"
+            file, _, function = test.partition("::")
+            assert (ROOT / file).exists(), f"{name}: {test}"
+            assert not function or f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"{name}: {test}"
     listed = tomllib.loads(LIST.read_text(encoding="utf-8"))
     assert all(entry["reason"] for entries in listed.values() for entry in entries)
     for mutant in listed["mutant"]:

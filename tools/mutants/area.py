@@ -7,6 +7,7 @@ functions are left alone.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -56,8 +57,7 @@ def prepare(name: str, area: dict[str, Any]) -> None:
             *(f"--ignore={test}" for test in area.get("without", ())),
         ],
         "process_isolation": "forkserver",
-        "forkserver_warmup": "import",
-        "preload_modules_file": "preloaded.txt",
+        "forkserver_warmup": "none",
         "timeout_multiplier": 8.0,
         "timeout_constant": 1.5,
         "use_git_change_detection": False,
@@ -65,9 +65,6 @@ def prepare(name: str, area: dict[str, Any]) -> None:
     table = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     Path("pyproject.toml").write_text(f"{text}\n[tool.mutmut]\n{table}", encoding="utf-8")
-    Path("preloaded.txt").write_text("\n".join(PRELOADED), encoding="utf-8")
-    # Triton reads it when it is imported (see tests/conftest.py), which a library above may do.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
     # For processes that tests start; this one gets the same from mutmut.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "mutants"), os.environ.get("PYTHONPATH", "")])
 
@@ -87,6 +84,15 @@ def logged() -> Iterator[None]:
             raise
         finally:
             sys.stdout, sys.__stdout__ = before
+
+
+def preload() -> None:
+    """Import what takes long, for all processes that are forked from this one."""
+    # Triton reads it when it is imported (see tests/conftest.py), which others may do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    for module in PRELOADED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 def planted() -> Iterator[Mutant]:
@@ -166,6 +172,7 @@ def _run(mutants: list[Mutant]) -> dict[str, int]:
 
 def main(size: int, seed: int, name: str) -> int:
     """Run one area, print what survived, and return 1 where fewer than the goal died."""
+    preload()
     prepare(name, tomllib.loads((HERE / "areas.toml").read_text(encoding="utf-8"))[name])
     everything = list(planted())
     mutants = sampled(everything, size, seed)
