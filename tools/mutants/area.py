@@ -25,8 +25,8 @@ from .wording import differ_in_wording_alone
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-LINKS = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests"}
-"""Name in the copy -> folder of the checkout."""
+COPIES = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests"}
+"""Name of a copy -> folder of the checkout, which may change while mutants run."""
 PRELOADED = (
     "torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "numpy", "scipy.optimize", "PIL.Image", "einops",
     "hypothesis.strategies", "safetensors.torch", "tokenizers", "transformers", "pydicom", "nibabel", "tifffile",
@@ -41,12 +41,12 @@ GOAL = 0.9
 
 
 def prepare(name: str, area: dict[str, Any]) -> None:
-    """Make the folder of an area, with links to the code, and stand in it."""
+    """Make the folder of an area, with a copy of the code, and stand in it."""
     folder = ROOT / "build/mutants" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for link, target in LINKS.items():
-        (folder / link).symlink_to(ROOT / target, target_is_directory=True)
+    for copy, origin in COPIES.items():
+        shutil.copytree(ROOT / origin, folder / copy, ignore=shutil.ignore_patterns("__pycache__"))
     os.chdir(folder)
     settings = {
         "source_paths": ["medmo_core", "medmo_recipes"],
