@@ -46,7 +46,7 @@ class ImageRef:
         spacing_mm: (x, y) size of a pixel.
         modality: such as CT.
         laterality_display: which of the patient's sides is at the picture's left.
-        sha256: checksum of the file.
+        sha256: checksum of the file; of a folder of slices, see `images.digest`.
     """
 
     path: str

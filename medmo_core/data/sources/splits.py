@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ..images.digest import digest_of, open_bytes
+from ..images.digest import digest_of, open_bytes, slices_of
 from ..records.faults import Fault, RecordError
 from ..records.sample import ImageRef, Sample
 from ..records.store import Root, store_of
@@ -63,7 +63,7 @@ class SplitCheck:
     """Search, record by record, for what stands in two splits.
 
     A group (patient or volume) is looked for first. Records of which one states no group are compared by their
-    pictures: by file, and where `contents` is on by their bytes.
+    pictures: by file, and where `contents` is on by their bytes. A folder of slices is compared slice by slice.
 
     Attributes:
         word: word for one record in messages.
@@ -83,17 +83,25 @@ class SplitCheck:
             first = self._groups.setdefault(sample.group, use)
             if first.split != use.split:
                 return [self._fault(f"group {sample.group!r} is", use, first)]
-        for image in sample.images:
-            # A stored picture has a name in its own record only.
-            key = (str(sample.root), os.path.normpath(image.path))
-            first = self._files.setdefault(key, use) if store_of(sample.root) is None else use
-            if first is use:
-                copy = self._copy(image, sample.root, use) if self.contents else None
-                if copy is not None:
-                    return [self._fault(f"a copy of {image.path!r} is", use, copy)]
-            elif _is_shared(first, use):
-                return [self._fault(f"{image.path!r} is", use, first)]
-        return []
+        found = (self._of_image(image, sample.root, use) for image in sample.images)
+        return next(([fault] for fault in found if fault is not None), [])
+
+    def _of_image(self, image: ImageRef, root: Root, use: _Use) -> Fault | None:
+        """Return the fault of a picture that another split has, too; of a folder, of any of its slices."""
+        # A stored picture has a name in its own record only.
+        key = (str(root), os.path.normpath(image.path))
+        first = self._files.setdefault(key, use) if store_of(root) is None else use
+        if first is not use:
+            return self._fault(f"{image.path!r} is", use, first) if _is_shared(first, use) else None
+        try:
+            slices = slices_of(image, root)
+        except (ValueError, OSError, ImportError):
+            return None  # that a picture cannot be read is found, and said, by whoever reads it
+        if slices is not None:
+            found = (self._of_image(file, root, use) for file in slices)
+            return next((fault for fault in found if fault is not None), None)
+        copy = self._copy(image, root, use) if self.contents else None
+        return None if copy is None else self._fault(f"a copy of {image.path!r} is", use, copy)
 
     def _copy(self, image: ImageRef, root: Root, use: _Use) -> _Use | None:
         """Return the use, in another split, of a picture with the same bytes; None: there is none."""
@@ -110,7 +118,7 @@ class SplitCheck:
                 found = first if its_use is use and _is_shared(first, use) else found
             alike.waiting.clear()
         except (ValueError, OSError):
-            return None  # that a picture cannot be read is found, and said, by whoever reads it
+            return None
         return found
 
     def _fault(self, what: str, use: _Use, first: _Use) -> Fault:

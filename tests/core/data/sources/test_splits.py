@@ -1,7 +1,9 @@
 """A patient, a picture or a copy of one on both sides of a split is found, wherever the two sides stand."""
 
+import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,47 @@ def test_a_picture_that_is_not_the_one_its_record_states_is_not_trained_on(folde
     assert cache.load(ImageRef("a.bmp", sha256=good.upper()), folder).shape == (8, 8, 3)
     with pytest.raises(ValueError, match=rf"b\.bmp: its sha256 is \w{{64}}, the record says {good}; restore the file"):
         cache.load(ImageRef("b.bmp", sha256=good), folder)
+
+
+@pytest.fixture
+def scans(tmp_path: Path, write_dicom: Callable[..., Path]) -> Path:
+    """Three volumes of three slices each: `ct`, `copy` of it under other names, and `other`."""
+    for name, shift in (("ct", 0), ("copy", 0), ("other", 5)):
+        (tmp_path / name).mkdir()
+        for z in range(3):
+            tags: dict[str, Any] = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+            values = np.full((8, 8), z + shift, np.uint16)
+            file = tmp_path / name / f"{z if name == 'ct' else 7 - z}.dcm"
+            write_dicom(file, values, ImagePositionPatient=[0, 0, z], **tags)
+    return tmp_path
+
+
+def test_the_checksum_of_a_folder_is_of_its_slices(scans: Path) -> None:
+    (scans / "copy" / "LICENSE").write_text("free")
+    lines = sorted(hashlib.sha256(file.read_bytes()).hexdigest() + "\n" for file in (scans / "ct").iterdir())
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
+    found = [digest_of(ImageRef(name), scans) for name in ("ct", "copy/", "other")]
+    assert found[:2] == [expected] * 2 != found[1:]
+    good, bad = ({"image": {"path": name, "sha256": expected}} for name in ("ct", "other"))
+    (fault,) = iter_faults(write(scans, "one.jsonl", good, bad))
+    assert re.search(rf":2: images\[0\]\.sha256: other: its sha256 is {found[2]}, the record says", str(fault))
+    assert PictureCache(10**6).load(ImageRef("ct", sha256=expected), scans).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "what"),
+    [
+        ("ct", "ct", "'ct' is"),
+        ("ct", "ct/1.dcm", "'ct/1.dcm' is"),
+        ("ct/1.dcm", "ct", "'ct/1.dcm' is"),
+        ("ct", "copy", "a copy of 'copy/7.dcm' is"),
+        ("copy/6.dcm", "ct", "a copy of 'ct/1.dcm' is"),
+        ("ct", "other", None),
+    ],
+)
+def test_volumes_in_two_splits_are_found_by_their_slices(scans: Path, train: str, test: str, what: str | None) -> None:
+    name = write(scans, "one.jsonl", {**TRAIN, "image": train}, {**TRAIN, "image": train}, {**TEST, "image": test})
+    faults = [str(fault) for fault in iter_faults(name)]
+    assert [f"split: {what} in split 'test' here and in 'train' in line 1;" in fault for fault in faults] == (
+        [] if what is None else [True]
+    )
