@@ -7,15 +7,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
 from .loaded import ImageError, LoadedImage, own_errors, silent_libraries
-from .tiff import TIFF_SUFFIXES, count_pages, needs_tifffile, read_deep_tiff
+from .tiff import TIFF_SUFFIXES, Cover, count_pages, needs_tifffile, read_deep_tiff, upright
 
 SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
 PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
-TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC = 281, 262
+TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC, EXIF_ORIENTATION = 281, 262, 274
+DEEP_PNG = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
+"""Layouts of PNG samples of which Pillow keeps the upper byte -> layouts to read instead, which hold all bytes."""
 
 
 def read_picture(
@@ -39,6 +41,8 @@ def read_picture(
             with Image.open(source, formats=PILLOW_FORMATS) as image:
                 num_frames = _num_frames(image, path)
                 _seek(image, path, frame, num_frames)
+                if _is_deep_png(image):
+                    return _read_deep_png(image, path, source, num_frames, window, max_pixels)
                 if not (image.format == "TIFF" and needs_tifffile(image)):
                     return picture_pixels(image, path, num_frames, window, max_pixels)
         except Image.DecompressionBombError:
@@ -52,9 +56,11 @@ def read_picture(
                     f"{path}: not a picture of a supported kind ({SUPPORTED}), or damaged: save it as one of these"
                 ) from None
         deep = read_deep_tiff(path, source, frame=frame, max_pixels=max_pixels)
-        grey = _deep_grey(deep.values, path, window, deep.largest, colour=deep.colour)
+        grey = _deep_grey(
+            deep.values, path, window, deep.largest, colour=deep.colour, inverted=deep.white_is_zero, cover=deep.cover
+        )
         info = {"kind": "tiff", "num_frames": deep.num_frames, "windows": [], "spacing_mm": None}
-        return LoadedImage(255 - grey if deep.white_is_zero else grey, None, info)
+        return LoadedImage(grey, None, info)
 
 
 def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int) -> LoadedImage:
@@ -72,6 +78,8 @@ def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int) -> L
     with own_errors(name), silent_libraries():
         try:
             num_frames = int(getattr(image, "n_frames", 1))
+            if _is_deep_png(image) or (isinstance(image, TiffImagePlugin.TiffImageFile) and needs_tifffile(image)):
+                raise ImageError(f"{name}: Pillow reads its values at 8 bits and drops the rest; give the file itself")
             return picture_pixels(image, name, num_frames, window, max_pixels, in_place=False)
         except (ValueError, AttributeError) as error:
             if isinstance(error, ImageError) or not _is_closed(image):
@@ -106,13 +114,8 @@ def picture_pixels(
     image: Image.Image, path: Path, num_frames: int, window: object, max_pixels: int, *, in_place: bool = True
 ) -> LoadedImage:
     """Return the pixels of an opened picture; `in_place` turns the picture itself upright, which saves a copy."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{path}: {width}x{height} px is over the limit of {max_pixels} pixels: an image bomb? If it is genuine, "
-            "raise max_pixels, or shrink or tile it first"
-        )
-    info = {"kind": (image.format or "picture").lower(), "num_frames": num_frames, "windows": [], "spacing_mm": None}
+    _check_size(image, path, max_pixels)
+    info = _info(image, num_frames)
     deep = image.mode.startswith("I") or image.mode == "F"
     # Pillow has spread the grey levels of a PGM over 16 bits already.
     largest = 65535 if image.format == "PPM" else _tiff_number(image, TIFF_MAX_SAMPLE_VALUE)
@@ -123,13 +126,65 @@ def picture_pixels(
     else:
         image = ImageOps.exif_transpose(image)
     if deep:
-        grey = _deep_grey(np.asarray(image), path, window, largest, colour=False)
-        return LoadedImage(255 - grey if white_is_zero else grey, None, info)
+        grey = _deep_grey(np.asarray(image), path, window, largest, colour=False, inverted=white_is_zero)
+        return LoadedImage(grey, None, info)
     if window is not None:
         raise ImageError(
             f"{path}: an 8-bit picture holds grey levels, not measured values: it takes no window; leave it out"
         )
     return LoadedImage(np.asarray(_rgb(image)), None, info)
+
+
+def _check_size(image: Image.Image, path: Path, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{path}: {width}x{height} px is over the limit of {max_pixels} pixels: an image bomb? If it is genuine, "
+            "raise max_pixels, or shrink or tile it first"
+        )
+
+
+def _info(image: Image.Image, num_frames: int) -> dict[str, Any]:
+    kind = (image.format or "picture").lower()
+    return {"kind": kind, "num_frames": num_frames, "windows": [], "spacing_mm": None}
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    """Say whether a picture is a PNG file, not decoded yet, of whose samples Pillow would drop the lower byte."""
+    is_png = isinstance(image, PngImagePlugin.PngImageFile)
+    return is_png and any(tile.args in DEEP_PNG for tile in image.tile)
+
+
+def _read_deep_png(
+    image: Image.Image, path: Path, source: Path | BinaryIO, num_frames: int, window: object, max_pixels: int
+) -> LoadedImage:
+    """Read a PNG file with 16 bits a colour; the arguments are those of `picture_pixels`, and the file."""
+    _check_size(image, path, max_pixels)
+    if num_frames > 1:
+        raise ImageError(f"{path}: an animation of 16 bits a colour cannot be read; save its frames one by one")
+    layout = next(tile.args for tile in image.tile if tile.args in DEEP_PNG)
+    size = (image.height, image.width, -1)
+    halves = [_read_as(source, other).reshape(*size, 1) for other in DEEP_PNG[layout]]
+    upper_lower = np.concatenate(halves, axis=-1) if len(halves) == 2 else halves[0].reshape(*size, 2)
+    values = np.ascontiguousarray(upper_lower).view(">u2")[..., 0].astype(np.uint16)
+    own = 1 if layout == "LA;16B" else 3
+    cover = Cover(values[..., own], premultiplied=False) if values.shape[2] > own else None
+    values = values[..., :3] if own == 3 else values[..., 0]
+    grey = _deep_grey(values, path, window, None, colour=own == 3, cover=cover)
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple):
+        grey[(values == clear).all(-1)] = 255
+    image.load()  # what the file says of its orientation may stand after the pixels
+    return LoadedImage(upright(grey, image.getexif().get(EXIF_ORIENTATION, 1)), None, _info(image, num_frames))
+
+
+def _read_as(source: Path | BinaryIO, layout: str) -> NDArray[np.uint8]:
+    """Read a PNG file as if its samples had another layout of as many bytes."""
+    if not isinstance(source, Path):
+        source.seek(0)
+    with Image.open(source, formats=("PNG",)) as image:
+        image.tile = [tile._replace(args=layout) for tile in image.tile]
+        return np.asarray(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -150,9 +205,19 @@ def _tiff_number(image: Image.Image, tag: int) -> int | None:
 
 
 def _deep_grey(
-    values: NDArray[Any], path: Path, window: object, declared: int | None, *, colour: bool
+    values: NDArray[Any],
+    path: Path,
+    window: object,
+    declared: int | None,
+    *,
+    colour: bool,
+    inverted: bool = False,
+    cover: Cover | None = None,
 ) -> NDArray[np.uint8]:
-    """Grey levels of deep pixels: by window, declared range or usual depth; signed and real ones by percentiles."""
+    """Grey levels of deep pixels: by window, declared range or usual depth; signed and real ones by percentiles.
+
+    Transparent parts become white, as on paper.
+    """
     windows = read_window(window)
     if windows is not None:
         if colour:
@@ -168,7 +233,19 @@ def _deep_grey(
         units = [apply_range(values, 0.0, float(known))]
     else:
         units = [apply_range(values, *percentile_range(values))]
-    channels = [to_grey(unit) for unit in units]
+    if cover is not None:
+        units = [_on_paper(unit, cover, inverted) for unit in units]
+    channels = [255 - to_grey(unit) if inverted else to_grey(unit) for unit in units]
     if colour:
         return np.ascontiguousarray(channels[0])
     return np.stack(channels * 3 if len(channels) == 1 else channels, axis=-1)
+
+
+def _on_paper(unit: NDArray[np.float64], cover: Cover, inverted: bool) -> NDArray[np.float64]:
+    """Lay values of 0..1 over white, which is 0 where they are inverted."""
+    alpha = cover.alpha.astype(np.float64)
+    if np.issubdtype(cover.alpha.dtype, np.integer):
+        alpha /= declared_depth(int(cover.alpha.max()), 8 * cover.alpha.dtype.itemsize)
+    alpha = alpha if unit.ndim == 2 else alpha[..., None]
+    ink = unit if cover.premultiplied else unit * alpha
+    return ink if inverted else ink + (1.0 - alpha)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,20 @@ PAGE_TABLE = {
 }  # fmt: skip
 
 
+class Cover(NamedTuple):
+    """Samples of an alpha channel.
+
+    Shapes: alpha (H, W).
+
+    Attributes:
+        alpha: samples at their full depth, the largest for what hides the paper.
+        premultiplied: whether the colours are multiplied by it already.
+    """
+
+    alpha: NDArray[Any]
+    premultiplied: bool
+
+
 @dataclass(frozen=True)
 class DeepPage:
     """Samples of a page, upright.
@@ -40,6 +54,7 @@ class DeepPage:
         colour: whether they are red, green and blue.
         white_is_zero: whether small values are bright.
         num_frames: pages of the file.
+        cover: how much of the paper a sample hides, where the page says; None: all of it.
     """
 
     values: NDArray[Any]
@@ -47,6 +62,7 @@ class DeepPage:
     colour: bool
     white_is_zero: bool
     num_frames: int
+    cover: Cover | None = None
 
 
 def count_pages(stream: IO[bytes], path: Path) -> int:
@@ -171,31 +187,15 @@ def _page(values: NDArray[Any], page: Any, largest: int | None, num_frames: int)
     white_is_zero = int(page.photometric) == WHITE_IS_ZERO
     own = 3 if colour else 1
     extra = [int(sample) for sample in page.extrasamples]
-    if values.shape[2] > own and extra and extra[0] in (PREMULTIPLIED, TRANSPARENCY):
-        values = _on_paper(values, own, largest, extra[0] == PREMULTIPLIED, white_is_zero)
-    values = values[..., :own] if colour else values[..., 0]
     tag = page.tags.get(ORIENTATION)
-    return DeepPage(
-        _upright(values, int(tag.value) if tag is not None else 1), largest, colour, white_is_zero, num_frames
-    )
+    values = upright(values, int(tag.value) if tag is not None else 1)
+    cover = None
+    if values.shape[2] > own and extra and extra[0] in (PREMULTIPLIED, TRANSPARENCY):
+        cover = Cover(values[..., own], extra[0] == PREMULTIPLIED)
+    return DeepPage(values[..., :own] if colour else values[..., 0], largest, colour, white_is_zero, num_frames, cover)
 
 
-def _on_paper(
-    values: NDArray[Any], own: int, largest: int | None, premultiplied: bool, white_is_zero: bool
-) -> NDArray[Any]:
-    """Lay samples with an alpha channel over white."""
-    if not np.issubdtype(values.dtype, np.integer):
-        full = 1.0
-    else:
-        full = float(largest or np.iinfo(values.dtype).max)
-    alpha = values[..., own:] / full
-    ink = values[..., :own] * (1.0 if premultiplied else alpha)
-    paper = 0.0 if white_is_zero else full * (1.0 - alpha)
-    laid = ink + paper
-    return np.rint(laid).astype(values.dtype) if np.issubdtype(values.dtype, np.integer) else laid
-
-
-def _upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+def upright(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turn a page as its Orientation tag asks: 2 to 4 mirror or turn it, 5 to 8 swap its sides first."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medmo_core.data.images.intensity import apply_window, declared_depth, percentile_range, read_window, to_grey
-from medmo_core.data.images.load import ImageError, LoadedImage, crop_pixels, load_image, safe_path
+from medmo_core.data.images.load import ImageError, LoadedImage, crop_pixels, from_pillow, load_image, safe_path
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (11, 17, 3), dtype=np.uint8)
@@ -83,6 +83,47 @@ def test_tiff_declarations_pages_and_16_bit_colour(tmp_path: Path) -> None:
     low, high = np.percentile(signed, [0.5, 99.5])
     expected = np.rint(np.clip((signed - low) / (high - low), 0, 1) * 255)
     assert np.array_equal(load_image(tmp_path / "signed.tif").pixels[..., 0], expected)
+
+
+PASSES = {
+    "plain": [(0, 0, 1, 1)],
+    "Adam7": [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)],
+}
+
+
+def deep_png(values: np.ndarray, order: str, clear: tuple[int, ...] = ()) -> bytes:
+    """A PNG file of samples (H, W, C) of 16 bits, each row as its difference to the row above."""
+    height, width, samples = values.shape
+    rows = b""
+    for x, y, step_x, step_y in PASSES[order]:
+        part = np.ascontiguousarray(values[y::step_y, x::step_x].astype(">u2"))
+        octets = part.view(np.uint8).reshape(len(part), -1)
+        up = np.diff(octets, axis=0, prepend=np.zeros_like(octets[:1]))  # modulo 256
+        rows += b"".join(b"\2" + row.tobytes() for row in up)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[samples], 0, 0, order == "Adam7")
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">3H", *clear) if clear else b"")]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    crcs = [(kind + data, zlib.crc32(kind + data)) for kind, data in chunks if data or kind == b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", k) for c, k in crcs)
+
+
+@pytest.mark.parametrize("order", PASSES)
+@pytest.mark.parametrize("samples", [2, 3, 4])
+@pytest.mark.parametrize("largest", [4095, 65535])
+def test_a_png_of_16_bits_a_colour_keeps_its_values(tmp_path: Path, largest: int, samples: int, order: str) -> None:
+    values = np.random.default_rng(0).integers(0, largest + 1, (13, 17, samples)).astype(np.uint16)
+    values[0, 0] = largest
+    unit, alpha = values / largest, 1.0
+    if samples != 3:
+        values[..., -1] = np.linspace(0, 65535, 13 * 17).reshape(13, 17)
+        unit, alpha = values[..., :-1] / largest, values[..., -1:] / 65535
+    else:
+        unit[5, 5] = 1
+    (tmp_path / "a.png").write_bytes(deep_png(values, order, tuple(values[5, 5]) if samples == 3 else ()))
+    pixels = load_image(tmp_path / "a.png").pixels
+    assert np.abs(pixels - (unit * alpha + 1 - alpha) * 255).max() <= 0.51
+    with pytest.raises(ImageError, match="Pillow reads its values at 8 bits"):
+        from_pillow(Image.open(tmp_path / "a.png"))
 
 
 def test_crop_moves_pixels_and_pads_with_black() -> None:

@@ -68,6 +68,17 @@ def test_transparent_parts_are_white_and_other_samples_are_left_out(tmp_path: Pa
     assert np.abs(load_image(tmp_path / "a.tif").pixels - shown * 255).max() <= 0.51
 
 
+@pytest.mark.parametrize("opaque", [4095, 65535])
+def test_transparent_parts_do_not_darken_the_rest(tmp_path: Path, opaque: int) -> None:
+    values = colours("12 in u2", 4)
+    values[..., 3] = opaque
+    values[5, 5, 3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"], metadata=None)
+    expected = np.rint(values[..., :3] / 4095 * 255)
+    expected[5, 5] = 255
+    assert np.array_equal(load_image(tmp_path / "a.tif").pixels, expected)
+
+
 def test_a_deep_palette_is_looked_up(tmp_path: Path) -> None:
     palette = RNG.integers(0, 65536, (3, 65536)).astype("u2")
     values = RNG.integers(0, 65536, (20, 35)).astype("u2")
