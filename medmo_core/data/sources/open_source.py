@@ -68,6 +68,8 @@ def find_files(name: str) -> list[Path]:
         raise InputError(f"no data file is named; expected {EXPECTED}")
     if NUMBERS.search(name):
         paths = [Path(text) for text in _numbered(name)]
+        if not paths:
+            raise InputError(f"{name} means no file: a range begins with its smaller number, as in {{0000..0099}}")
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise InputError(f"{missing[0]} is no file, one of {len(missing)} missing of {len(paths)} in {name}")

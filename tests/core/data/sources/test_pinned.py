@@ -1,0 +1,109 @@
+"""What later versions must not change: which sample a draw is, and what names and bytes of data files mean."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medmo_core.data.records.faults import Fault
+from medmo_core.data.records.sample import Sample
+from medmo_core.data.sources.jsonl import parse_json
+from medmo_core.data.sources.mixture import Mixture
+from medmo_core.data.sources.open_source import find_files
+
+
+@dataclass
+class Numbers:
+    """Source whose samples name themselves and a number drawn for them."""
+
+    name: str
+    length: int
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def get(self, index: int, rng: random.Random) -> Sample:
+        return Sample(f"{self.name}{index}:{rng.randrange(1000)}", "text")
+
+
+def test_draws_stay_what_they_are() -> None:
+    """A run that was begun by an older version goes on with the samples that it would have drawn."""
+    mixture = Mixture({"a": (Numbers("a", 3), 1.0), "b": (Numbers("b", 5), 2.0)}, seed=7)
+    drawn = [mixture.draw(n).id for n in (0, 1, 2, 3, 4, 5, 6, 7, 63, 64, 65, 66, 1000, 10**6)]
+    assert drawn == [
+        "b3:102", "b2:283", "b1:710", "a1:671", "b4:427", "b0:677", "b3:369", "a2:151", "b0:31", "b1:612", "b2:467",
+        "a0:599", "a2:117", "b0:582",
+    ]  # fmt: skip
+    assert len(mixture) == 8
+
+
+def test_a_rare_source_is_in_every_block() -> None:
+    mixture = Mixture({"often": (Numbers("o", 5), 999.0), "rare": (Numbers("r", 5), 1.0)}, seed=0)
+    rare = [n for n in range(3003) if mixture.draw(n).id.startswith("r")]
+    assert len(rare) == 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "value", "problem", "fix"),
+    [
+        (b'{"a": 1}', {"a": 1}, "", ""),
+        (b'\xef\xbb\xbf{"a": 1}\r\n', {"a": 1}, "", ""),
+        (b"ab\xff", None, "is not UTF-8 at byte 2", "save the file as UTF-8"),
+        (
+            b'{"a": }',
+            None,
+            "is not valid JSON (Expecting value at character 7)",
+            "write one complete JSON object per line",
+        ),
+        (b" [ \n", None, "is not valid JSON", "this looks like one JSON document over many lines"),
+        (b"{", None, "is not valid JSON", "this looks like one JSON document over many lines"),
+        (b"[[", None, "is not valid JSON", "write one complete JSON object per line"),
+        (b"[" * 100_000, None, "nested too deep, or a number too long", ""),
+        (b"1" * 5_000, None, "nested too deep, or a number too long", ""),
+    ],
+)
+def test_bytes_of_a_record(raw: bytes, value: Any, problem: str, fix: str) -> None:
+    faults: list[Fault] = []
+    assert parse_json(raw, faults) == value
+    assert len(faults) == bool(problem)
+    assert all(problem in fault.problem and fix in fault.fix and fault.expected for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a-{08..10}.tar", ["a-08.tar", "a-09.tar", "a-10.tar"]),
+        ("{0..1}-{00..01}", ["0-00", "0-01", "1-00", "1-01"]),
+        ("a-08.tar", ["a-08.tar"]),
+        ("a-*.tar", ["a-08.tar", "a-09.tar", "a-10.tar"]),
+        ("a-?8.tar", ["a-08.tar"]),
+        ("a-[01]9.tar", ["a-09.tar"]),
+        (".", ["x.parquet", "y.parquet"]),
+    ],
+)
+def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: list[str]) -> None:
+    for file in ("a-08.tar", "a-09.tar", "a-10.tar", "0-00", "0-01", "1-00", "1-01", "y.parquet", "x.parquet"):
+        (tmp_path / file).touch()
+    (tmp_path / "a-11.tar").mkdir()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_files(f"{tmp_path}/{name}")] == found
+    monkeypatch.chdir(tmp_path)
+    assert [path.as_posix() for path in find_files(name)] == found
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a-{08..12}.tar", r"a-11\.tar is no file, one of 2 missing of 5"), ("a-{9..8}.tar", "means no file: a range begins with its smaller"),
+        (" ", "no data file is named"), ("b-*.tar", "is no file; expected"), ("empty", "folder without Parquet files"),
+    ],
+)  # fmt: skip
+def test_names_of_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    for number in (8, 9, 10):
+        (tmp_path / f"a-{number:02}.tar").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        find_files(name)
