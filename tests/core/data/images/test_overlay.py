@@ -8,7 +8,7 @@ import torch
 
 from medmo_core.boxes import Boxes
 from medmo_core.data.images.geometry import Geometry
-from medmo_core.data.images.overlay import PREDICTED_COLOUR, TRUE_COLOUR, beside, overlay_boxes
+from medmo_core.data.images.overlay import LINE_HEIGHT, PREDICTED_COLOUR, TRUE_COLOUR, beside, overlay_boxes
 from medmo_core.notice import PICTURE_NOTICE
 
 PIXELS = np.full((100, 200, 3), 90, dtype=np.uint8)
@@ -76,3 +76,12 @@ def test_footers_of_sheets_side_by_side_are_on_one_line() -> None:
     assert np.array_equal(legends[0], legends[1])
     assert all(np.array_equal(part[:, :width], legends[0][:, :width]) for part in legends)
     assert np.array_equal(sheet[:100, : left.shape[1]], left[:100])
+
+
+@pytest.mark.parametrize("title", ["", "t"])
+def test_a_narrow_picture_stands_in_the_middle_below_its_title(title: str) -> None:
+    sheet = np.asarray(overlay_boxes(PIXELS[:, :100], min_side=100, title=title))
+    grey = (sheet == 90).all(-1)
+    rows, columns = np.nonzero(grey.sum(1) >= 100)[0], np.nonzero(grey.sum(0) >= 100)[0]
+    assert (sheet.shape[1], columns.min(), columns.max()) == (280, 90, 189)
+    assert len(rows) == 100 and rows.min() == (LINE_HEIGHT + 4 if title else 0)

@@ -96,7 +96,8 @@ def test_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("a-{08..12}.tar", r"a-11\.tar is no file, one of 2 missing of 5"), ("a-{9..8}.tar", "means no file: a range begins with its smaller"),
+        ("a-{08..12}.tar", r"a-11\.tar is no file, one of 2 missing of 5"),
+        ("a-{9..8}.tar", "means no file: a range begins with its smaller"),
         (" ", "no data file is named"), ("b-*.tar", "is no file; expected"), ("empty", "folder without Parquet files"),
     ],
 )  # fmt: skip
