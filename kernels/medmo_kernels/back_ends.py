@@ -134,9 +134,12 @@ def explain(op: str, shape: str, device: torch.device, dtype: torch.dtype, *deta
 
 
 def deciding_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the first dtype that Triton kernels do not take, else that of the first tensor."""
-    strange = [x.dtype for x in tensors if x.dtype not in runtime.KERNEL_DTYPES]
-    return strange[0] if strange else tensors[0].dtype
+    """Return the first dtype that Triton kernels do not take, else that of the first tensor.
+
+    Whole numbers count as fp32, to which launchers cast them.
+    """
+    dtypes = [x.dtype if x.is_floating_point() else torch.float32 for x in tensors]
+    return next((dtype for dtype in dtypes if dtype not in runtime.KERNEL_DTYPES), dtypes[0])
 
 
 @lru_cache(maxsize=1024)

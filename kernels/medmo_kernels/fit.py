@@ -53,6 +53,16 @@ def strides_in_8(*tensors: Tensor) -> list[int]:
 
 
 def words(pixels: Tensor) -> Tensor:
-    """Return (N, K) bytes as (N, K / 4) int32, contiguous and at a place that words may have."""
-    x = pixels.contiguous()
-    return (x.clone() if x.storage_offset() % 4 else x).view(torch.int32)
+    """Return (N, K) bytes as (N, K / 4) int32, contiguous and with an aligned pointer."""
+    return dense_aligned(pixels).view(torch.int32)
+
+
+def dense_aligned(x: Tensor) -> Tensor:
+    """Return a tensor that is contiguous and whose pointer keeps to the rule of alignment."""
+    x = x.contiguous()
+    return x if x.data_ptr() % POINTER == 0 else x.clone()
+
+
+def real(x: Tensor) -> Tensor:
+    """Return a tensor of floats; whole numbers become fp32, which is exact up to 2^24."""
+    return x if x.is_floating_point() else x.float()

@@ -73,12 +73,13 @@ def attention(
         query: (T, H, D).
         key: (T, K, D); query head h reads key/value head h // (H // K).
         value: (T, K, D).
-        cu_seqlens: (s + 1,) int32 boundaries of the segments: 0, ..., T; on the CPU or on the device of `query`.
+        cu_seqlens: (s + 1,) int32 boundaries of the segments: 0, ..., T; on the CPU or on the device of `query`. On
+            CUDA the numbers are not checked, because it would make the host wait; the kernels read no token outside T.
         causal: whether a token sees only itself and the tokens of its segment before it.
         scale: positive factor on the scores; default D ** -0.5.
         prompt_of: (s,) int32 or int64, on the device of `cu_seqlens`: the segment that segment j sees whole besides its
             own tokens; -1: none. Needs `causal`. Branches follow their prompt directly; a prompt has no prompt itself.
-            On CUDA this is not checked, because it would make the host wait.
+            On CUDA this is not checked either; the number of no segment counts as -1 in the kernels.
         rope: (cos, sin), each (T, D / 2) fp32 without gradient: the pairs (x[i], x[i + D / 2]) of queries and keys are
             turned by them first. Gradients are those of the tensors before.
         max_seqlen: length of the longest segment or more, where known: it spares a peer empty blocks.

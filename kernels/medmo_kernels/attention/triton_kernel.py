@@ -86,7 +86,7 @@ def _forward(
     tile = tl.program_id(0)
     if CAUSAL:
         tile = tl.num_programs(0) - 1 - tile  # the late tiles see most keys: begin with them
-    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, BLOCK_M)
+    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, num_tokens, BLOCK_M)
     if start >= stop:
         return
     head = tl.program_id(1).to(tl.int64)
@@ -110,7 +110,7 @@ def _forward(
     )
     prompt, prompt_end, prompt_whole, prompt_rest, prompt_edge = 0, 0, 0, 0, 0
     if PREFIX:
-        prompt, prompt_end = find_prompt(segment, SEQLENS, PROMPTS)
+        prompt, prompt_end = find_prompt(segment, SEQLENS, PROMPTS, num_segments, num_tokens)
         prompt_whole, prompt_rest, prompt_edge = count_blocks(prompt, prompt_end, prompt_end, BLOCK_N)
     lo, hi, top, total = _attend(
         lo, hi, top, total, q_lo, q_hi, row, K, V, prompt, prompt_whole, prompt_end, first, own_whole, stop,

@@ -60,7 +60,7 @@ def _backward_query(
     tile = tl.program_id(0)
     if CAUSAL:
         tile = tl.num_programs(0) - 1 - tile
-    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, BLOCK_M)
+    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, num_tokens, BLOCK_M)
     if start >= stop:
         return
     head = tl.program_id(1).to(tl.int64)
@@ -85,7 +85,7 @@ def _backward_query(
     )
     prompt, prompt_end, prompt_whole, prompt_rest, prompt_edge = 0, 0, 0, 0, 0
     if PREFIX:
-        prompt, prompt_end = find_prompt(segment, SEQLENS, PROMPTS)
+        prompt, prompt_end = find_prompt(segment, SEQLENS, PROMPTS, num_segments, num_tokens)
         prompt_whole, prompt_rest, prompt_edge = count_blocks(prompt, prompt_end, prompt_end, BLOCK_N)
     lo, hi = _query_gradient(
         lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt, prompt_whole, prompt_end, first, own_whole, stop,
@@ -133,7 +133,7 @@ def _backward_key(
 ):  # fmt: skip
     """One program: dK and dV of BLOCK_N keys of one segment and key head, over all query heads that read it."""
     tile = tl.program_id(0)  # early tiles are seen by most queries: they begin
-    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, BLOCK_N)
+    segment, first, stop, start = find_tile(tile, SEQLENS, num_segments, num_tokens, BLOCK_N)
     if start >= stop:
         return
     kv_head = tl.program_id(1).to(tl.int64)
@@ -148,7 +148,7 @@ def _backward_key(
     dv_hi = tl.zeros([BLOCK_N, 16], tl.float32)
     last = stop
     if PREFIX:
-        last = last_query(segment, stop, SEQLENS, PROMPTS, num_segments)
+        last = last_query(segment, stop, SEQLENS, PROMPTS, num_segments, num_tokens)
     # Blocks of queries that overlap this tile, those that all see it whole, and the ragged end.
     num_edge, begin = 0, first
     if CAUSAL:

@@ -15,10 +15,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def find_tile(tile, SEQLENS, num_segments, BLOCK: tl.constexpr):
+def find_tile(tile, SEQLENS, num_segments, num_tokens, BLOCK: tl.constexpr):
     """Return the segment that owns a tile number, its first and last token, and where the tile starts.
 
-    The segment is the last one whose first tile is not beyond this one.
+    The segment is the last one whose first tile is not beyond this one. Wrong boundaries lead to no token that is not
+    there.
     """
     started = 0
     for chunk in range(0, num_segments, 128):
@@ -26,19 +27,22 @@ def find_tile(tile, SEQLENS, num_segments, BLOCK: tl.constexpr):
         inside = other < num_segments
         first = tl.load(SEQLENS + other, mask=inside, other=0) // BLOCK + other
         started += tl.sum(((first <= tile) & inside).to(tl.int32), 0)
-    segment = started - 1
+    segment = tl.maximum(started - 1, 0)
     begin = tl.load(SEQLENS + segment)
     end = tl.load(SEQLENS + segment + 1)
-    return segment, begin, end, begin + (tile - begin // BLOCK - segment) * BLOCK
+    first = tl.maximum(begin, 0)
+    start = first + tl.maximum(tile - begin // BLOCK - segment, 0) * BLOCK
+    return segment, first, tl.minimum(end, num_tokens), start
 
 
 @triton.jit
-def find_prompt(segment, SEQLENS, PROMPTS):
-    """Return where a segment's prompt begins and ends; nothing lies between where it has none."""
+def find_prompt(segment, SEQLENS, PROMPTS, num_segments, num_tokens):
+    """Return where a segment's prompt begins and ends; nothing lies between where it has none, or one not there."""
     prompt = tl.load(PROMPTS + segment)
-    known = tl.maximum(prompt, 0)
-    begin = tl.load(SEQLENS + known)
-    return begin, tl.where(prompt >= 0, tl.load(SEQLENS + known + 1), begin)
+    known = tl.where((prompt >= 0) & (prompt < num_segments), prompt, 0)
+    begin = tl.maximum(tl.load(SEQLENS + known), 0)
+    end = tl.minimum(tl.load(SEQLENS + known + 1), num_tokens)
+    return begin, tl.where(prompt == known, end, begin)
 
 
 @triton.jit
@@ -50,7 +54,7 @@ def count_blocks(begin, seen, end, N: tl.constexpr):
 
 
 @triton.jit
-def last_query(segment, end, SEQLENS, PROMPTS, num_segments):
+def last_query(segment, end, SEQLENS, PROMPTS, num_segments, num_tokens):
     """Return where the tokens end that see a segment: behind its last branch, or at its own end.
 
     Branches lie directly behind their prompt, so the tokens that see a key are one stretch in every case.
@@ -60,7 +64,7 @@ def last_query(segment, end, SEQLENS, PROMPTS, num_segments):
         other = chunk + tl.arange(0, 128)
         prompt = tl.load(PROMPTS + other, mask=other < num_segments, other=-1)
         last = tl.maximum(last, tl.max(tl.load(SEQLENS + other + 1, mask=prompt == segment, other=0), 0))
-    return last
+    return tl.minimum(last, num_tokens)
 
 
 @triton.jit

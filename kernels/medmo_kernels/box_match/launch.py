@@ -20,15 +20,15 @@ REGISTER_COLUMNS = 64
 def problem_arguments(problems: Problems) -> tuple[list[Tensor | None], list[Tensor | int], dict[str, bool]]:
     """Prepare what kernels that call `match_problem` read: problems, scratch, and constants."""
     pred, truth = problems.pred, problems.truth
-    if pred.dtype != truth.dtype:
+    if pred.dtype != truth.dtype or not pred.is_floating_point():
         problems = problems._replace(pred=pred.float(), truth=truth.float())
     has_labels = problems.pred_labels is not None
     if not has_labels:  # pointers that no program follows
         problems = problems._replace(pred_labels=problems.pred_offsets, truth_labels=problems.truth_offsets)
     large = max(len(pred), len(truth)) > REGISTER_COLUMNS
-    num_boxes = len(pred) + len(truth)
-    size = 2 * num_boxes if large else 0
-    scratch = [pred.new_empty(size, dtype=torch.float64), pred.new_empty(size, dtype=torch.int32), num_boxes]
+    size = 2 * (len(pred) + len(truth)) if large else 0
+    memory = (pred.new_empty(size, dtype=dtype) for dtype in (torch.float64, torch.int32))
+    scratch = [*memory, len(pred), len(truth)]
     return [dense(x) for x in problems], scratch, {"LABELS": has_labels, "LARGE": large}
 
 

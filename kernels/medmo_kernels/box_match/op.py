@@ -86,13 +86,14 @@ def box_match(
         search is exact for them, in float64: the total is within 1e-6 a pair of the least. Deterministic; among equally
         cheap assignments any may be given, on each device another.
     Devices: CUDA does not wait for the host. Problems of up to 64 boxes a side are solved by one warp in registers,
-        larger ones in the same launch by one warp in a scratch buffer of 24 B per box. float64 boxes on CUDA are
-        copied to the host.
+        larger ones in the same launch by one warp in a scratch buffer of 24 B per box. Boxes of whole numbers are cast
+        to fp32 there, exact up to 2^24; float64 boxes on CUDA are copied to the host.
 
     Args:
         pred: (P, 4) predicted boxes x1, y1, x2, y2.
         truth: (T, 4) true boxes.
-        pred_offsets: (B + 1,) int64.
+        pred_offsets: (B + 1,) int64. On CUDA offsets are not checked, because it would make the host wait: matches of
+            wrong ones are wrong, but nothing outside the boxes is read or written.
         truth_offsets: (B + 1,) int64.
         pred_labels: (P,) int64 classes; with `truth_labels`, boxes of different classes never match.
         truth_labels: (T,) int64 classes.

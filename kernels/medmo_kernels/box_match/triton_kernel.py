@@ -110,10 +110,10 @@ def match_problem(
 
 
 @triton.jit
-def load_span(offsets_ptr, problem):
-    """Return where a problem's boxes start (int64), and how many it has (int32)."""
-    start = tl.load(offsets_ptr + problem)
-    return start, (tl.load(offsets_ptr + problem + 1) - start).to(tl.int32)
+def load_span(offsets_ptr, problem, count):
+    """Return where a problem's boxes start (int64), and how many it has (int32): never one outside the `count`."""
+    start = tl.minimum(tl.maximum(tl.load(offsets_ptr + problem), 0), count)
+    return start, (tl.minimum(tl.maximum(tl.load(offsets_ptr + problem + 1), start), count) - start).to(tl.int32)
 
 
 @triton.jit
@@ -131,15 +131,16 @@ def load_diagonal(image_size_ptr, problem, COST: tl.constexpr):
 @triton.jit
 def box_match_kernel(
     pred_ptr, truth_ptr, pred_offsets_ptr, truth_offsets_ptr, pred_labels_ptr, truth_labels_ptr, image_size_ptr,
-    match_ptr, floats_ptr, ints_ptr, num_boxes,
+    match_ptr, floats_ptr, ints_ptr, count_pred, count_truth,
     COST: tl.constexpr, LABELS: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """Match the problem of this program."""
     problem = tl.program_id(0)
-    pred_start, num_pred = load_span(pred_offsets_ptr, problem)
-    truth_start, num_truth = load_span(truth_offsets_ptr, problem)
+    pred_start, num_pred = load_span(pred_offsets_ptr, problem, count_pred)
+    truth_start, num_truth = load_span(truth_offsets_ptr, problem, count_truth)
     match_problem(
-        pred_ptr, truth_ptr, pred_labels_ptr, truth_labels_ptr, match_ptr, floats_ptr, ints_ptr, num_boxes,
+        pred_ptr, truth_ptr, pred_labels_ptr, truth_labels_ptr, match_ptr, floats_ptr, ints_ptr,
+        count_pred + count_truth,
         pred_start, truth_start, num_pred, num_truth, load_diagonal(image_size_ptr, problem, COST),
         COST, LABELS, LARGE,
     )  # fmt: skip

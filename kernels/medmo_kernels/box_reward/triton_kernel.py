@@ -45,18 +45,18 @@ def _pay(a, b, diagonal, iou_threshold, FORMULA: tl.constexpr):
 @triton.jit
 def box_reward_kernel(
     pred_ptr, truth_ptr, pred_offsets_ptr, truth_offsets_ptr, pred_labels_ptr, truth_labels_ptr, image_size_ptr,
-    match_ptr, score_ptr, floats_ptr, ints_ptr, num_boxes, lambda_fn, lambda_fp, iou_threshold,
+    match_ptr, score_ptr, floats_ptr, ints_ptr, count_pred, count_truth, lambda_fn, lambda_fp, iou_threshold,
     squared, penalty_per_truth, FORMULA: tl.constexpr, LABELS: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     """Match and score the problem of this program; `squared` and `penalty_per_truth` are 1.0 or 0.0."""
     COST: tl.constexpr = MEDMO if FORMULA == PAY_MEDMO else (OVERLAP if FORMULA == PAY_OVERLAP else IOU)
     problem = tl.program_id(0)
-    pred_start, num_pred = load_span(pred_offsets_ptr, problem)
-    truth_start, num_truth = load_span(truth_offsets_ptr, problem)
+    pred_start, num_pred = load_span(pred_offsets_ptr, problem, count_pred)
+    truth_start, num_truth = load_span(truth_offsets_ptr, problem, count_truth)
     diagonal = load_diagonal(image_size_ptr, problem, COST)
     match_problem(
-        pred_ptr, truth_ptr, pred_labels_ptr, truth_labels_ptr, match_ptr, floats_ptr, ints_ptr, num_boxes,
-        pred_start, truth_start, num_pred, num_truth, diagonal, COST, LABELS, LARGE,
+        pred_ptr, truth_ptr, pred_labels_ptr, truth_labels_ptr, match_ptr, floats_ptr, ints_ptr,
+        count_pred + count_truth, pred_start, truth_start, num_pred, num_truth, diagonal, COST, LABELS, LARGE,
     )  # fmt: skip
     tl.debug_barrier()  # lanes read pairs that others wrote
     earned = 0.0

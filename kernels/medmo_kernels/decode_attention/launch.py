@@ -77,7 +77,8 @@ def decode_attention_triton(call: Call, scale: float, num_splits: int | None, ma
     caches = (key, value, prompt_key, prompt_value)
     kernels.decode_parts_kernel[(plan.prompt_programs + plan.own_programs, key.shape[1])](
         query, key, value, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, part_out, part_lse,
-        scale * LOG2E, rows, columns, prompt_columns, plan.prompt_programs, plan.prompt_splits, plan.own_splits,
+        scale * LOG2E, rows, columns, prompt_key.shape[0], prompt_columns, plan.prompt_programs, plan.prompt_splits,
+        plan.own_splits,
         *query.stride()[:2], *(stride for cache in caches for stride in cache.stride()[:3]),
         **plan.constants, **flags, **plan.config.blocks, **plan.config.options,
     )  # fmt: skip

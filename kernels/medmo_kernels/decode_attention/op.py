@@ -6,6 +6,7 @@ form, the leanest that PyTorch has.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import isnan
 from typing import Any
 
@@ -62,13 +63,14 @@ def decode_attention(
         key_cache: (B, K, S, D); query head h reads key/value head h // (H // K). Heads lie before columns so that
             what one program reads is one contiguous stretch.
         value_cache: (B, K, S, D).
-        lengths: (B,) int32; a row's tokens end before this column. None: all at S.
-        left_pad: (B,) int32; the column a row's tokens begin at. None: all at 0.
+        lengths: (B,) int32; a row's tokens end before this column, and before S. None: all at S.
+        left_pad: (B,) int32; the column a row's tokens begin at, 0 where it is negative. None: all at 0.
         prompt_key: (n, K, P, D), tokens on the left. None: no prompts.
         prompt_value: (n, K, P, D).
-        prompt_lengths: (n,) int32 tokens of each prompt. None: all P.
-        prompt_of: (B,) int32 prompt of each row. Rows of one prompt may stand anywhere; standing together they share
-            its bytes.
+        prompt_lengths: (n,) int32 tokens of each prompt; more than P count as P. None: all P.
+        prompt_of: (B,) int32 prompt of each row, from 0 to n - 1. Rows of one prompt may stand anywhere; standing
+            together they share its bytes. On CUDA this is not checked, because it would make the host wait: there a row
+            of another number has no prompt.
         scale: factor on the scores; default D ** -0.5.
         num_splits: parts that a row's prompt, and its own tokens, are each cut into; None: as many as fill the GPU.
 
@@ -76,7 +78,8 @@ def decode_attention(
         (B, H, D) in the dtype of `query`.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or only some of the prompt's tensors are given.
+        ValueError: shapes, dtypes or devices do not fit, only some of the prompt's tensors are given, or, on the CPU,
+            `prompt_of` names no prompt.
         RuntimeError: a gradient is asked for.
 
     Reference: Dao et al. 2023, Flash-Decoding; Juravsky et al. 2024, Hydragen (shared prefixes), arXiv 2402.05099.
@@ -133,6 +136,18 @@ def _check(call: Call) -> None:
         raise RuntimeError("decode_attention has no gradient: call it under torch.no_grad()")
 
 
+@lru_cache(maxsize=64)
+def check_owners(prompt_of: tuple[int, ...], num_prompts: int) -> None:
+    """Check that every row's prompt is one of `num_prompts`.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for row, prompt in enumerate(prompt_of):
+        if not 0 <= prompt < num_prompts:
+            raise ValueError(f"decode_attention: prompt_of[{row}] is {prompt}, expected 0 to {num_prompts - 1}")
+
+
 def _is_cache(key: Tensor, value: Tensor, query: Tensor, rows: int) -> bool:
     shape = key.shape
     fits = len(shape) == 4 and value.shape == shape and key.dtype == value.dtype == query.dtype
@@ -155,6 +170,8 @@ def _decode_attention(*arguments: Any) -> Tensor:
     *tensors, scale, num_splits = arguments
     call = Call(*tensors)
     query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = call
+    if prompt_of is not None and prompt_key is not None and prompt_of.device.type == "cpu":
+        check_owners(tuple(prompt_of.tolist()), prompt_key.shape[0])
     is_full, has_prompts = lengths is None and left_pad is None and key_cache.shape[2] > 0, prompt_key is not None
     shape = shape_class(query.shape[0], is_full, has_prompts)
     backend = back_ends.choose(OP, shape, query.device, query.dtype).backend

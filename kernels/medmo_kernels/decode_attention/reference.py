@@ -63,9 +63,12 @@ def decode_attention_reference(
     visible = _within(left_pad, lengths, columns, query)
     keys, values = key_cache, value_cache
     if prompt_key is not None and prompt_value is not None and prompt_of is not None:
-        owner = prompt_of.long()
+        num_prompts = prompt_key.shape[0]
+        owner = prompt_of.long().clamp(0, num_prompts - 1)
         of_prompt = None if prompt_lengths is None else prompt_lengths[owner]
-        visible = torch.cat([_within(None, of_prompt, prompt_key.shape[2], query), visible], dim=1)
+        known = (prompt_of >= 0) & (prompt_of < num_prompts)  # only on CUDA is it not checked before
+        in_prompt = _within(None, of_prompt, prompt_key.shape[2], query) & known[:, None]
+        visible = torch.cat([in_prompt, visible], dim=1)
         keys, values = torch.cat([prompt_key[owner], keys], dim=2), torch.cat([prompt_value[owner], values], dim=2)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     seen = visible[:, None, :, None]

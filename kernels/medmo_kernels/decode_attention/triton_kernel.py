@@ -68,7 +68,7 @@ def _keep(part_out, part_lse, place, live, acc, top, total, BLOCK_D: tl.constexp
 @triton.jit
 def _prompt_part(
     query, key, value, prompt_lengths, prompt_of, part_out, part_lse, tile, split, splits, all_splits, scale, rows,
-    columns, q_row, q_head, k_row, k_column, v_row, v_column, part_row,
+    num_prompts, columns, q_row, q_head, k_row, k_column, v_row, v_column, part_row,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -81,13 +81,15 @@ def _prompt_part(
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
     q = tl.load(query + (far_row * q_row + member * q_head)[:, None] + dims[None, :], mask=mask, other=0.0)  # [M, D]
     place = far_row * part_row + member * all_splits + split
-    owner = tl.load(prompt_of + row, mask=live, other=-1)
-    last = tl.max(owner, 0)
+    owner = tl.load(prompt_of + row, mask=live, other=0)
+    # A number that no prompt has becomes that of an empty one behind the last: nothing outside the prompts is read.
+    owner = tl.where((owner >= 0) & (owner < num_prompts), owner, num_prompts)
+    last = tl.max(tl.where(live, owner, 0), 0)
     for prompt in range(tl.min(tl.where(live, owner, last), 0), last + 1):
         mine = live & (owner == prompt)
-        length = columns
+        length = tl.where(prompt < num_prompts, columns, 0)
         if HAS_LENGTHS:
-            length = tl.load(prompt_lengths + prompt)
+            length = tl.minimum(tl.load(prompt_lengths + prompt, mask=prompt < num_prompts, other=0), columns)
         length *= tl.max(mine.to(tl.int32), 0)  # none of a prompt between two others that has no row here
         chunk = tl.cdiv(tl.cdiv(length, splits), BLOCK_N) * BLOCK_N
         start = split * chunk
@@ -113,7 +115,7 @@ def _own_part(
     q = tl.load(query + (index * q_head)[:, None] + dims[None, :], mask=mask, other=0.0)  # [M, D]
     begin, end = 0, columns
     if HAS_LEFT_PAD:
-        begin = tl.load(left_pad + row)
+        begin = tl.maximum(tl.load(left_pad + row), 0)
     if HAS_LENGTHS:
         end = tl.minimum(tl.load(lengths + row), columns)
     chunk = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), splits), BLOCK_N) * BLOCK_N
@@ -125,10 +127,14 @@ def _own_part(
     _keep(part_out, part_lse, index * all_splits + part_split, live, acc, top, total, BLOCK_D, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "prompt_columns", "prompt_programs", "prompt_splits", "own_splits"])
+@triton.jit(
+    do_not_specialize=[
+        *("rows", "columns", "num_prompts", "prompt_columns", "prompt_programs", "prompt_splits", "own_splits")
+    ]
+)
 def decode_parts_kernel(
     query, key, value, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of, part_out, part_lse,
-    scale, rows, columns, prompt_columns, prompt_programs, prompt_splits, own_splits,
+    scale, rows, columns, num_prompts, prompt_columns, prompt_programs, prompt_splits, own_splits,
     q_row, q_head, k_row, k_head, k_column, v_row, v_head, v_column,
     pk_row, pk_head, pk_column, pv_row, pv_head, pv_column,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PROMPT_M: tl.constexpr, OWN_M: tl.constexpr,
@@ -147,7 +153,7 @@ def decode_parts_kernel(
             _prompt_part(
                 query, prompt_key + head * pk_head, prompt_value + head * pv_head, prompt_lengths, prompt_of,
                 part_out, part_lse, program // prompt_splits, program % prompt_splits, prompt_splits, all_splits,
-                scale, rows, prompt_columns, q_row, q_head, pk_row, pk_column, pv_row, pv_column, part_row,
+                scale, rows, num_prompts, prompt_columns, q_row, q_head, pk_row, pk_column, pv_row, pv_column, part_row,
                 GROUP, HEAD_DIM, BLOCK_D, PROMPT_M, BLOCK_N, HAS_PROMPT_LENGTHS, PRECISION,
             )  # fmt: skip
     else:

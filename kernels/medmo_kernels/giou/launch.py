@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from ..fit import dense
+from ..fit import dense, real
 from ..grids import cdiv
 from ..placement import on_device_of_tensors
 from ..tables import tuned
@@ -19,6 +19,7 @@ ROOM = "giou"
 @on_device_of_tensors
 def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
     """Score N pairs: (N,) GIoU, or (N, 3) IoU, GIoU and corner distance."""
+    pred, target = real(pred), real(target)
     num_pairs = pred.shape[0]
     out = pred.new_empty((num_pairs,) if giou_only else (num_pairs, 3), dtype=torch.float32)
     if num_pairs:
@@ -32,8 +33,9 @@ def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
 @on_device_of_tensors
 def aligned_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
     """Return the gradients of both sides of N pairs, in their dtypes."""
-    num_pairs = pred.shape[0]
     grads = pred.new_empty(pred.shape), target.new_empty(target.shape)
+    pred, target = real(pred), real(target)
+    num_pairs = pred.shape[0]
     if num_pairs:
         blocks, options, _ = tuned(ROOM, "aligned", pred)
         tensors = (dense(pred), dense(target), dense(grad), *grads)
@@ -44,14 +46,14 @@ def aligned_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool
 
 
 def problem_of(offsets: Tensor, count: int) -> Tensor:
-    """Return the problem of each of `count` boxes, on the device of the offsets."""
-    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
+    """Return the problem of each of `count` boxes, on the device of the offsets; the last one has all that is left."""
+    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:-1], right=True)
 
 
 @on_device_of_tensors
 def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
     """Score all pairs of every problem; ragged where offsets are given, else of leading batch axes."""
-    pred, target = sets.pred, sets.target
+    pred, target = real(sets.pred), real(sets.target)
     out = pred.new_empty((*pred.shape[:-1], width) if giou_only else (*pred.shape[:-1], width, 3), dtype=torch.float32)
     num_rows = pred.shape[:-1].numel()
     if out.numel():
@@ -69,10 +71,11 @@ def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
 def pairwise_backward(sets: Sets, grad: Tensor, giou_only: bool) -> tuple[Tensor, Tensor]:
     """Return the gradients of both sets, in their dtypes: one launch for each."""
     width = grad.shape[sets.pred.ndim - 1]
-    pred_side = dense(sets.pred), sets.pred_offsets
-    target_side = dense(sets.target), sets.target_offsets
+    dtypes = sets.pred.dtype, sets.target.dtype
+    pred_side = dense(real(sets.pred)), sets.pred_offsets
+    target_side = dense(real(sets.target)), sets.target_offsets
     grad, found = dense(grad), []
-    blocks, options, _ = tuned(ROOM, "pairwise", sets.pred)
+    blocks, options, _ = tuned(ROOM, "pairwise", pred_side[0])
     for (own, own_offsets), (other, other_offsets) in ((pred_side, target_side), (target_side, pred_side)):
         grad_own = own.new_empty(own.shape)
         num_rows = own.shape[:-1].numel()
@@ -84,4 +87,4 @@ def pairwise_backward(sets: Sets, grad: Tensor, giou_only: bool) -> tuple[Tensor
                 RAGGED=own_offsets is not None, GIOU_ONLY=giou_only, **blocks, **options,
             )  # fmt: skip
         found.append(grad_own)
-    return found[0], found[1]
+    return found[0].to(dtypes[0]), found[1].to(dtypes[1])

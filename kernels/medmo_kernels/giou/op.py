@@ -34,8 +34,9 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
 
     Shapes: N pairs; last axis x1, y1, x2, y2.
     Units: any, but one frame for both; the score has none.
-    Numerics: inside and out fp32, float64 for float64. A side with x2 < x1 counts as 0; a box without area has IoU 0
-        with every box. Gradients: a tie of a minimum or maximum shares them evenly, as in torch.
+    Numerics: inside and out fp32, float64 for float64; whole numbers are exact up to 2^24. A side with x2 < x1 counts
+        as 0; a box without area has IoU 0 with every box. Gradients: a tie of a minimum or maximum shares them evenly,
+        as in torch.
 
     Args:
         pred: (N, 4) predicted boxes.
@@ -113,7 +114,8 @@ def pairwise_box_terms(
     Args:
         pred: (P, 4) predicted boxes.
         target: (T, 4) target boxes, on the device of `pred`.
-        pred_offsets: (B + 1,) int64.
+        pred_offsets: (B + 1,) int64. On CUDA offsets are not checked, because it would make the host wait: scores of
+            wrong ones are wrong, but nothing outside the boxes is read.
         target_offsets: (B + 1,) int64.
         max_target: columns of the result. The most targets of a problem, which only the caller knows without waiting
             for the device; on CUDA further targets are left out, on the CPU they are an error.
@@ -133,6 +135,8 @@ def pairwise_box_terms(
         raise ValueError(f"pairwise_box_terms: {offsets}, expected (B + 1,) twice")
     if pred_offsets.dtype != torch.int64 or target_offsets.dtype != torch.int64:
         raise ValueError(f"pairwise_box_terms: {pred_offsets.dtype} and {target_offsets.dtype}, expected int64 twice")
+    if pred_offsets.shape[0] == 1 and len(pred) + len(target):
+        raise ValueError(f"pairwise_box_terms: {shapes}, but {offsets}: boxes of no problem")
     if pred_offsets.device.type == "cpu":
         sides = ((pred_offsets, len(pred), len(pred)), (target_offsets, len(target), max_target))
         for name, (bounds, total, most) in zip(("pred_offsets", "target_offsets"), sides, strict=True):

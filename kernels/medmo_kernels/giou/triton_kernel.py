@@ -182,13 +182,14 @@ def aligned_backward_kernel(
 def _spans(rows, mask, problem_ptr, own_offsets_ptr, other_offsets_ptr, num_own, num_other, RAGGED: tl.constexpr):
     """Return, for rows of one set: where their problem begins in it, and where it begins and ends in the other set.
 
-    Ragged: from the problem of each row and the offsets. Otherwise every problem has num_own and num_other boxes.
+    Ragged: from the problem of each row and the offsets, which never lead outside the other set. Otherwise every
+    problem has num_own and num_other boxes.
     """
     if RAGGED:
         problem = tl.load(problem_ptr + rows, mask=mask, other=0)
         own_start = tl.load(own_offsets_ptr + problem, mask=mask, other=0)
-        start = tl.load(other_offsets_ptr + problem, mask=mask, other=0)
-        stop = tl.load(other_offsets_ptr + problem + 1, mask=mask, other=0)
+        start = tl.maximum(tl.load(other_offsets_ptr + problem, mask=mask, other=0), 0)
+        stop = tl.minimum(tl.load(other_offsets_ptr + problem + 1, mask=mask, other=0), num_other)
     else:
         problem = rows // num_own
         own_start = problem * num_own
@@ -248,7 +249,7 @@ def pairwise_backward_kernel(
         else:
             column = (rows - own_start)[:, None]
             pairs = others * width + column
-        by_iou, by_giou, by_l1 = _load_gradients(grad_ptr, pairs, inside & (column < width), GIOU_ONLY)
+        by_iou, by_giou, by_l1 = _load_gradients(grad_ptr, pairs, inside & (column >= 0) & (column < width), GIOU_ONLY)
         bx1, by1, bx2, by2 = load_boxes(other_ptr, others, inside)
         dx1, dy1, dx2, dy2 = box_gradient(x1, y1, x2, y2, bx1, by1, bx2, by2, by_iou, by_giou, by_l1)
         gx1, gy1, gx2, gy2 = gx1 + dx1, gy1 + dy1, gx2 + dx2, gy2 + dy2

@@ -45,7 +45,7 @@ def patch_embed(
     patch at (row, column) of the position table adds the four entries around it, weighted bilinearly.
 
     Shapes: N patches, D embedding width, p patch size, T frames in a video row, S entries along a side of the table.
-    Units: coordinates in steps of the table, 0 .. S - 1.
+    Units: coordinates in steps of the table, 0 .. S - 1; a place beyond the table reads its edge.
     Numerics: products are summed, scaled and added to bias and positions in fp32 and rounded once; 16-bit weights meet
         pixels that are exact (Triton) or are widened to fp32 (CPU). Position weights are fp32 for every dtype.
         Deterministic, gradients too.

@@ -49,10 +49,12 @@ def bilinear(coordinates, rows, inside, SIDE: tl.constexpr):
     row = tl.load(coordinates + 2 * rows, mask=inside, other=0.0)
     column = tl.load(coordinates + 2 * rows + 1, mask=inside, other=0.0)
     row_low, column_low = tl.floor(row), tl.floor(column)
-    top, left = row_low.to(tl.int32), column_low.to(tl.int32)
-    # Past the last row or column the tap is the last one again, with weight 0.
-    below = tl.where(top < SIDE - 1, SIDE, 0)
-    beside = tl.where(left < SIDE - 1, 1, 0)
+    # A place beyond the table is one on its edge, whose two taps are the same entry; so is the last row or column.
+    # NaN becomes an entry too, with a weight of NaN.
+    top = tl.minimum(tl.maximum(row_low, 0.0), SIDE - 1).to(tl.int32)
+    left = tl.minimum(tl.maximum(column_low, 0.0), SIDE - 1).to(tl.int32)
+    below = tl.where((row >= 0) & (row_low < SIDE - 1), SIDE, 0)
+    beside = tl.where((column >= 0) & (column_low < SIDE - 1), 1, 0)
     return top * SIDE + left, below, beside, row - row_low, column - column_low
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fit import dense
+from ..fit import dense_aligned
 from ..grids import cdiv, next_power_of_2
 from ..placement import on_device_of_tensors
 from ..tables import tuned
@@ -88,8 +88,8 @@ def backward(
 def _fitting(
     features: Sequence[Tensor], weights: Sequence[ProjectorWeights]
 ) -> tuple[list[Tensor], list[ProjectorWeights]]:
-    """Return tensors as the kernels read them: contiguous."""
-    return [dense(x) for x in features], [ProjectorWeights(*(dense(t) for t in w)) for w in weights]
+    """Return tensors as the kernels read them: contiguous, with aligned pointers."""
+    return [dense_aligned(x) for x in features], [ProjectorWeights(*(dense_aligned(t) for t in w)) for w in weights]
 
 
 def _parts(shape: Sequence[int]) -> list[slice]:
