@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,9 +21,10 @@ from medmo_core.data.images.intensity import (
     read_window,
     to_grey,
 )
-from medmo_core.data.images.loaded import ImageError
+from medmo_core.data.images.load import load_image
+from medmo_core.data.images.loaded import ImageError, _Silence
 from medmo_core.data.images.patches import smart_resize
-from medmo_core.data.images.tiff import _on_paper, _upright
+from medmo_core.data.images.tiff import upright
 from medmo_core.data.records.sample import ImageRef
 
 SHA256 = hashlib.sha256(b"bytes").hexdigest()
@@ -113,18 +116,17 @@ def test_other_window_arguments_name_the_presets(window: object) -> None:
         read_window(window)
 
 
-@pytest.mark.parametrize(
-    ("premultiplied", "white_is_zero", "expected"),
-    [(False, False, [100, 177, 255]), (True, False, [100, 227, 255]), (False, True, [100, 50, 0])],
-)
-def test_what_is_transparent_shows_white(premultiplied: bool, white_is_zero: bool, expected: list[int]) -> None:
-    """Opaque, half (128 of 255) and not at all; where 0 is white, nothing is white."""
-    values = np.array([[[100, 255], [100, 128], [0 if premultiplied else 100, 0]]], dtype=np.uint8)
-    assert _on_paper(values, 1, None, premultiplied, white_is_zero).ravel().tolist() == expected
-    deep = _on_paper(values.astype(np.uint16), 1, 255, premultiplied, white_is_zero)
-    assert deep.dtype == np.uint16 and deep.ravel().tolist() == expected
-    share = _on_paper(values / np.float32(255), 1, None, premultiplied, white_is_zero)
-    assert share.ravel() * 255 == pytest.approx(expected, abs=0.6)
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_what_is_transparent_shows_white(tmp_path: Path, photometric: str, kind: str) -> None:
+    """Opaque, half and not at all; where 0 is white, no ink is white."""
+    tifffile = pytest.importorskip("tifffile")
+    share, alpha = np.array([0.4, 0.4, 0.0]), np.array([1.0, 0.5, 0.0])
+    values = np.rint(np.stack([share, alpha], -1)[None] * 65535).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric=photometric, extrasamples=[kind], planarconfig="contig")
+    ink = share if kind == "assocalpha" else share * alpha
+    shown = 1 - ink if photometric == "miniswhite" else ink + 1 - alpha
+    assert load_image(tmp_path / "a.tif").pixels[0, :, 0] == pytest.approx(255 * shown, abs=0.6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,7 +134,7 @@ def test_pages_are_turned_as_exif_says(orientation: int) -> None:
     values = np.arange(6, dtype=np.uint8).reshape(2, 3)
     image = Image.fromarray(values)
     image.getexif()[274] = orientation
-    assert _upright(values, orientation).tolist() == np.asarray(ImageOps.exif_transpose(image)).tolist()
+    assert upright(values, orientation).tolist() == np.asarray(ImageOps.exif_transpose(image)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -161,3 +163,19 @@ def test_impossible_sizes_are_refused(size: tuple[int, int], settings: dict[str,
     with pytest.raises(ValueError):
         smart_resize(*size, **{"factor": 32, "min_pixels": 1, "max_pixels": 10**6, **settings})
     smart_resize(1, 200, factor=1, min_pixels=1, max_pixels=1000)
+
+
+def test_the_last_reader_lets_libraries_speak_again(recwarn: pytest.WarningsRecorder) -> None:
+    silence, logger = _Silence(), logging.getLogger("pydicom")
+    for was_disabled in (False, True):
+        logger.disabled = was_disabled
+        silence.enter()
+        silence.enter()
+        silence.leave()
+        warnings.warn("of a header", stacklevel=1)
+        assert logger.disabled and not recwarn.list
+        silence.leave()
+        assert logger.disabled == was_disabled and silence.num_readers == 0
+    logger.disabled = False
+    warnings.warn("heard", stacklevel=1)
+    assert [str(warning.message) for warning in recwarn.list] == ["heard"]
