@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from ...optional import import_optional
 from .dicom_values import (
     CODE_STRING,
@@ -102,6 +103,8 @@ def read_dicom(path: Path, *, frame: int | None = None, window: object = None, m
                 pixels = show_grey(measured(stored, view), padding_of(stored, dataset), view, path, window)
         except (ImageError, ImportError):
             raise
+        except InputError as error:
+            raise ImageError(f"{path}: {error}") from None
         except Exception as error:  # values of the header must not reach the message
             raise ImageError(
                 f"{path}: the header is damaged or contradicts the pixels ({type(error).__name__}); {COPY_AGAIN}"

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from .geometry import Geometry
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
 from .loaded import ImageError
 
+COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+"""Photometric interpretations of which decoding makes RGB."""
 CODE_STRING = re.compile(r"[A-Z0-9 _]{1,16}")  # DICOM's own rule for coded values; anything else is not passed on
 Mask = NDArray[np.bool_] | None
 
@@ -68,7 +71,7 @@ class FrameView:
 
     def function(self) -> str:
         """Return the name of the function that the file's windows stand for."""
-        return str(self.get("VOILUTFunction", "FrameVOILUTSequence") or "LINEAR").strip() or "LINEAR"
+        return str(self.get("VOILUTFunction", "FrameVOILUTSequence") or "LINEAR").strip().upper() or "LINEAR"
 
 
 def floats(value: Any) -> list[float]:
@@ -98,13 +101,27 @@ def lowered(words: NDArray[Any], dataset: Any) -> NDArray[Any]:
 
 
 def measured(stored: NDArray[Any], view: FrameView) -> NDArray[np.float64]:
-    """Return measured values of stored ones, such as Hounsfield units."""
+    """Return measured values of stored ones, such as Hounsfield units.
+
+    Raises:
+        ValueError: the header's slope or intercept is none.
+    """
     lut = view.dataset.get("ModalityLUTSequence")
     if lut:
         return _look_up(stored, *_table(lut[0].LUTDescriptor, lut[0].LUTData, view.dataset))
-    slope = floats(view.get("RescaleSlope", "PixelValueTransformationSequence"))
-    intercept = floats(view.get("RescaleIntercept", "PixelValueTransformationSequence"))
-    return stored.astype(np.float64) * (slope or [1.0])[0] + (intercept or [0.0])[0]
+    slope, intercept = _rescale(view, "RescaleSlope", 1.0), _rescale(view, "RescaleIntercept", 0.0)
+    if slope == 0:
+        raise InputError("RescaleSlope is 0, so every pixel would have one value; correct the header")
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _rescale(view: FrameView, keyword: str, default: float) -> float:
+    """Return the number of a keyword; the default where the header leaves it out."""
+    value = view.get(keyword, "PixelValueTransformationSequence")
+    numbers = floats(value)
+    if value not in (None, "") and not numbers:  # "1,5": to go on without it would show other values
+        raise InputError(f"{keyword} is no number; write it with a point, or take it out of the header")
+    return numbers[0] if numbers else default
 
 
 def padding_of(stored: NDArray[Any], dataset: Any) -> Mask:
@@ -156,6 +173,8 @@ def show_colour(stored: NDArray[Any], dataset: Any, path: Path, window: object) 
     """Return RGB of a colour frame; the decoder has already left YBR."""
     if window is not None:
         raise ImageError(f"{path}: a colour picture holds no measured values: it takes no window; leave it out")
+    if dataset.PhotometricInterpretation not in COLOURS:
+        raise ImageError(f"{path}: its colours are none of {', '.join(COLOURS)}; save it as RGB")
     bits = int(dataset.BitsStored)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])

@@ -68,7 +68,7 @@ def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample 
         answer=_read_answer(values["answer"], faults, "answer") if reader.has("answer") else None,
         facts=reader.each("facts", lambda v, path: _read_fact(v, faults, path)),
         split=reader.option("split", SPLITS),
-        group=reader.text("group"),
+        group=reader.text("group", required=reader.has("group"), fix="leave it out where it is not known"),
         licence=reader.text("licence"),
         provenance=values.get("provenance"),
     )
@@ -143,6 +143,12 @@ def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
             expected = f"{cut[0]}x{cut[1]}"
             reader.fault("width", f"{width}x{height} contradicts the crop", expected, "state the size after the crop")
         width, height = cut
+    elif (width is None) != (height is None) and reader.has("width") != reader.has("height"):
+        missing = "height" if reader.has("width") else "width"
+        reader.fault(missing, "is missing", "width and height, or neither", f"add the {missing}, or leave both out")
+    spacing = reader.row("spacing_mm", 2)
+    if spacing is not None and min(spacing) <= 0:
+        reader.fault("spacing_mm", f"is {list(spacing)}", "two numbers above 0", "correct it, or leave it out")
     window = reader.values.get("window")
     if window is not None and not _is_window(window):
         reader.fault("window", f"is {shown(window)}", WINDOW_FORM, "write [40, 400], or leave it out")
@@ -158,7 +164,7 @@ def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
         slice_index=reader.integer("slice_index"),
         plane=reader.option("plane", PLANES) or "axial",
         window=_tuples(window),
-        spacing_mm=reader.row("spacing_mm", 2),  # type: ignore[arg-type]
+        spacing_mm=spacing,  # type: ignore[arg-type]
         modality=reader.text("modality"),
         laterality_display=reader.text("laterality_display"),
         sha256=digest,
@@ -234,6 +240,8 @@ def _read_fact(value: Any, faults: list[Fault], path: str) -> Fact | None:
         side=reader.text("side"),
         size_mm=reader.number("size_mm"),
     )
+    if fact.size_mm is not None and fact.size_mm <= 0:
+        reader.fault("size_mm", f"is {fact.size_mm:g}", "a number above 0", "correct it, or leave it out")
     return fact if len(faults) == before else None
 
 

@@ -117,10 +117,28 @@ def _read_line(raw: bytes, path: Path, line: int) -> tuple[Sample | None, list[F
     return None if faults else read_sample(values, faults, default_id=f"{path.stem}:{line}"), faults
 
 
+class _RepeatedKey(ValueError):
+    """A JSON object has a key twice, of which a reader would silently take the last."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return values
+
+
 def parse_json(raw: bytes, faults: list[Fault]) -> Any:
     """Return the JSON value of a record's bytes and note what is wrong with them."""
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_each_once)
+    except _RepeatedKey as error:
+        faults.append(Fault(error.key[:60], "is given twice", "each key once", "keep the right one"))
     except UnicodeDecodeError as error:
         faults.append(Fault("", f"is not UTF-8 at byte {error.start}", "UTF-8 text", "save the file as UTF-8"))
     except json.JSONDecodeError as error:

@@ -146,3 +146,28 @@ def test_text_is_not_called_a_report(tmp_path: Path) -> None:
     (tmp_path / "notes.dcm").write_text("These are my notes about the scan, and nothing else.\n" * 9)
     with pytest.raises(ImageError, match=r"notes\.dcm: not a (readable )?DICOM file"):
         load_image(tmp_path / "notes.dcm")
+
+
+@pytest.mark.parametrize(
+    ("slope", "written", "words"),
+    [
+        ("2.5", "2,5", "RescaleSlope is no number"),
+        ("2.5", "x.5", "RescaleSlope is no number"),
+        ("0", "0", "RescaleSlope is 0"),
+    ],
+)
+def test_a_slope_that_is_none_is_refused(
+    tmp_path: Path, write_dicom: WriteDicom, slope: str, written: str, words: str
+) -> None:
+    path = write_dicom(tmp_path / "a.dcm", stored_words(12, False), RescaleSlope=slope, RescaleIntercept="7")
+    path.write_bytes(path.read_bytes().replace(b"DS\4\0" + slope.encode(), b"DS\4\0" + written.encode()))
+    with pytest.raises(ImageError, match=rf"a\.dcm: {words}"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("kind", ["HSV", "YBR_PARTIAL_422"])
+def test_colours_that_are_not_made_rgb_are_refused(tmp_path: Path, write_dicom: WriteDicom, kind: str) -> None:
+    tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": kind}
+    path = write_dicom(tmp_path / "a.dcm", RNG.integers(0, 256, (9, 8, 3)).astype(np.uint8), **tags)
+    with pytest.raises(ImageError, match="its colours are none of RGB,|cannot be decoded"):
+        load_image(path)
