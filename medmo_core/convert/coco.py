@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .json_stream import list_items
-from .outcome import DEFAULT_QUESTION, Job, LeftOut, Outcome
+from .outcome import DEFAULT_QUESTION, NONE_LEFT, Job, LeftOut, Outcome
 
 
 def convert_coco(job: Job) -> Iterator[Outcome]:
@@ -19,6 +19,7 @@ def convert_coco(job: Job) -> Iterator[Outcome]:
     labels: dict[Any, str] = {}
     licences: dict[Any, str] = {}
     boxes: dict[Any, list[tuple[Any, Any, list[float]]]] = defaultdict(list)
+    lost: set[Any] = set()
     for kind, item in list_items(job.source, ("categories", "licenses", "annotations")):
         if not isinstance(item, dict):
             yield LeftOut(f"{kind} {item!r:.40}", "no JSON object")
@@ -26,6 +27,7 @@ def convert_coco(job: Job) -> Iterator[Outcome]:
             reason = _fault(item)
             if reason:
                 yield LeftOut(f"annotation {item.get('id')}", reason, is_part=True)
+                lost |= {item.get("image_id")} if _is_key(item.get("image_id")) else set()
             else:
                 boxes[item["image_id"]].append((item.get("id"), item["category_id"], item["bbox"]))
         elif isinstance(item.get("name"), str) and _is_key(item.get("id")):
@@ -38,8 +40,12 @@ def convert_coco(job: Job) -> Iterator[Outcome]:
         for number, category, (x, y, width, height) in boxes.pop(image["id"], []):
             if category not in labels:
                 yield LeftOut(f"annotation {number}", f"category {category} is not among the categories", is_part=True)
+                lost.add(image["id"])
             else:
                 rows.append({"label": labels[category], "xyxy": [x, y, x + width, y + height]})
+        if not rows and image["id"] in lost:
+            yield LeftOut(f"image {image['id']}", NONE_LEFT)
+            continue
         size = {key: image[key] for key in ("width", "height") if key in image}
         record = {
             "id": f"{job.source.stem}:{image['id']}",
@@ -49,8 +55,8 @@ def convert_coco(job: Job) -> Iterator[Outcome]:
         }
         licence = licences.get(image.get("license")) if _is_key(image.get("license")) else None
         yield {**record, "licence": licence} if licence else record
-    for image_id, lost in boxes.items():
-        for number, _, _ in lost:
+    for image_id, rest in boxes.items():
+        for number, _, _ in rest:
             yield LeftOut(f"annotation {number}", f"image {image_id} is not among the images", is_part=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..data.images.dicom import is_dicom
@@ -94,7 +94,8 @@ def _files(source: Path) -> Iterator[Path]:
         parts = [[name] if isinstance(name, str) else list(name) for name in names if name]
     except Exception as error:  # what the header holds must not reach the message
         raise InputError(f"{source}: not a readable DICOMDIR ({type(error).__name__})") from None
-    yield from (source.parent.joinpath(*(str(part) for part in each if part not in ("..", "/"))) for each in parts)
+    # Of each part the last name: a hostile index leads nowhere else.
+    yield from (source.parent.joinpath(*(PurePath(str(part)).name for part in each if part != "..")) for each in parts)
 
 
 def _read(path: Path, job: Job) -> _File | LeftOut:

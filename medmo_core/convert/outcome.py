@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+NONE_LEFT = "none of its boxes can be used, which is not the same as none to find"
 DEFAULT_QUESTION = "Locate every labelled finding in this image."
 
 

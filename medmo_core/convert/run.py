@@ -18,7 +18,7 @@ from ..errors import InputError
 from .coco import convert_coco
 from .conversations import convert_conversations
 from .dicom_folder import convert_dicom_folder
-from .outcome import Converter, Job, LeftOut, Record
+from .outcome import NONE_LEFT, Converter, Job, LeftOut, Record
 from .table import convert_table
 from .yolo import convert_yolo
 
@@ -143,7 +143,7 @@ def _checked(
         if wrong:
             record = {**record, "boxes": [box for index, box in enumerate(record["boxes"]) if index not in wrong]}
             if not record["boxes"]:
-                return None, LeftOut(name, "none of its boxes can be used, which is not the same as none to find")
+                return None, LeftOut(name, NONE_LEFT)
             faults = _faults(record, root)
         if faults:
             return None, LeftOut(name, f"{faults[0].field}: {faults[0].problem}")

@@ -66,11 +66,14 @@ def _box(row: dict[str, str], corners: list[str]) -> Record | str:
 
 def _rows(job: Job) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the line at which each row ends, and its fields that are not empty."""
-    tab = job.source.suffix.lower() == ".tsv"
     csv.field_size_limit(LONGEST_FIELD)
     try:
         with job.source.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if tab else ",", strict=True)
+            first = file.readline()
+            file.seek(0)
+            # Spreadsheets of many countries separate by semicolons, because their numbers have commas.
+            delimiter = max("\t;,", key=first.count) if first.strip() else ","
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [name.strip().lower() for name in next(reader, [])]
             missing = [name for name in ("path", "question", "answer") if name not in header and job.question is None]
             is_pointing = "path" in header and set(CORNERS) <= set(header) and "label" in header
@@ -82,6 +85,8 @@ def _rows(job: Job) -> Iterator[tuple[int, dict[str, str]]]:
             for values in reader:
                 if values:
                     row = {name: value.strip() for name, value in zip(header, values, strict=False)}
+                    if delimiter == ";":
+                        row |= {name: row[name].replace(",", ".") for name in CORNERS if name in row}
                     yield reader.line_num, row if len(values) <= len(header) else {}
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{job.source}: cannot be read as a table in UTF-8 ({error})") from None

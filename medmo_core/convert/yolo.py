@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.images.sizes import stored_size
 from ..data.records.sample import ImageRef
 from ..errors import InputError
-from .outcome import DEFAULT_QUESTION, Job, LeftOut, Outcome
+from .outcome import DEFAULT_QUESTION, NONE_LEFT, Job, LeftOut, Outcome
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAME_LINE = re.compile(r"^\s+(?:(\d+)\s*:|-)\s*(.+?)\s*$")
@@ -36,13 +36,17 @@ def convert_yolo(job: Job) -> Iterator[Outcome]:
         except (ValueError, OSError) as error:
             yield LeftOut(name, str(error))
             continue
-        boxes = []
-        for number, line in enumerate(labels.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        boxes, num_lost = [], 0
+        for number, line in enumerate(labels.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
             box = _box(line, names, size) if line.strip() else None
             if isinstance(box, str):
+                num_lost += 1
                 yield LeftOut(f"{labels.relative_to(root)}:{number}", box, is_part=True)
             elif box is not None:
                 boxes.append(box)
+        if num_lost and not boxes:
+            yield LeftOut(name, NONE_LEFT)
+            continue
         yield {
             "id": f"{root.resolve().name}:{name}",
             "image": {"path": name, "width": size[0], "height": size[1]},
@@ -94,10 +98,10 @@ def _class_names(source: Path) -> dict[int, str]:
     files = [source] if source.is_file() else sorted([*source.glob("*.yaml"), *source.glob("*.yml")])
     names: dict[int, str] = {}
     for file in files:
-        names = names or _yaml_names(file.read_text(encoding="utf-8", errors="replace"))
+        names = names or _yaml_names(file.read_text(encoding="utf-8-sig", errors="replace"))
     listed = source / "classes.txt"
     if not names and listed.is_file():
-        lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = listed.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         names = {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     if not names:
         raise InputError(f"{source}: no names of classes; expected them under names: in data.yaml, or in classes.txt")

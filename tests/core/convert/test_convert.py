@@ -64,6 +64,7 @@ def coco_file(folder: Path, annotations: list[dict[str, Any]]) -> Path:
             {"id": "2", "file_name": "b.png", "width": 40, "height": 30},
             {"id": 4, "file_name": "lost.png"},
             {"id": 5, "file_name": "deep/c.png", "width": 30, "height": 40},
+            {"id": 6, "file_name": "a.png"},
         ],
         "categories": [{"id": i, "name": name} for i, name in enumerate(SQUARES)],
     }
@@ -88,11 +89,12 @@ def test_coco(folder: Path) -> None:
         annotation(6, 0, image_id=77),
         annotation(7, 0, bbox=[30, 20, 40, 40]),
         annotation(8, 0, bbox=[1, 2, float("nan"), 4]),
+        *[annotation(9, 0, **change, image_id=6) for change in ({"iscrowd": 1}, {"category_id": 9})],
     ]
     counts, told, samples = run(
         "coco", coco_file(folder, [*wrong, *rows]), folder / "my.jsonl", pictures=folder / "images"
     )
-    assert (counts.written, counts.boxes, counts.rows_left_out, counts.parts_left_out) == (2, 2, 2, 6)
+    assert (counts.written, counts.boxes, counts.rows_left_out, counts.parts_left_out) == (2, 2, 3, 8)
     first, second = samples
     assert [box.label for box in first.boxes] == list(SQUARES) and second.boxes == ()
     assert (first.licence, first.images[0].path) == ("CC-BY-4.0", "images/a.png")
@@ -105,6 +107,7 @@ def test_coco(folder: Path) -> None:
     assert "crowd" in reasons["annotation 3"] and "without area" in reasons["annotation 4"]
     assert "category 9" in reasons["annotation 5"] and "image 77" in reasons["annotation 6"]
     assert "outside its image" in reasons["anno:1 box 0"] and "no such file" in reasons["anno:4"]
+    assert "not the same as none to find" in reasons["image 6"]
     assert reasons["anno:5"] == "30x40 px is stated, the file has 40x30"
 
 
@@ -128,13 +131,17 @@ def test_yolo(folder: Path, names: str) -> None:
     outline = " ".join(f"{x / 40:.6f} {y / 30:.6f}" for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)))
     wrong = ["7 0.5 0.5 0.1 0.1", "0 12 14 5 5", "0 0.5 0.5", "liver 1 2 3 4", "0 0.5 0.5 0 0.1"]
     (folder / "labels" / "a.txt").write_text("\n".join([*lines, *wrong]))
-    (folder / "labels" / "deep" / "c.txt").write_text(f"0 {outline}\n")
+    (folder / "labels" / "deep" / "c.txt").write_text(f"\ufeff0 {outline}\r\n", encoding="utf-8")
+    (folder / "labels" / "b.txt").write_text("0 0,5 0,5 0,1 0,1")
     counts, told, (first, second) = run("yolo", folder, folder / "my.jsonl")
-    assert (counts.boxes, counts.rows_left_out, counts.parts_left_out) == (3, 1, 5)
+    assert (counts.boxes, counts.rows_left_out, counts.parts_left_out) == (3, 1, 6)
     assert [box.label for box in (*first.boxes, *second.boxes)] == [*SQUARES, "liver"]
     assert_boxes_fit(first)
     assert_boxes_fit(second)
-    assert next(item.what for item in told if not item.is_part) == "images/b.png"
+    (lost,) = (item for item in told if not item.is_part)
+    assert lost.what == "images/b.png" and "not the same as none to find" in lost.reason
+    (folder / "labels" / "b.txt").unlink()
+    assert "no label file" in run("yolo", folder, folder / "my.jsonl")[1][-1].reason
 
 
 TURNS = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "Left."}]
@@ -190,6 +197,12 @@ def test_csv(folder: Path) -> None:
     for sample in samples:
         assert_boxes_fit(sample)
     assert any("fractions" in item.reason for item in told)
+    source.write_text("path;question;x1;y1;x2;y2;label\nimages/a.png;Find it;4,5;3;17,25;11;liver\n")
+    (sample,) = run("csv", source, folder / "my.jsonl")[2]
+    assert sample.boxes[0].xyxy_px == (4.5, 3, 17.25, 11)
+    source.write_text('path,question,x1,y1,x2,y2,label\nimages/a.png,Find it,"1,004",3,17,11,liver\n')
+    with pytest.raises(ValueError, match="nothing in it could be used"):  # a thousand and four, or one and a bit
+        convert("csv", source, folder / "my.jsonl", report=told.append)
     source.write_text("file,text\na.png,x\n")
     with pytest.raises(ValueError, match=r"rows\.csv: its first line names file, text; expected columns of path"):
         convert("csv", source, folder / "my.jsonl", report=told.append)
@@ -226,7 +239,7 @@ def test_dicom_folder(folder: Path, write_dicom: Callable[..., Path]) -> None:
     index = pydicom.Dataset()
     index.DirectoryRecordSequence = [pydicom.Dataset() for _ in range(3)]
     for record, parts in zip(
-        index.DirectoryRecordSequence, (["ct", "0.dcm"], ["mixed", "x.dcm"], ["no.dcm"]), strict=True
+        index.DirectoryRecordSequence, (["ct", "0.dcm"], ["mixed", "x.dcm"], ["/etc/no.dcm"]), strict=True
     ):
         record.ReferencedFileID = parts
     index.preamble, index.file_meta = b"\0" * 128, pydicom.dataset.FileMetaDataset()
