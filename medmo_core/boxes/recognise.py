@@ -15,6 +15,7 @@ from .objects import Recognised, holds_objects, load, numbers_of, read_objects, 
 
 MAX_TEXT = 100_000  # characters; of a longer text nothing is read, so that no box can hide behind them
 _INNER_LIST = re.compile(r"\[([^\[\]]*)\]")
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _MARK = re.compile(r"```[A-Za-z]{0,10}\s?|</?answer>")
 _REX_BIN = re.compile(r"<(\d{1,4})>")
 _REF = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<]*)(?:</ref>|<\|object_ref_end\|>)\s*$")
@@ -63,6 +64,11 @@ def recognise(text: str, grammar: str = "auto") -> Recognised:
     return found
 
 
+def without_thinking(text: str) -> str:
+    """Return a text without what stands between thinking tags, or before an end of thinking that has no beginning."""
+    return _THINKING.sub("", text).rpartition("</think>")[2]
+
+
 def _take_for_difference(found: Recognised) -> None:
     """Read a list whose every label is MedMO's word for a difference as its grammar, which has no labels."""
     if found.rows and all(label.lower() == DIFFERENCE.lower() for label, _ in found.rows):
@@ -74,10 +80,8 @@ def _recognise_any(text: str) -> Recognised:
     whole = text.removeprefix("```json").removesuffix("```").strip() if text.startswith("```json") else text
     if whole[:1] in ("[", "{") and load(whole) is not None:
         return _recognise_part(whole)
-    if "</think>" in text:
-        text = text[text.rindex("</think>") + len("</think>") :]
-    elif "<think>" in text:
-        return Recognised(errors=["the text ends inside <think>"])
+    thinks_on = text.rfind("<think>") > text.rfind("</think>")
+    text = without_thinking(text)
     parts = list(_parts(text)) or [(0, False, "")]
     deepest = max(depth for depth, _, _ in parts)
     found = []
@@ -91,6 +95,8 @@ def _recognise_any(text: str) -> Recognised:
     denied = any(read.grammar is not None and not read.rows and not read.errors for read in found)
     if denied and whole_answer.rows:
         whole_answer.errors.append("one part says that there are no boxes, another names some")
+    if thinks_on:
+        whole_answer.errors.insert(0, "the text ends inside <think>")
     if text.rfind("<answer>") > text.rfind("</answer>"):
         whole_answer.errors.insert(0, "the text ends inside <answer>")
     elif (

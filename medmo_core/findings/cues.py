@@ -16,16 +16,17 @@ NOT = frozenset({"not", "cannot", "never", "isn t", "aren t", "can t", "no longe
 
 DENIED_AFTER = (
     "absent; invisible; missing; not there; unlikely; resolved; has|have resolved|cleared|disappeared; ruled out;"
+    " excluded;"
     " is|are|was|were|been ruled out|excluded; has|have been removed"
 )
-"""What stands before is not there."""
+"""What stands before is not there, unless it is denied: "has not resolved"."""
 
-VALUES = "none; nil; neg"
+VALUES = "none; nil; neg; nothing; false"
 """What stands right before, as the heading of a template, is not there (`values.py`)."""
 
 PREDICATES = (
     "visible; seen; present; shown; identified; detected; found; visualized; visualised; depicted; recognizable;"
-    " recognisable; evident; noted; demonstrated; appreciated; observed"
+    " recognisable; evident; noted; demonstrated; appreciated; observed; apparent"
 )
 """What stands before is there, unless the predicate is denied."""
 

@@ -15,7 +15,7 @@ MAX_TEXT = 20_000  # characters of a text that are read
 _TO_SPACE = {ord(mark): " " for mark in "-_'\u2019\u2010\u2011\u2013"}
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[.;:,!?\n()/]")
 _REDACTED = re.compile(r"_{2,}")
-_NEGATIVE = re.compile(r"\((?:-|\u2212)\)")
+_NEGATIVE = re.compile(r"\((?:-|\u2212)\)|(?<![\w-])[-\u2212]ve\b", re.IGNORECASE)
 _LEADER = re.compile(r"(?<!\.)\.{4,}+(?=[ \t]*+(?:none|nil|neg|negative|no|not|absent)\b)", re.IGNORECASE)
 _ENDINGS = {"us": "i", "is": "es", "a": "ae", "um": "a", "y": "ies", "x": "ces"}
 _MEANING = ""  # key of a node's meaning; no token is empty
@@ -36,7 +36,7 @@ class Tag(NamedTuple):
 def plain(text: str) -> str:
     """Return a text in lower case with spaces for hyphens, underscores and apostrophes; punctuation stays.
 
-    "(-)" becomes the word that it stands for, and dots that lead to a denial a colon.
+    "(-)" and "-ve" become the word that they stand for, and dots that lead to a denial a colon.
     """
     text = text[:MAX_TEXT]
     if not text.isascii():

@@ -4,7 +4,7 @@ A clause is cut after every predicate ("is visible", "are not seen"), so that a 
 it. Within a piece
 
 - a denial ("no", "without", "free of") reaches everything after it; a denied or negative predicate ("not seen",
-  "absent", "has resolved") everything before it;
+  "absent", "has resolved") everything before it, unless both come together ("has not resolved");
 - a hedge ("may represent", "possible") makes everything after it uncertain; before its end ("is possible", "suspected")
   everything before it;
 - what follows a hypothesis ("rule out", "if") is not reported at all.
@@ -62,7 +62,7 @@ def pieces(tags: Sequence[Tag], clause_end: int) -> list[Piece]:
         elif kind in (PREDICATE, GONE):
             if kind == PREDICATE and following is not None and following[0] == end and following.kind == FINDING:
                 continue  # "visible pneumothorax": an adjective
-            turned = kind == GONE or start - last_not <= _NOT_REACH
+            turned = (kind == GONE) != (start - last_not <= _NOT_REACH)  # "has not resolved" is still there
             if names_something:
                 found.append(Piece(end, 0 if turned else denied, doubted, hypothetical))
                 denied = doubted = _NEVER

@@ -15,7 +15,7 @@ from .phrases import Tag
 _FILLERS = frozenset({
     "evidence", "sign", "signs", "of", "any", "acute", "definite", "convincing", "clear", "obvious", "significant",
     "large", "is", "are", "was", "were", "at", "this", "time", "level", "exam", "examination", "study", "film", "image",
-    "here",
+    "here", "on", "either", "side", "bilaterally", "today",
 })  # fmt: skip
 """Words of a denial that name nothing: "no evidence", "none at this time"."""
 

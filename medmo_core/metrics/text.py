@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from ..boxes.recognise import without_thinking
 from ..findings import MAX_TEXT
 
-_THINK = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _NOT_WORD = re.compile(r"[^\w.%/+-]+|_+")
 _EDGE_MARKS = re.compile(r"(?<!\d)[.](?!\d)|[.](?=\s|$)|(?<!\w)[-/+]+(?!\d)|[-/+]+(?=\s|$)")
@@ -39,7 +39,7 @@ def _has(value: Any, key: str) -> bool:
 
 def final_answer(text: str) -> str:
     """Return what stands after thinking, inside answer tags where there are any."""
-    text = _THINK.sub("", text).rpartition("</think>")[2]
+    text = without_thinking(text)
     tagged = _ANSWER.search(text)
     return (tagged.group(1) if tagged else text).strip()
 

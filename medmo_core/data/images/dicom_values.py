@@ -120,7 +120,7 @@ def _rescale(view: FrameView, keyword: str, default: float) -> float:
     value = view.get(keyword, "PixelValueTransformationSequence")
     numbers = floats(value)
     if value not in (None, "") and not numbers:  # "1,5": to go on without it would show other values
-        raise InputError(f"{keyword} is no number; write it with a point, or take it out of the header")
+        raise InputError(f"{keyword} is not a number; write it with a point, or take it out of the header")
     return numbers[0] if numbers else default
 
 

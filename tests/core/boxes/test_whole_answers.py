@@ -48,6 +48,10 @@ ANSWERS = [
     (f"<answer>{said(TRUE)}</answer><answer>{said(SPURIOUS)}</answer>", [TRUE, SPURIOUS], True),
     (f"<answer>{fence(said(TRUE))}{said(SPURIOUS)}</answer>", [TRUE, SPURIOUS], True),
     (f"<think>{said(SPURIOUS)}</think>{said(TRUE)}", [TRUE], True),
+    (f"{said(SPURIOUS)}</think>{said(TRUE)}", [TRUE], True),  # the prompt has begun the thinking
+    (f"<think>a</think>{said(TRUE)}<think>{said(THIRD)}</think>{said(SPURIOUS)}", [TRUE, SPURIOUS], True),
+    (f"{said(TRUE)}<think>{said(THIRD)}</think>", [TRUE], True),
+    (f"{said(TRUE)}<think>{said(THIRD)}", [TRUE], False),
     (f"Seen [1]: {said(TRUE)}", [TRUE], True),
     (f'[{{"bbox_2d": {TRUE}, "bbox_2d": {SPURIOUS}, "label": "liver"}}]', [TRUE, SPURIOUS], True),
     (f'[{{"bbox_2d": {TRUE}, "bbox": {SPURIOUS}, "label": "liver"}}]', [TRUE, SPURIOUS], False),

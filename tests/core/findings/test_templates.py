@@ -23,8 +23,10 @@ DENIALS = [
     "**{}:** none", "1. {}: none\n2. Kyphosis: mild", "{} negative", "No {}", "{} is not seen", "Negative for {}",
     "Is there {}? No.", "{}: none, kyphosis: mild", "Kyphosis: mild, {}: none", "Mild kyphosis, {} none",
     "Wrist, {}: none", "{} (left): none", "Absent: {}", "{}: without evidence",
+    "{}: -ve", "{}: nothing seen", "{}: none apparent", "{}: excluded", "{}: none on either side", "{}: false",
 ]  # fmt: skip
-AFFIRMATIONS = ["{}: present", "{}: small", "{} (left)", "{}: yes", "{}: no change", "{}\nNo cough.", "{}: left side"]
+AFFIRMATIONS = ["{}: present", "{}: small", "{} (left)", "{}: yes", "{}: no change", "{}\nNo cough.", "{}: left side",
+                "{}: not resolved", "{} has not cleared.", "{} not yet resolved"]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", DENIALS)

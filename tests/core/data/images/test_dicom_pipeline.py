@@ -151,8 +151,8 @@ def test_text_is_not_called_a_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("slope", "written", "words"),
     [
-        ("2.5", "2,5", "RescaleSlope is no number"),
-        ("2.5", "x.5", "RescaleSlope is no number"),
+        ("2.5", "2,5", "RescaleSlope is not a number"),
+        ("2.5", "x.5", "RescaleSlope is not a number"),
         ("0", "0", "RescaleSlope is 0"),
     ],
 )
