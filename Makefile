@@ -7,6 +7,7 @@
 #   make bench         time all that this machine can run beside its peers, then write benchmarks/RESULTS.md; minutes
 # For those who change kernels (no GPU needed):
 #   make kernels         compile every shipped kernel for sm_80, sm_90 and sm_100, rewrite the tables in kernels/README.md
+#   make kernels-check   compile them and compare with those tables: a step of CI, which the suite does for sm_90 alone
 #   make kernels-oldest  the same compilation under the oldest supported Triton
 # For those who change the core:
 #   make mutants         plant small faults in the modules of tools/mutants/areas.toml and see the tests notice; not in CI
@@ -19,7 +20,7 @@ LINK   := build/import_names/medmo_recipes
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH  := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install lock quickstart test fuzz bench native kernels kernels-oldest mutants lint types clean
+.PHONY: install lock quickstart test fuzz bench native kernels kernels-check kernels-oldest mutants lint types clean
 
 install: $(STAMP) $(LINK)
 
@@ -68,6 +69,11 @@ kernels: $(STAMP)
 	mkdir -p build
 	$(BIN)/python -m tools.compile_kernels --json build/compiled.json
 	$(BIN)/python -m benchmarks.report.kernel_pages build/compiled.json --write
+
+kernels-check: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m tools.compile_kernels --json build/compiled.json
+	$(BIN)/python -m benchmarks.report.kernel_pages build/compiled.json
 
 OLDEST_TRITON := build/triton-3.6
 kernels-oldest: $(STAMP)

@@ -1,4 +1,8 @@
-"""Every shipped kernel compiles for three generations of GPUs, without spills, and the page says what came out."""
+"""Every shipped kernel compiles for Hopper without spills, with all rows of its table.
+
+`make kernels-check`, a step of CI, does the same for all three generations of GPUs and compares the page with it; that
+takes three times as long.
+"""
 
 import json
 import os
@@ -10,7 +14,6 @@ import pytest
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
-PINNED = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("triton=="))
 
 
 def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +26,7 @@ def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compiled") / "compiled.json"
-    done = tool("tools.compile_kernels", "--json", str(path))
+    done = tool("tools.compile_kernels", "--capabilities", "90", "--json", str(path))
     assert path.exists(), done.stdout + done.stderr
     return path
 
@@ -32,21 +35,13 @@ def test_every_kernel_keeps_to_its_gate(records: Path) -> None:
     result = json.loads(records.read_text())
     broken = [(r["op"], r["size"], r["kernel"], r["capability"], r["faults"]) for r in result["records"] if r["faults"]]
     assert broken == []
-    assert {r["capability"] for r in result["records"]} == {80, 90, 100}
+    assert {r["capability"] for r in result["records"]} == {90}
 
 
 def test_every_row_of_every_table_is_compiled(records: Path) -> None:
     """A configuration that no compile size launches would ship unseen."""
     result = json.loads(records.read_text())
     assert result["unused_rows"] == []
-
-
-def test_the_page_shows_what_was_compiled(records: Path) -> None:
-    result = json.loads(records.read_text())
-    if f"triton=={result['triton']}" != PINNED:
-        pytest.skip(f"the page shows {PINNED}, this is triton {result['triton']}")
-    done = tool("benchmarks.report.kernel_pages", str(records))
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_kernel_that_breaks_its_gate_is_reported() -> None:
