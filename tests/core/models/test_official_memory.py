@@ -17,6 +17,8 @@ CONFIG = ModelConfig(
     vision=VisionConfig(depth=2, hidden_size=256, intermediate_size=512, num_heads=4, deepstack_visual_indexes=(0,)),
     text=TextConfig(vocab_size=32_000, hidden_size=2048, intermediate_size=6144, num_hidden_layers=4,
                     num_attention_heads=16, num_key_value_heads=4),
+    image_token_id=31_990, video_token_id=31_991, vision_start_token_id=31_992, vision_end_token_id=31_993,
+    bos_token_id=31_994, eos_token_id=31_995,
 )  # fmt: skip
 
 # Anonymous memory is sampled from a thread while the model loads; the baseline is taken once all is imported.
@@ -40,7 +42,7 @@ PROBE = textwrap.dedent(
         # torch imports some 65 MB of Python for the first module built on meta; too much noise for half a gigabyte
         MedMO(PRESETS["debug"], device="meta")
     baseline = anonymous()
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     model = MedMO.from_pretrained(sys.argv[1], dtype=getattr(torch, sys.argv[2]) if sys.argv[2] != "stored" else None)
     samples.append(anonymous())
