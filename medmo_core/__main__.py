@@ -37,9 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the diagnosis; return 1 if an op failed its verification.
 
     Raises:
-        InputError: a room that there is not.
+        InputError: a room that there is not, or a file that has not the name of a JSON file.
     """
     options = build_parser().parse_args(argv)
+    if options.json not in (None, PRINTED) and (options.json.suffix.lower() != ".json" or options.json.is_dir()):
+        raise InputError(f"--json {options.json}: expected the name of a JSON file, such as doctor.json")
     from . import doctor  # late: help need not wait for PyTorch
 
     known = [name for name, _ in doctor.rooms()]

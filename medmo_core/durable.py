@@ -41,6 +41,17 @@ def final_of(partial: Path) -> Path:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a name to write a file under; on leaving, the file takes the place of an older one atomically.
 
@@ -48,9 +59,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = aside(path)
     try:
-        yield partial
-        flush(partial)
-        partial.replace(path)
+        with naming(path):
+            yield partial
+            flush(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
@@ -66,7 +78,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with naming(path):
+            yield partial
         for written in partial.rglob("*"):
             flush(written)
         publish(partial, path)

@@ -1,5 +1,9 @@
 """Errors that a user can act on: their message says all there is to know, so commands print it without a traceback."""
 
+import errno
+import os
+import re
+
 
 class UserError(Exception):
     """Base of every error whose cause is a user's to fix: it names file or field, what was expected, and the fix.
@@ -19,4 +23,31 @@ class BadStep(UserError, ValueError):
 USER_ERRORS = (UserError, FileNotFoundError, ImportError)
 """What commands print in one line, with exit status 2. Anything else is a fault of the program and keeps its traceback.
 
-A missing file and a missing optional library are named by Python and by libraries too, hence the last two."""
+A missing file and a missing optional library are named by Python and by libraries too, hence the last two. What the
+system says of files (a full disk, a folder that may not be written) has no class of its own: `told_of` knows it."""
+
+OF_FILES = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOENT",
+        "ENOSPC", "ENOTDIR", "EPERM", "EROFS", "ESTALE",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+IN_WORDS = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust (safetensors, tokenizers) tell the system's errors
+
+
+def told_of(error: BaseException) -> str | None:
+    """Return what to tell a user of an error; None for a fault of the program, which keeps its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    place = error.filename if isinstance(error, OSError) else None
+    number = error.errno if isinstance(error, OSError) else _number_in_words(str(error))
+    if number in OF_FILES:
+        return f"{os.fsdecode(place)}: {os.strerror(number)}" if place else os.strerror(number)
+    return str(error) if isinstance(error, USER_ERRORS) else None
+
+
+def _number_in_words(text: str) -> int | None:
+    found = IN_WORDS.search(text)
+    return int(found.group(1)) if found else None

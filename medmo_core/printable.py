@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with each as `printable` writes it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def markdown(text: str) -> str:
     """Return a text on one line of Markdown, or in one cell of its tables, where it is shown as it is."""
     return MARKS.sub(r"\\\g<0>", printable(" ".join(text.split())))

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medmo_core.errors import USER_ERRORS
+from medmo_core.errors import told_of
 from medmo_core.nearest import nearest_name
 from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import version_of
-from medmo_core.printable import printable
+from medmo_core.printable import printable, printable_lines
 
 MISTAKE, INTERRUPTED, NO_READER = 2, 130, 141
 """Exit status where the caller can fix it; the other two as shells give them for the signals INT and PIPE."""
@@ -149,14 +149,12 @@ def _run(words: list[str]) -> int:
     except SystemExit:
         sys.stdout.flush()  # a page of help may be read in part as well
         raise
-    except USER_ERRORS as error:
-        print(f"medmo {name}: {_shown(error)}", file=sys.stderr)
+    except Exception as error:
+        told = told_of(error)
+        if told is None:
+            raise
+        print(f"medmo {name}: {printable_lines(told)}", file=sys.stderr)  # ids, labels, paths in it may be anything
         return MISTAKE
-
-
-def _shown(error: BaseException) -> str:
-    """Return an error's message; ids, labels and paths in it may be anything."""
-    return "\n".join(map(printable, str(error).split("\n")))
 
 
 def _reader_is_gone() -> bool:

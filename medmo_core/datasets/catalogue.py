@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from random import Random
 
 from ..data.records.sample import Sample
@@ -61,12 +62,16 @@ def find_data_set(name: str) -> DataSet | None:
     """Return the data set of a name; None where the name can only mean files.
 
     Raises:
-        InputError: the name begins like one of the catalogue (`embedded:`) and is not in it; names the nearest.
+        InputError: the name begins like one of the catalogue (`embedded:`), or is near one and no file, and is not in
+            it; names the nearest.
     """
     name = current_name(name)
     family, colon, _ = name.partition(":")
-    if colon and name not in CATALOGUE and any(known.startswith(family + colon) for known in CATALOGUE):
-        near = nearest_name(name, CATALOGUE)
+    if not colon or name in CATALOGUE:
+        return CATALOGUE.get(name)
+    near = nearest_name(name, CATALOGUE)
+    is_of_family = any(known.startswith(family + colon) for known in CATALOGUE)
+    if is_of_family or (near is not None and not Path(name).exists()):
         hint = f"use one of {', '.join(CATALOGUE)}" if near is None else f"did you mean {near!r}?"
         raise InputError(f"unknown data set {name!r}: {hint}")
-    return CATALOGUE.get(name)
+    return None

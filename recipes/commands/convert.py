@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medmo_core.errors import InputError
 from medmo_core.printable import printable
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     from medmo_core.convert.run import convert  # late: help need not wait for PyTorch
 
-    if arguments.out.exists():
-        print(f"writing over {printable(str(arguments.out))}")
+    if arguments.out.suffix.lower() != ".jsonl" or arguments.out.is_dir():
+        raise InputError(f"-o {arguments.out}: expected the name of a JSONL file, such as my.jsonl")
+    replaced = arguments.out.exists()
     counts = convert(
         arguments.format,
         arguments.source,
@@ -56,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer=arguments.answer,
         report=_print_left_out,
     )
+    if replaced:
+        print(f"wrote over an earlier {printable(str(arguments.out))}")
     num_rows = counts.written + counts.rows_left_out
     print(
         f"{printable(str(arguments.source))}: {num_rows} rows read, {counts.written} records written with "

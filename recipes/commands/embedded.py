@@ -6,6 +6,9 @@ from pathlib import Path
 
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet
 from medmo_core.notice import SHORT_NOTICE
+from medmo_core.printable import printable
+
+from .generate import check_png
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Paint the sheet and print where it is."""
     arguments = build_parser().parse_args(argv)
+    check_png(arguments.out)
+    over = " over an earlier file" if arguments.out.exists() else ""
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(arguments.out)
-    print(f"wrote {arguments.out} ({SHORT_NOTICE})")
+    print(f"wrote {printable(str(arguments.out))}{over} ({SHORT_NOTICE})")
     return 0

@@ -71,8 +71,7 @@ def picture_path(out: Path | None, images: Sequence[Path]) -> Path:
     """
     first = images[0].expanduser()
     out = (out or Path(f"{IMAGE_SUFFIX.sub('', first.name or first.resolve().name)}_overlay.png")).expanduser()
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise InputError(f"--out {out}: expected the name of a PNG file, such as answer.png")
+    check_png(out)
     for image in (image.expanduser() for image in images):
         if not out.exists() or not image.exists():
             continue
@@ -80,6 +79,16 @@ def picture_path(out: Path | None, images: Sequence[Path]) -> Path:
             raise InputError(f"--out {out}: is a file of --image {image}, which would be lost; name another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def check_png(out: Path) -> None:
+    """Refuse a name that is none of a PNG file.
+
+    Raises:
+        InputError: it ends otherwise, or is a folder.
+    """
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a PNG file, such as answer.png")
 
 
 def ask_settings(words: argparse.Namespace) -> dict[str, Any]:

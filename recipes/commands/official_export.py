@@ -13,7 +13,7 @@ from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import DTYPES, load
 from medmo_core.models.official.folder import open_checkpoint
 
-from ..settings.run_config import RunConfig
+from ..settings.run_config import STAGES, RunConfig
 from ..training.checkpoints.checkpoints import STATE, list_checkpoints, step_of
 from ..training.checkpoints.official import write_official
 from ..training.checkpoints.shard_reader import read_model
@@ -43,6 +43,9 @@ def find_source(run: str | Path, step: int | None = None) -> Path:
         return found[-1]
     if (path / STATE).is_file() or any(path.glob("*.safetensors")):
         return path
+    runs = [name for name in STAGES if (path / name).is_dir()]
+    if runs:
+        raise FileNotFoundError(f"{path} holds the runs of {', '.join(runs)}; name one of them, as {path / runs[-1]}")
     raise FileNotFoundError(f"{path}: neither final/ nor checkpoints/; nothing has been saved there yet")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medmo_core.durable import write_text
+from medmo_core.errors import UserError
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
 from medmo_core.notice import SHORT_NOTICE
@@ -32,6 +33,10 @@ SIZES = {
 }
 
 
+class StageFailed(UserError, RuntimeError):
+    """A stage that did not reach its end."""
+
+
 def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
     """Train, measure and write the report.
 
@@ -41,8 +46,11 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
         seed: number that fixes weights, data and sampling.
 
     Raises:
-        ConfigError: `out` holds an earlier run.
+        ConfigError: `out` holds an earlier run, or is a file.
+        StageFailed: a stage did not reach its end.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file, expected a folder to write into")
     if any((out / stage).exists() for stage in STAGES):
         raise ConfigError(f"{out} already holds a quickstart; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +97,7 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
     Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait.
 
     Raises:
-        RuntimeError: the stage failed; it has said why.
+        StageFailed: the stage failed; it has said why.
     """
     words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
     words += ["train.num_threads=1", f"train.out_dir={config.train.out_dir}", f"train.seed={config.train.seed}"]
@@ -99,7 +107,7 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
     else:
         status = torchrun(module, words, num_processes=NUM_PROCESSES[size])
     if status:
-        raise RuntimeError(f"{stage} ended with status {status}; its own message stands above")
+        raise StageFailed(f"{stage} ended with status {status}; its own message stands above")
 
 
 def measure(outcome: Outcome, name: str, kit: Kit, size: str) -> None:

@@ -11,6 +11,7 @@ converts them.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--headers", action="store_true", help="read only the headers of images: faster, but finds no cut picture"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of text")
     return parser
 
 
@@ -47,12 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check = FileCheck(record_files(arguments.data, arguments.root), headers_only=arguments.headers)
     num_faults = num_warnings = 0
+    listed: list[Fault] = []
     for fault in _with_progress(check):
-        print(fault)
+        if arguments.json:
+            listed.append(fault)
+        else:
+            print(fault)
         if fault.level == "warning":
             num_warnings += 1
         else:
             num_faults += 1
+    if arguments.json:
+        counts = {"samples": check.num_records, "faults": num_faults, "warnings": num_warnings}
+        print(json.dumps({"data": arguments.data, **counts, "found": [vars(fault) for fault in listed]}, indent=2))
+        return 1 if num_faults else 0
     print(f"{printable(arguments.data)}: {check.num_records} samples, {num_faults} faults, {num_warnings} warnings")
     return 1 if num_faults else 0
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,10 +98,13 @@ def refuse_overwriting(folder: Path, inputs: Iterable[Path] = (), *, overwrite: 
         overwrite: whether an earlier evaluation may be replaced.
 
     Raises:
-        InputError: it is a file, it holds something, or a file to write is one that is read.
+        InputError: it is a file, may not be written, holds something, or a file to write is one that is read.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, expected a folder to write into")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"--out {folder} cannot be written; choose another")
     outputs = {(folder / name).resolve() for name in FILES}
     for path in inputs:
         if path.resolve() in outputs:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
+from medmo_core.printable import printable_lines
+
 from .run_config import SECTIONS, ConfigError, RunConfig, describe_type, typed, unknown_key
 
 
@@ -210,7 +212,7 @@ def read_command_line(
     given = parser.parse_intermixed_args(argv)
 
     def fail(error: ConfigError) -> NoReturn:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
     try:

@@ -187,6 +187,8 @@ def test_only_the_rooms_asked_for_are_verified(capsys: pytest.CaptureFixture[str
     assert "box_reward" in checked and "giou" not in checked
     with pytest.raises(ValueError, match="--rooms box_rewrad: no such room; did you mean 'box_reward'"):
         command.main(["--rooms", "box_rewrad"])
+    with pytest.raises(ValueError, match=r"--json my\.jsonl: expected the name of a JSON file"):
+        command.main(["--json", "my.jsonl"])
 
 
 def test_json_is_there_after_each_verdict(one_op: OpSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """Atomic writing: an older file or folder stays whole until the new one is in its place."""
 
+import errno
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,13 @@ def test_an_error_while_a_file_is_written_leaves_nothing(tmp_path: Path) -> None
         assert partial.name.startswith(".")
         raise KeyError
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writing", [durable.replacing, durable.replacing_folder])
+def test_a_full_disk_names_the_file(tmp_path: Path, writing: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    with pytest.raises(OSError, match="No space") as caught, writing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a") and names(tmp_path) == []
 
 
 def folder_of(path: Path, content: str) -> Path:

@@ -1,11 +1,14 @@
 """What a user can act on: one base class, whatever else the error is."""
 
+import errno
+import os
+
 import pytest
 
 from medmo_core.data.images.loaded import ImageError
 from medmo_core.data.records.faults import Fault, RecordError
 from medmo_core.data.records.sample import Answer
-from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError
+from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError, told_of
 from medmo_core.metrics.vqa import vqa_correct
 from medmo_core.profile import CheckpointProfile
 
@@ -34,3 +37,23 @@ def test_what_core_refuses_is_reported_as_a_users() -> None:
 def test_a_true_answer_that_cannot_be_scored_is_a_fault_of_the_data(answer: Answer) -> None:
     with pytest.raises(InputError, match="answer has the value"):
         vqa_correct("Yes.", answer)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (InputError("my.jsonl:3: no image (os error 2)"), "my.jsonl:3: no image (os error 2)"),
+        (FileNotFoundError("no such folder; name one"), "no such folder; name one"),
+        (ImportError("install the extra"), "install the extra"),
+        (OSError(errno.ENOSPC, "x"), os.strerror(errno.ENOSPC)),
+        (OSError(errno.EROFS, "x", "runs/a"), f"runs/a: {os.strerror(errno.EROFS)}"),
+        (PermissionError(errno.EACCES, "x", b"runs/a"), f"runs/a: {os.strerror(errno.EACCES)}"),
+        (Exception("I/O error: something (os error 28)"), os.strerror(28)),  # as safetensors and tokenizers say it
+        (BrokenPipeError(errno.EPIPE, "x"), None),
+        (OSError(errno.EADDRINUSE, "x"), None),
+        (OSError("no number"), None),
+        (ValueError("a bug"), None),
+    ],
+)
+def test_what_is_told_of_an_error(error: Exception, told: str | None) -> None:
+    assert told_of(error) == told

@@ -1,5 +1,6 @@
 """One policy for both entrances: what a user can fix is one line and status 2, the rest keeps its traceback."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -51,6 +52,12 @@ def test_what_a_user_can_fix_is_one_line(
     assert enter(kind("train.steps: expected 1 or more")) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and "train.steps: expected 1 or more" in shown
+
+
+def test_a_full_disk_is_one_line_that_cannot_move_the_cursor(enter: Enter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert enter(OSError(errno.ENOSPC, "No space left on device", "runs/\x1b[2J")) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "runs/\\x1b[2J: No space left on device" in shown
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError])

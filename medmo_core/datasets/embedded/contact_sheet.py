@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ...durable import replacing
 from .facts import EMBEDDED_ROOT, ImageFacts, load_facts
 
 TILE_PX, CAPTION_PX, COLUMNS, MARGIN_PX = 320, 34, 4, 6
@@ -49,7 +50,8 @@ def contact_sheet(path: str | Path, *, records: list[ImageFacts] | None = None, 
         draw.text((x, y), title, fill="white", font=_font(13))
         draw.text((x, y + 16), words, fill="#b0b0b0", font=_font(11))
     target = Path(path)
-    sheet.save(target)
+    with replacing(target) as partial:
+        sheet.save(partial, format="PNG")
     return target
 
 

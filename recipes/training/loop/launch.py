@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from medmo_core.errors import USER_ERRORS
+from medmo_core.errors import told_of
+from medmo_core.printable import printable_lines
 
 from ...configs import CONFIGS
 from ...settings.command_line import format_config, read_command_line
@@ -42,7 +43,10 @@ def launch(argv: Sequence[str] | None, *, stage: str, run: Callable[[RunConfig],
             return STOPPED
     except SystemExit as end:  # of a reward, a library or a data set: the run is not over
         raise UnexpectedExit(f"something in the run called sys.exit({end.code!r}): it has not reached its end") from end
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        told = told_of(error)
+        if told is None:
+            raise
+        print(f"error: {printable_lines(told)}", file=sys.stderr)
         return 2
     return 0

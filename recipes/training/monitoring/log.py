@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from medmo_core.durable import mend_lines
+from medmo_core.durable import mend_lines, naming
 from medmo_core.errors import InputError
 from medmo_core.optional import how_to_install
-from medmo_core.printable import printable
+from medmo_core.printable import printable_lines
 
 from ..distributed.world import World
 
+METRICS_FILE = "metrics.jsonl"
 REPEAT_S = 10.0  # where output is no terminal (a file, CI) the progress line is repeated this often
 SHOWN = ("loss", "reward", "val_loss")  # what the progress line shows, when present
 
@@ -59,7 +60,7 @@ class RunLog:
         self._board: Any = None
         if self.writes:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            self._metrics = self._open_metrics(self.out_dir / "metrics.jsonl")
+            self._metrics = self._open_metrics(self.out_dir / METRICS_FILE)
             self._board = self._open_board()
 
     def _open_metrics(self, path: Path) -> IO[str]:
@@ -93,7 +94,7 @@ class RunLog:
         """Print a message on its own line, above the progress line."""
         if self._shows:
             self._clear()
-            print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+            print(printable_lines(text), file=sys.stderr, flush=True)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of a step and move the progress line.
@@ -104,17 +105,22 @@ class RunLog:
         """
         if self._metrics is None:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
+        self._write({"step": step, **values})
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with naming(self.out_dir / "tensorboard"):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
         self._progress(step, values)
 
     def event(self, name: str, **values: Any) -> None:
         """Record something that is not a number: a resume, a stop, samples left out."""
         if self._metrics is not None:
-            self._metrics.write(json.dumps({"event": name, **values}) + "\n")
+            self._write({"event": name, **values})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        assert self._metrics is not None
+        with naming(self.out_dir / METRICS_FILE):
+            self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
 
     def _progress(self, step: int, values: Mapping[str, float]) -> None:

@@ -95,6 +95,13 @@ def test_a_missing_file_is_one_line_not_a_traceback(capsys: pytest.CaptureFixtur
     assert "nowhere.jsonl" in error and "expected a JSONL file" in error
 
 
+@pytest.mark.parametrize("name", ["", "sheet.gif", "folder.png"])
+def test_a_contact_sheet_is_a_png_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder.png").mkdir()
+    assert main(["embedded", "--out", str(tmp_path / name)]) == 2
+    assert "expected the name of a PNG file" in capsys.readouterr().err
+
+
 def test_every_module_has_a_main() -> None:
     assert all(callable(importlib.import_module(command.module).main) for command in COMMANDS.values())
     assert build_parser().prog == "medmo"

@@ -20,11 +20,12 @@ def test_convert_then_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(words) == 0
     said = capsys.readouterr()
     assert "2 rows read, 1 records written with 0 boxes; left out: 1 rows, 0 boxes or other parts" in said.out
-    assert f"next: medmo validate {out} --root {tmp_path / 'pictures'}" in said.out and "writing over" not in said.out
+    assert f"next: medmo validate {out} --root {tmp_path / 'pictures'}" in said.out
+    assert "over an earlier" not in said.out
     assert r"left out: talk:\x1b[2J: " in said.err and "no such file" in said.err and "\x1b" not in said.err
     assert main(["validate", str(out), "--root", str(tmp_path / "pictures")]) == 0
     assert "1 samples, 0 faults, 1 warnings" in capsys.readouterr().out
-    assert main(words) == 0 and f"writing over {out}" in capsys.readouterr().out
+    assert main(words) == 0 and f"wrote over an earlier {out}" in capsys.readouterr().out
     assert main(["validate", str(source)]) == 1
     said = capsys.readouterr()
     assert "talk.json: is a file of LLaVA conversations; expected one JSON object per line; fix: " in said.out
@@ -35,6 +36,7 @@ def test_faults_of_arguments_are_one_line(tmp_path: Path, capsys: pytest.Capture
     for words, message in (
         (["validate", ""], "medmo validate: no data file is named; expected a JSONL file"),
         (["convert", "coco", str(tmp_path / "no.json"), "-o", str(tmp_path / "my.jsonl")], "no such file or folder"),
+        (["convert", "coco", str(tmp_path / "no.json"), "-o", str(tmp_path / "a.png")], "expected the name of a JSONL"),
         (["convert", "coco", str(tmp_path), "-o", str(tmp_path / "my.jsonl")], "is a folder; name the file"),
     ):
         assert main(words) == 2

@@ -93,6 +93,11 @@ def test_every_fault_is_named_with_place_field_and_fix(
     assert "boxes[0].xyxy_px: (square) is [0, 0, 65, 9]: outside its image of 64x64 px" in said
     assert "licence: warning: is missing in 1 record(s), the first in " in said and second in said
     assert found in said and ", 1 warnings" in said
+    assert validate([name, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["data"], told["samples"], told["faults"], told["warnings"]) == (name, 5, len(told["found"]) - 1, 1)
+    (outside,) = [fault for fault in told["found"] if fault["field"] == "boxes[0].xyxy_px"]
+    assert outside["line"] == 5 and outside["level"] == "error" and "outside its image" in outside["problem"]
 
 
 def test_a_table_that_is_none_and_an_archive_without_records(

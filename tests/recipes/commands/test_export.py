@@ -120,6 +120,10 @@ def test_what_cannot_be_exported_is_explained(finished: RunConfig, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="nothing has been saved there yet"):
         official_export.find_source(tmp_path / "empty")
+    for stage in ("align", "instruct"):
+        (tmp_path / "quickstart" / stage).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"holds the runs of align, instruct; name one of them, as .*/instruct"):
+        official_export.find_source(tmp_path / "quickstart")
     with pytest.raises(ValueError, match="is not an empty folder"):
         official_export.export(run / "final", run)
 

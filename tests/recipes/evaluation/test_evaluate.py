@@ -232,6 +232,14 @@ def test_bad_numbers_and_places_are_refused_before_any_work(words: list[str], sa
         evaluate_command.main(["--checkpoint", "nowhere", *words])
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, how: Path(path) != tmp_path)
+    with pytest.raises(ValueError, match="cannot be written; choose another"):
+        evaluate_command.main(["--checkpoint", "nowhere", "--out", str(tmp_path / "new" / "folder")])
+
+
 def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> None:
     with pytest.raises(ValueError, match="task 'caption' has no metric here"):
         evaluate(kit.model, kit.processor, {"caption": samples["vqa"]})

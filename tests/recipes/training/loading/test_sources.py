@@ -84,6 +84,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_with_what_there_is(tmp_
 
     with pytest.raises(ConfigError, match=r"data\.sources: unknown data set 'embedded:vqaa': did you mean"):
         opened("embedded:vqaa")
+    with pytest.raises(ConfigError, match=r"unknown data set 'embeded:vqa': did you mean 'embedded:vqa'"):
+        opened("embeded:vqa")
     with pytest.raises(ConfigError, match=r"nowhere\.jsonl is no file; expected .*, or a data set: embedded:caption"):
         opened(str(tmp_path / "nowhere.jsonl"))
 

@@ -21,6 +21,7 @@ from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.loop.loss_sums import LossSums
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.monitoring import summary as summary_module
+from medmo_recipes.training.monitoring.log import RunLog
 from medmo_recipes.training.monitoring.spikes import NEEDED, LossSpike, SpikeGuard
 from medmo_recipes.training.monitoring.summary import describe
 
@@ -196,6 +197,15 @@ def test_one_step_is_profiled_on_request(tmp_path: Path) -> None:
         instruct.run(config(tmp_path / "late", train={"steps": 2, "profile_step": 9}))
 
 
+def test_a_full_disk_names_the_file_of_metrics(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, World(rank=0, size=1, device=torch.device("cpu")), steps=2, title="t")
+    log._metrics = Path("/dev/full").open("w")  # noqa: SIM115
+    for write in (lambda: log.event("resumed"), lambda: log.metrics(1, {"loss": 1.0})):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write()
+        assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+
+
 def test_a_run_leaves_a_page_with_curves(tmp_path: Path) -> None:
     run = config(tmp_path, data={"max_tokens": 40, "max_bad_ratio": 1.0}, train={
         "steps": 6, "docs_per_step": 8, "eval_every": 2, "eval_split": "test", "save_every": 100,
@@ -225,10 +235,10 @@ def test_a_page_tells_resumes_and_counts_steps_once(tmp_path: Path, monkeypatch:
     assert 'summary.png needs matplotlib: pip install "medmo[demo]"' in page
 
 
-def test_ids_of_others_do_nothing_to_the_page() -> None:
+def test_ids_of_others_do_nothing_to_the_page(tmp_path: Path) -> None:
     config = {"name": "run | <b>", "stage": "align", "train": {"steps": 1}}
     skipped = [{"id": "a|b\n![x](http://y)", "kind": "too long", "reason": "<img src=x>\x1b[2J"}]
     events = [{"event": "spike", "step": 1, "samples": ["*s*"]}]
-    page = describe(config, [{"step": 1, "loss": 1.0}], events, skipped, "no plot")
+    page = describe(config, [{"step": 1, "loss": 1.0}], events, skipped, "no plot", tmp_path)
     assert "# run \\| \\<b\\> (align)" in page and "with samples \\*s\\*" in page
     assert "| a\\|b \\!\\[x\\](http\\://y) | too long | \\<img src=x\\>\\\\x1b\\[2J |" in page
