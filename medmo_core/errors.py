@@ -24,7 +24,7 @@ USER_ERRORS = (UserError, FileNotFoundError, ImportError)
 """What commands print in one line, with exit status 2. Anything else is a fault of the program and keeps its traceback.
 
 A missing file and a missing optional library are named by Python and by libraries too, hence the last two. What the
-system says of files (a full disk, a folder that may not be written) has no class of its own: `told_of` knows it."""
+system says of files (a full disk, a folder that may not be written) is known by number: `user_message`."""
 
 OF_FILES = frozenset(
     getattr(errno, name)
@@ -34,11 +34,11 @@ OF_FILES = frozenset(
     )
     if hasattr(errno, name)
 )  # fmt: skip
-IN_WORDS = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust (safetensors, tokenizers) tell the system's errors
+IN_WORDS = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust (safetensors, tokenizers) write the system's errors
 
 
-def told_of(error: BaseException) -> str | None:
-    """Return what to tell a user of an error; None for a fault of the program, which keeps its traceback."""
+def user_message(error: BaseException) -> str | None:
+    """Return an error's message for users; None for a fault of the program, which keeps its traceback."""
     if isinstance(error, UserError):
         return str(error)
     place = error.filename if isinstance(error, OSError) else None

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medmo_core.errors import told_of
+from medmo_core.errors import user_message
 from medmo_core.nearest import nearest_name
 from medmo_core.notice import RESEARCH_ONLY
 from medmo_core.optional import version_of
@@ -150,10 +150,10 @@ def _run(words: list[str]) -> int:
         sys.stdout.flush()  # a page of help may be read in part as well
         raise
     except Exception as error:
-        told = told_of(error)
-        if told is None:
+        message = user_message(error)
+        if message is None:
             raise
-        print(f"medmo {name}: {printable_lines(told)}", file=sys.stderr)  # ids, labels, paths in it may be anything
+        print(f"medmo {name}: {printable_lines(message)}", file=sys.stderr)  # ids, labels, paths in it may be anything
         return MISTAKE
 
 

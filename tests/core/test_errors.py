@@ -8,7 +8,7 @@ import pytest
 from medmo_core.data.images.loaded import ImageError
 from medmo_core.data.records.faults import Fault, RecordError
 from medmo_core.data.records.sample import Answer
-from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError, told_of
+from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError, user_message
 from medmo_core.metrics.vqa import vqa_correct
 from medmo_core.profile import CheckpointProfile
 
@@ -55,5 +55,5 @@ def test_a_true_answer_that_cannot_be_scored_is_a_fault_of_the_data(answer: Answ
         (ValueError("a bug"), None),
     ],
 )
-def test_what_is_told_of_an_error(error: Exception, told: str | None) -> None:
-    assert told_of(error) == told
+def test_what_is_user_message_an_error(error: Exception, told: str | None) -> None:
+    assert user_message(error) == told

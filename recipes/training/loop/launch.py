@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from medmo_core.errors import told_of
+from medmo_core.errors import user_message
 from medmo_core.printable import printable_lines
 
 from ...configs import CONFIGS
@@ -44,9 +44,9 @@ def launch(argv: Sequence[str] | None, *, stage: str, run: Callable[[RunConfig],
     except SystemExit as end:  # of a reward, a library or a data set: the run is not over
         raise UnexpectedExit(f"something in the run called sys.exit({end.code!r}): it has not reached its end") from end
     except Exception as error:
-        told = told_of(error)
-        if told is None:
+        message = user_message(error)
+        if message is None:
             raise
-        print(f"error: {printable_lines(told)}", file=sys.stderr)
+        print(f"error: {printable_lines(message)}", file=sys.stderr)
         return 2
     return 0
