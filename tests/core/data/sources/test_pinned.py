@@ -1,5 +1,6 @@
 """What later versions must not change: which sample a draw is, and what names and bytes of data files mean."""
 
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 
 from medmo_core.data.records.faults import Fault
 from medmo_core.data.records.sample import Sample
-from medmo_core.data.sources.jsonl import parse_json
+from medmo_core.data.sources import jsonl
+from medmo_core.data.sources.file_check import iter_faults
+from medmo_core.data.sources.jsonl import JsonlFiles, parse_json
 from medmo_core.data.sources.mixture import Mixture
-from medmo_core.data.sources.open_source import find_files
+from medmo_core.data.sources.open_source import find_files, open_source
+from medmo_core.data.sources.splits import check_splits
 
 
 @dataclass
@@ -69,7 +73,7 @@ def test_bytes_of_a_record(raw: bytes, value: Any, problem: str, fix: str) -> No
     faults: list[Fault] = []
     assert parse_json(raw, faults) == value
     assert len(faults) == bool(problem)
-    assert all(problem in fault.problem and fix in fault.fix and fault.expected for fault in faults)
+    assert all(problem in fault.problem and fault.fix.startswith(fix) and fault.expected for fault in faults)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +112,55 @@ def test_names_of_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words):
         find_files(name)
+
+
+def test_lines_behind_a_huge_one_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_RECORD_BYTES", 60)
+    good = b'{"question": "a", "answer": "b"}\n'
+    path = tmp_path / "my.jsonl"
+    path.write_bytes(b"x" * 150 + b"\n" + good + b" \r\n" + b"y" * 61 + b"\n" + good)
+    found = list(JsonlFiles(path, tmp_path).scan())
+    assert [(r.place.start, r.place.length, r.place.number) for r in found] == [
+        (0, 151, 1), (151, len(good), 2), (151 + len(good) + 3, 62, 4), (151 + len(good) + 65, len(good), 5),
+    ]  # fmt: skip
+    assert [r.sample is None for r in found] == [True, False, True, False]
+    for record in (found[1], found[3]):
+        assert JsonlFiles(path, tmp_path).read(record.place, ()) == record.sample
+
+
+@pytest.mark.parametrize("name", ["a.yml", "a.yaml", "A.YML"])
+def test_a_table_of_names_is_yolo(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("train: x\nnames: [a]\n")
+    with pytest.raises(ValueError, match="is a YOLO data set"):
+        list(JsonlFiles(tmp_path / name, tmp_path).scan())
+
+
+def test_records_without_a_licence_are_counted_once(tmp_path: Path) -> None:
+    records = [{"question": "a", "answer": "b", **extra} for extra in ({"licence": "CC0-1.0"}, {}, {"licence": ""}, {})]
+    path = tmp_path / "my.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    (warning,) = [fault for fault in iter_faults(path) if fault.level == "warning" and fault.field == "licence"]
+    assert warning.problem.startswith("is missing in ") and warning.problem.endswith("the first in line 2")
+
+
+def test_a_clean_outcome_is_noted_in_a_new_folder_and_asked_for_no_more(tmp_path: Path) -> None:
+    path, folder = tmp_path / "my.jsonl", tmp_path / "not" / "there"
+    path.write_text(
+        "".join(json.dumps({"question": s, "answer": "b", "split": s}) + "\n" for s in ("train", "test")),
+        encoding="utf-8",
+    )
+    sources = [open_source(str(path), split=split) for split in ("train", "test")]
+    check_splits(sources)
+    assert not folder.exists()
+    check_splits(sources, folder)
+    (note,) = folder.iterdir()
+    assert note.suffix == ".splits" and note.read_bytes() == b""
+
+    def fail(index: int) -> Sample:
+        raise AssertionError("read again")
+
+    for source in sources:
+        source.sample = fail  # type: ignore[method-assign]
+    check_splits(sources, folder)
+    with pytest.raises(AssertionError, match="read again"):
+        check_splits(sources)
