@@ -36,8 +36,8 @@ def test_a_mutant_is_described_by_the_lines_that_differ() -> None:
             )
             return b
         """)
-    mutant = described("medmo_core.boxes.text.xǁBoxesǁf__mutmut_3", before, before.replace("        1,\n", ""))
-    assert (mutant.function, mutant.removed, mutant.added) == ("medmo_core.boxes.text.Boxes.f", "1,", "")
+    mutant = described("medmo_core.boxes.text.xǁIndexǁf__mutmut_3", before, before.replace("        1,\n", ""))
+    assert (mutant.function, mutant.removed, mutant.added) == ("medmo_core.boxes.text.Index.f", "1,", "")
     plain = described("medmo_core.boxes.text.x_f__mutmut_3", before, before.replace("return b", "return None"))
     assert (plain.function, plain.removed, plain.added) == ("medmo_core.boxes.text.f", "return b", "return None")
 

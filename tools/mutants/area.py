@@ -127,7 +127,8 @@ def described(key: str, original: str, mutated: str) -> Mutant:
     while tail < min(len(before), len(after)) - head and before[-1 - tail] == after[-1 - tail]:
         tail += 1
     removed, added = (" ".join(line.strip() for line in lines[head : len(lines) - tail]) for lines in (before, after))
-    function = key.partition("__mutmut_")[0].replace("xǁ", "").replace("ǁ", ".").replace(".x_", ".")
+    module, _, name = key.partition("__mutmut_")[0].rpartition(".")
+    function = f"{module}.{name.removeprefix('xǁ').removeprefix('x_').replace('ǁ', '.')}"
     return Mutant(key, function, removed, added)
 
 

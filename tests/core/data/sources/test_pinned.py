@@ -164,3 +164,9 @@ def test_a_clean_outcome_is_noted_in_a_new_folder_and_asked_for_no_more(tmp_path
     check_splits(sources, folder)
     with pytest.raises(AssertionError, match="read again"):
         check_splits(sources)
+
+
+def test_a_file_of_no_records_is_named_with_what_it_should_hold(tmp_path: Path) -> None:
+    (tmp_path / "my.jsonl").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"my\.jsonl: holds no sample; expected one JSON object per line"):
+        open_source(str(tmp_path / "my.jsonl"))
