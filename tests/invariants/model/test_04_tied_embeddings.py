@@ -18,7 +18,8 @@ from medmo_core.models import PRESETS, MedMO
 from medmo_recipes.settings.run_config import Optim
 from medmo_recipes.training.optim.optimizer import Optimizer
 
-CONFIG = PRESETS["debug"].override(vocab_size=64, tie_word_embeddings=True)
+CONFIG = PRESETS["debug"].override(vocab_size=64, tie_word_embeddings=True, bos_token_id=34, eos_token_id=36)
+CONFIG = CONFIG.override(vision_start_token_id=43, vision_end_token_id=44, image_token_id=46, video_token_id=47)
 
 
 def make_batch() -> Batch:
