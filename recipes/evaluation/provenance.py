@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from medmo_core.data.images.digest import digest_of
+from medmo_core.data.records.store import Root
 from medmo_core.optional import version_of
 
 from .ask import Asking
@@ -24,7 +26,7 @@ def provenance_of(
         checkpoint: checkpoint as the caller named it.
         folder: folder that its weights were read from.
         data: data as the caller named it.
-        files: data files that were read; pictures beside them are not among them.
+        files: data files that were read; the pictures of the samples are hashed beside them.
         split: split that was scored.
         asking: batch size, longest answer and seed.
     """
@@ -33,6 +35,7 @@ def provenance_of(
         "weights_sha256": _digest(path.name + file_digest(path) for path in sorted(folder.glob(WEIGHTS))),
         "data": data,
         "files_sha256": {path.name: file_digest(path) for path in files},
+        "pictures_sha256": _digest(_pictures(result)),
         "questions_sha256": _digest(
             json.dumps([key, p.sample_id, p.question, p.truth])
             for key, predictions in sorted(result.predictions.items())
@@ -45,6 +48,18 @@ def provenance_of(
         "medmo": version_of("medmo"),
         "torch": version_of("torch"),
     }
+
+
+def _pictures(result: Evaluation) -> Iterator[str]:
+    """Yield the checksum of every picture that was shown, in the order of the questions; each is read once."""
+    known: dict[tuple[Root, str], str] = {}
+    for _, samples in sorted(result.samples.items()):
+        for sample in samples:
+            for image in sample.images:
+                place = (sample.root, image.path)
+                if place not in known:
+                    known[place] = digest_of(image, sample.root)
+                yield known[place]
 
 
 def file_digest(path: Path) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from medmo_core.metrics import paired_bootstrap
 
-from ..evaluation.results import Evaluation, format_table, interval, paired_gain
+from ..evaluation.results import Evaluation, counted, format_table, interval, paired_gain
 from ..evaluation.scores import Prediction, Score, image_key
 from ..reinforcement.sharpening import SampledRewards
 from ..settings.run_config import RunConfig
@@ -98,11 +98,11 @@ def _sharpening(outcome: "Outcome") -> Verdict:
     word = "more than sharpening" if all(sure.values()) else less
     means = before.means()
     best = max(means, key=lambda t: means[t])
-    gain = fmean(raised) - means[best]
+    gain = f"{fmean(raised) - means[best]:+.3f} {interval(*gains[best], '+.3f')}".strip()
     by_temperature = ", ".join(f"T={t:g}: {mean:.3f}" for t, mean in means.items())
     measured = (
-        f"reinforce at T=1: {fmean(raised):.3f}; instruct at {by_temperature}; over its best {gain:+.3f} "
-        f"{interval(*gains[best], '+.3f')}, {len(raised)} prompts, paired, resampled by slice: {word}"
+        f"reinforce at T=1: {fmean(raised):.3f}; instruct at {by_temperature}; over its best {gain}, "
+        f"{counted(len(raised), 'prompt')}, paired, resampled by slice: {word}"
     )
     return Verdict(claim, measured, all(sure.values()))
 

@@ -58,6 +58,11 @@ def test_the_page_shows_what_was_asked_and_refuses_to_be_overwritten(
     assert cli.main(words) == 2
     assert "holds something already; name a new folder, or add --overwrite" in capsys.readouterr().err
     assert (out / "metrics.json").read_bytes() == before
+    with (own_data.parent / "red.png").open("ab") as picture:
+        picture.write(b"another file")
+    assert cli.main([*words, "--overwrite", "--json"]) == 0
+    now = json.loads(capsys.readouterr().out)["provenance"]
+    assert now.pop("pictures_sha256") != provenance.pop("pictures_sha256") and now == provenance
     assert cli.main([*words, "--overwrite"]) == 0
     shown = capsys.readouterr().out
     assert "split test: 12 answers" in shown and f"{out / 'report.html'}" in shown
