@@ -54,7 +54,7 @@ def prepare(name: str, area: dict[str, Any]) -> None:
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-W", "ignore"],
         "pytest_add_cli_args_test_selection": [
             *area["tests"],
-            *(f"--ignore={test}" for test in area.get("without", ())),
+            *(f"--{'deselect' if '::' in test else 'ignore'}={test}" for test in area.get("without", ())),
         ],
         "process_isolation": "forkserver",
         "forkserver_warmup": "none",
