@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medmo_core.boxes import Boxes, ImageBoxes
@@ -75,10 +76,13 @@ def test_a_choice_without_choices_is_a_text(text: str, right: bool) -> None:
 
 
 def test_a_pair_is_the_interval_of_its_differences() -> None:
-    after, before, groups = [1.0, 5.0, 2.5, 4.0], [0.5, 1.0, 2.0, 3.5], ["a", "b", "b", "c"]
+    after, before = np.random.default_rng(0).normal(size=(2, 20)).tolist()
     differences = [a - b for a, b in zip(after, before, strict=True)]
-    for settings in ({}, {"seed": 3}, {"n": 50}, {"groups": groups}):
+    ends = set()
+    for settings in ({}, {"seed": 3}, {"n": 50}, {"groups": [i // 3 for i in range(20)]}):
         assert paired_bootstrap(after, before, **settings) == bootstrap_ci(differences, **settings)
+        ends.add(bootstrap_ci(differences, **settings))
+    assert len(ends) == 4, "every setting counts"
 
 
 def test_boxes_of_several_images_are_told_apart_by_their_image() -> None:
