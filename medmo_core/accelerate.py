@@ -33,6 +33,7 @@ from medmo_kernels.attention import attention
 from medmo_kernels.patch_embed import patch_embed
 from medmo_kernels.projector import ProjectorWeights, projector
 from medmo_kernels.qk_norm_rope import qk_norm_rope
+from medmo_kernels.transforms import is_plain
 
 RMS_NORM = "Qwen3VLTextRMSNorm"
 OWNERS = {
@@ -197,7 +198,7 @@ def _refusal(module: nn.Module, reads: Mapping[str, type[nn.Module] | str]) -> s
         if isinstance(child, nn.GELU) and child.approximate != "none":
             return f"{child_name} is the {child.approximate} form of GELU"
         for parameter_name, parameter in child._parameters.items():
-            if type(parameter) not in (nn.Parameter, Tensor, type(None)):
+            if parameter is not None and not is_plain(parameter):
                 return f"{child_name}.{parameter_name} is a {type(parameter).__name__}"
     return ""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import medmo_kernels
 from medmo_kernels import runtime, verify
+from medmo_kernels.attention import attention
 from medmo_kernels.placement import on_device_of_tensors
 from medmo_kernels.projector import ProjectorWeights
 from medmo_kernels.spec import OpSpec
@@ -55,6 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     kernel = importlib.import_module("medmo_kernels.giou.triton_kernel").aligned_forward_kernel
     monkeypatch.setenv(runtime.SWITCH, "triton")
     monkeypatch.setattr(runtime, "capability", lambda device: 90)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "_exchange_device", found.exchange)
     monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", found.exchange)
     monkeypatch.setattr(type(kernel), "run", lambda *args, **kwargs: found.launch(*args, **kwargs))
@@ -131,3 +133,13 @@ def test_the_error_names_every_tensor() -> None:
     weights = ProjectorWeights(there, there, there, there, there, here)
     with pytest.raises(ValueError, match="projector: features on cuda:1, norm_weight on cuda:1, .*fc2_bias on cuda:0"):
         on_device_of_tensors(launch)([there], weights)
+
+
+@pytest.mark.usefixtures("machine")
+def test_boundaries_on_the_host_are_refused_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    heads, bounds = torch.ones(3, 1, 64), torch.tensor([0, 3], dtype=torch.int32)
+    attention(heads, heads, heads, bounds, True)
+    bounds.said_to_be_on = torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match="must be on cuda:1 before a CUDA graph is captured"):
+        attention(heads, heads, heads, bounds, True)

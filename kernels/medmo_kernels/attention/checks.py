@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import torch
 from torch import Tensor
+
+from ..transforms import has_values
 
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor, rope: tuple[Tensor, Tensor] | None) -> None:
@@ -20,20 +23,24 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, rope: tuple[Tensor,
         raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} key/value heads")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"attention: query is {query.dtype}, key {key.dtype}, value {value.dtype}; expected one dtype")
-    if rope is not None:
-        expected = (query.shape[0], query.shape[2] // 2)
-        if query.shape[2] % 2 or rope[0].shape != expected or rope[1].shape != expected:
-            shapes = f"{tuple(rope[0].shape)} and {tuple(rope[1].shape)}"
-            raise ValueError(f"attention: rope {shapes} beside query {tuple(query.shape)}; expected (T, D / 2) twice")
+    if rope is None:
+        return
+    half = query.shape[2] // 2
+    if torch.compiler.is_compiling():  # rows may be known at run time only
+        for table in rope:
+            torch._check(table.shape[0] == query.shape[0])
+    elif query.shape[2] % 2 or any(table.shape != (query.shape[0], half) for table in rope):
+        shapes = f"{tuple(rope[0].shape)} and {tuple(rope[1].shape)}"
+        raise ValueError(f"attention: rope {shapes} beside query {tuple(query.shape)}; expected (T, D / 2) twice")
 
 
 def check_segments(query: Tensor, cu_seqlens: Tensor, causal: bool, prompt_of: Tensor | None) -> None:
-    """Check the packing as far as that needs no word from a GPU.
+    """Check the packing as far as that needs no word from a GPU, nor numbers that a traced call does not have.
 
     Raises:
         ValueError: the boundaries do not end at T, or `prompt_of` breaks its rules.
     """
-    if cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) != query.shape[0]:
+    if cu_seqlens.device.type == "cpu" and has_values(cu_seqlens) and int(cu_seqlens[-1]) != query.shape[0]:
         raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, the batch has {query.shape[0]} tokens")
     if prompt_of is None:
         return
@@ -42,7 +49,7 @@ def check_segments(query: Tensor, cu_seqlens: Tensor, causal: bool, prompt_of: T
     if prompt_of.shape != cu_seqlens[1:].shape:
         shapes = f"prompt_of {tuple(prompt_of.shape)}, cu_seqlens {tuple(cu_seqlens.shape)}"
         raise ValueError(f"attention: {shapes}; expected (s,) and (s + 1,)")
-    if prompt_of.device.type == "cpu":
+    if prompt_of.device.type == "cpu" and has_values(prompt_of):
         check_prompts(tuple(prompt_of.tolist()))
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
-from ..forward_mode import refuse_forward_mode
+from ..transforms import as_autocast, has_values, refuse_transforms
 from . import peers
 from .checks import check_segments, check_tensors
 from .reference import Packing, attention_reference, dense_attention, dense_attention_backward, visible_pairs
 from .rotary import rotated
-from .sdpa import sdpa_attention
+from .sdpa import attention_by_segments, sdpa_attention
 
 OP = "attention"
 HEAD_DIMS = (64, 72, 80, 128)
@@ -75,6 +75,7 @@ def attention(
         value: (T, K, D).
         cu_seqlens: (s + 1,) int32 boundaries of the segments: 0, ..., T; on the CPU or on the device of `query`. On
             CUDA the numbers are not checked, because it would make the host wait; the kernels read no token outside T.
+            A call that is traced (torch.compile, torch.export) on the CPU becomes one op that reads them when it runs.
         causal: whether a token sees only itself and the tokens of its segment before it.
         scale: positive factor on the scores; default D ** -0.5.
         prompt_of: (s,) int32 or int64, on the device of `cu_seqlens`: the segment that segment j sees whole besides its
@@ -85,14 +86,16 @@ def attention(
         max_seqlen: length of the longest segment or more, where known: it spares a peer empty blocks.
 
     Returns:
-        (T, H, D) in the dtype of `query`.
+        (T, H, D) in the dtype of `query`; under autocast in that of `F.linear`.
 
     Raises:
+        RuntimeError: a CUDA graph is captured, and boundaries on the host would have to be copied.
         ValueError: shapes, dtypes or devices do not fit, the scale is not positive, the boundaries do not end at T, or
             `prompt_of` breaks its rules.
 
     Reference: Dao 2023, arXiv 2307.08691; Su et al. 2021, arXiv 2104.09864.
     """
+    query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
     check_tensors(query, key, value, rope)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     if factor <= 0:
@@ -106,18 +109,31 @@ def attention(
     if choice.backend == "sdpa":
         if query.device.type == "cuda":
             _warn_slow(choice)
+        if not has_values(cu_seqlens):
+            cos, sin = rope if rope is not None else (None, None)
+            return attention_by_segments(query, key, value, cu_seqlens, prompt_of, cos, sin, causal, factor)
         return sdpa_attention(query, key, value, cu_seqlens, causal, factor, prompt_of, rope)
-    refuse_forward_mode("attention", query, key, value, *(rope or ()))
-    bounds = cu_seqlens.to(query.device, torch.int32, non_blocking=True)
+    refuse_transforms("attention", query, key, value, *(rope or ()))
+    bounds = _on_device(cu_seqlens, query.device)
     if choice.backend == "triton":
         cos, sin = rope if rope is not None else (None, None)
-        prompts = None if prompt_of is None else prompt_of.to(query.device, torch.int32, non_blocking=True)
+        prompts = None if prompt_of is None else _on_device(prompt_of, query.device)
         return _attention(query, key, value, bounds, prompts, cos, sin, causal, factor)[0]
     if rope is not None:
         query, key = rotated(query, rope), rotated(key, rope)
     if choice.backend == "varlen":
         return peers.varlen_attention(query, key, value, bounds, causal, factor, max_seqlen)
     return peers.xformers_attention(query, key, value, cu_seqlens, causal, factor)
+
+
+def _on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    copied = device.type == "cuda" and numbers.device != device and not torch.compiler.is_compiling()
+    if copied and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"attention: cu_seqlens and prompt_of must be on {device} before a CUDA graph is captured: a copy from "
+            f"{numbers.device} cannot be part of it"
+        )
+    return numbers.to(device, torch.int32, non_blocking=True)
 
 
 def choices(device: torch.device) -> dict[str, Choice]:

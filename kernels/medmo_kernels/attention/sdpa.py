@@ -8,10 +8,14 @@ branch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_segments
+from .reference import dense_attention_backward, visible_pairs
 from .rotary import rotated
 from .sdpa_plan import plan_of
 
@@ -54,3 +58,63 @@ def _dense(
     q, k, v = (x.unflatten(0, (num_documents, -1)).transpose(1, 2) for x in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(0, 1)
+
+
+@torch.library.custom_op("medmo_kernels::attention_by_segments", mutates_args=())
+def attention_by_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    prompt_of: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    """Attend as `sdpa_attention`: one op for traces, which have no numbers to plan by.
+
+    The backward pass forms the (T, T) weights of every head at once: inference is what it is for.
+    """
+    check_segments(query, cu_seqlens, causal, prompt_of)
+    rope = None if cos is None or sin is None else (cos, sin)
+    return sdpa_attention(query, key, value, cu_seqlens, causal, scale, prompt_of, rope).contiguous()
+
+
+@attention_by_segments.register_fake
+def _(query: Tensor, *rest: Any) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@torch.library.custom_op("medmo_kernels::attention_by_segments_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    prompt_of: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    visible = visible_pairs(query, cu_seqlens, causal, prompt_of)
+    return dense_attention_backward(grad, query, key, value, visible, scale, cos, sin)
+
+
+@_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), *(None,) * 6)
+
+
+attention_by_segments.register_autograd(_differentiate, setup_context=_setup_context)

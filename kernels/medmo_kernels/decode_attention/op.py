@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import back_ends
 from ..back_ends import Choice
-from ..forward_mode import refuse_forward_mode
+from ..transforms import refuse_transforms
 from .plain import to_own, to_prompts_and_own
 from .reference import Call, decode_attention_reference
 
@@ -90,7 +90,7 @@ def decode_attention(
     _check(call)
     if num_splits is not None and not 1 <= num_splits <= MAX_SPLITS:
         raise ValueError(f"decode_attention: num_splits is {num_splits}, expected 1 to {MAX_SPLITS}")
-    refuse_forward_mode("decode_attention", query, key_cache, value_cache, prompt_key, prompt_value)
+    refuse_transforms("decode_attention", query, key_cache, value_cache, prompt_key, prompt_value)
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     # On the CPU the dispatcher would only add its own time, a quarter of a small call's, where nothing traces the call.
     direct = query.device.type == "cpu" and type(query) is Tensor and not torch.compiler.is_compiling()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import back_ends
 from ..back_ends import Choice
-from ..forward_mode import refuse_forward_mode
+from ..transforms import refuse_transforms
 from . import plain
 from .reference import (
     Sets,
@@ -51,7 +51,7 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
     Reference: Rezatofighi et al. 2019, arXiv 1902.09630, algorithm 1.
     """
     _check_aligned("giou", pred, target)
-    refuse_forward_mode("giou", pred, target)
+    refuse_transforms("giou", pred, target)
     return _giou(pred, target, True)
 
 
@@ -72,7 +72,7 @@ def box_terms(pred: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ or the last axis is not 4.
     """
     _check_aligned("box_terms", pred, target)
-    refuse_forward_mode("box_terms", pred, target)
+    refuse_transforms("box_terms", pred, target)
     return _giou(pred, target, False)
 
 
@@ -98,7 +98,7 @@ def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
             f"pairwise_giou: pred {tuple(pred.shape)} and target {tuple(target.shape)}, "
             "expected (..., P, 4) and (..., T, 4) with equal leading axes"
         )
-    refuse_forward_mode("pairwise_giou", pred, target)
+    refuse_transforms("pairwise_giou", pred, target)
     return _pairwise_giou(pred, target, None, None, target.shape[-2], True)
 
 
@@ -137,16 +137,7 @@ def pairwise_box_terms(
         raise ValueError(f"pairwise_box_terms: {pred_offsets.dtype} and {target_offsets.dtype}, expected int64 twice")
     if pred_offsets.shape[0] == 1 and len(pred) + len(target):
         raise ValueError(f"pairwise_box_terms: {shapes}, but {offsets}: boxes of no problem")
-    if pred_offsets.device.type == "cpu":
-        sides = ((pred_offsets, len(pred), len(pred)), (target_offsets, len(target), max_target))
-        for name, (bounds, total, most) in zip(("pred_offsets", "target_offsets"), sides, strict=True):
-            counts = bounds.diff()
-            if bounds[0] != 0 or bounds[-1] != total or bool(((counts < 0) | (counts > most)).any()):
-                raise ValueError(
-                    f"pairwise_box_terms: {name} is {bounds.tolist()}, expected numbers that rise from 0 to {total}, "
-                    f"by at most {most}"
-                )
-    refuse_forward_mode("pairwise_box_terms", pred, target)
+    refuse_transforms("pairwise_box_terms", pred, target)
     return _pairwise_giou(pred, target, pred_offsets, target_offsets, max_target, False)
 
 
@@ -159,6 +150,23 @@ def choices(device: torch.device, op: str = ROOM) -> dict[str, Choice]:
 def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
     if pred.ndim != 2 or pred.shape[-1] != 4 or pred.shape != target.shape:
         raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)}, expected (N, 4) twice")
+
+
+def _check_spans(sets: Sets, width: int) -> None:
+    """Check the offsets of a ragged batch on the CPU."""
+    sides = (
+        ("pred_offsets", sets.pred_offsets, len(sets.pred), len(sets.pred)),
+        ("target_offsets", sets.target_offsets, len(sets.target), width),
+    )
+    for name, bounds, total, most in sides:
+        if bounds is None or bounds.device.type != "cpu":
+            continue
+        counts = bounds.diff()
+        if bounds[0] != 0 or bounds[-1] != total or bool(((counts < 0) | (counts > most)).any()):
+            raise ValueError(
+                f"pairwise_box_terms: {name} is {bounds.tolist()}, expected numbers that rise from 0 to {total}, "
+                f"by at most {most}"
+            )
 
 
 def _runs_triton(op: str, pred: Tensor, target: Tensor) -> bool:
@@ -216,10 +224,12 @@ def _pairwise_giou(
     width: int,
     giou_only: bool,
 ) -> Tensor:
+    sets = Sets(pred, target, pred_offsets, target_offsets)
+    _check_spans(sets, width)
     if _runs_triton("pairwise_giou" if giou_only else "pairwise_box_terms", pred, target):
         from .launch import pairwise_forward
 
-        return pairwise_forward(Sets(pred, target, pred_offsets, target_offsets), width, giou_only)
+        return pairwise_forward(sets, width, giou_only)
     if pred_offsets is None or target_offsets is None:
         return pairwise_giou_reference(pred, target)
     return pairwise_box_terms_reference(pred, target, pred_offsets, target_offsets, max_target=width)

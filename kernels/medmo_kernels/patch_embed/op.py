@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import back_ends, runtime
 from ..back_ends import Choice
 from ..fit import dense
-from ..forward_mode import refuse_forward_mode
+from ..transforms import as_autocast, refuse_transforms
 from .plain import embed, weight_product
 from .reference import MAX_PIXEL, Call, bilinear_taps, patch_embed_reference
 
@@ -61,7 +61,7 @@ def patch_embed(
         image_std: standard deviation per channel; for uint8 pixels.
 
     Returns:
-        (N, D) in the dtype of `weight`.
+        (N, D) in the dtype of `weight`; under autocast in that of `F.linear`.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
@@ -70,11 +70,14 @@ def patch_embed(
     """
     call = Call(patches, weight, bias, position_table, coordinates, tuple(image_mean), tuple(image_std))
     _check(call)
+    call = call._replace(
+        weight=as_autocast(weight), bias=as_autocast(bias), position_table=as_autocast(position_table)
+    )
     if runtime.mode() == "reference":
         return patch_embed_reference(*call[:5], image_mean=call.image_mean, image_std=call.image_std)
     if patches.dtype != torch.uint8:
         return embed(call)
-    refuse_forward_mode("patch_embed", weight, bias, position_table, coordinates)
+    refuse_transforms("patch_embed", *call[1:5])
     return _patch_embed(*call)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
-from ..forward_mode import refuse_forward_mode
+from ..transforms import is_autocast, is_plain, refuse_transforms
 from .reference import ProjectorWeights, projector_reference
 
 OP = "projector"
@@ -64,7 +64,7 @@ def projector(
         return projector_reference(features, weights, merge_size=merge_size, eps=eps)
     if backend == "eager":
         return [_eager(x, w, merge_size, eps) for x, w in zip(features, weights, strict=True)]
-    refuse_forward_mode("projector", *features, *chain(*weights))
+    refuse_transforms("projector", *features, *chain(*weights))
     lists = [list(features), *(list(column) for column in zip(*weights, strict=True))]
     keep = torch.is_grad_enabled() and any(t.requires_grad for tensors in lists for t in tensors)
     return _projector(*lists, merge_size, eps, keep)[0]
@@ -93,9 +93,9 @@ def _backend(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], me
 def _unfit(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merge_size: int) -> str:
     """Say why the kernels cannot take such tensors, or return an empty text."""
     x, cells = features[0], merge_size**2
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast(x.device):
         return "autocast knows only torch's own layers"
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in (*features, *chain(*weights))):
+    if not all(is_plain(t) for t in (*features, *chain(*weights))):
         return "kernels take plain tensors, not sharded or quantised ones"
     if x.shape[1] % 16 or x.shape[1] > MAX_WIDTH:
         return f"patches of width {x.shape[1]}: the kernels take multiples of 16 up to {MAX_WIDTH}"
@@ -129,7 +129,7 @@ def _check(features: Sequence[Tensor], weights: Sequence[ProjectorWeights], merg
             shapes = ", ".join(f"{tuple(v.fc1_weight.shape)} and {tuple(v.fc2_weight.shape)}" for v in weights)
             raise ValueError(f"projector: fc1_weight and fc2_weight {shapes}: expected the same in all mergers")
     strangers = {str(t.dtype) for t in (*features, *chain(*weights)) if t.dtype != x.dtype}
-    if strangers and not torch.is_autocast_enabled(x.device.type):
+    if strangers and not is_autocast(x.device):
         raise ValueError(f"projector: features are {x.dtype}, other tensors {', '.join(sorted(strangers))}")
 
 

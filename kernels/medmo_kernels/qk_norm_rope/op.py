@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import back_ends
 from ..back_ends import Choice
-from ..forward_mode import refuse_forward_mode
+from ..transforms import refuse_transforms
 from .plain import norm_rope, norm_rope_backward
 from .reference import Call
 
@@ -60,7 +60,7 @@ def qk_norm_rope(
     Reference: Qwen3-VL's text attention (q_norm, k_norm, interleaved M-RoPE), arXiv 2511.21631.
     """
     _check(query, key, query_weight, key_weight, cos, sin)
-    refuse_forward_mode("qk_norm_rope", query, key, query_weight, key_weight, cos, sin)
+    refuse_transforms("qk_norm_rope", query, key, query_weight, key_weight, cos, sin)
     return _qk_norm_rope(query, key, query_weight, key_weight, cos, sin, eps)
 
 
@@ -92,9 +92,10 @@ def qk_norm_rope_(
         raise RuntimeError("qk_norm_rope_ keeps nothing for a backward pass: use qk_norm_rope, or torch.no_grad()")
     if not query.stride(2) == key.stride(2) == 1:
         raise ValueError(f"qk_norm_rope_: strides {query.stride()} and {key.stride()}, the last must be 1")
-    refuse_forward_mode("qk_norm_rope_", query, key, query_weight, key_weight, cos, sin)
+    refuse_transforms("qk_norm_rope_", query, key, query_weight, key_weight, cos, sin)
     _qk_norm_rope_(query, key, query_weight, key_weight, cos, sin, eps)
-    if not query.is_inference():  # a graph that has kept them must notice
+    # A graph that has kept them must notice; the compiler sees to that itself.
+    if not torch.compiler.is_compiling() and not query.is_inference():
         torch.autograd.graph.increment_version((query, key))
     return query, key
 

@@ -342,6 +342,20 @@ def test_an_accelerated_model_can_be_saved_whole(tmp_path: Path) -> None:
         accelerate(again)
 
 
+@pytest.mark.parametrize("part", ["language_model", "visual"])
+def test_an_accelerated_model_can_be_exported(part: str) -> None:
+    model = make_model().eval()
+    accelerate(model)
+    given: dict[str, dict[str, Any]] = {
+        "language_model": {"inputs_embeds": torch.randn(1, 8, 80), "use_cache": False},
+        "visual": {"hidden_states": torch.randn(24, 3 * 2 * PATCH**2), "grid_thw": torch.tensor([[1, 4, 6]])},
+    }
+    module: Any = model.model.get_submodule(part)
+    with torch.no_grad():
+        exported = torch.export.export(module, (), given[part], strict=False).module()
+        assert torch.equal(exported(**given[part])[0], module(**given[part])[0])
+
+
 def test_it_tells_what_it_replaced() -> None:
     accelerated = medmo_core.accelerate(make_model())
     assert isinstance(accelerated, Accelerated)
