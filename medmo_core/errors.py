@@ -43,7 +43,7 @@ def user_message(error: BaseException) -> str | None:
         return str(error)
     place = error.filename if isinstance(error, OSError) else None
     number = error.errno if isinstance(error, OSError) else _number_in_words(str(error))
-    if number in OF_FILES:
+    if number is not None and number in OF_FILES:
         return f"{os.fsdecode(place)}: {os.strerror(number)}" if place else os.strerror(number)
     return str(error) if isinstance(error, USER_ERRORS) else None
 

@@ -22,10 +22,9 @@ def completion_text(completion: Any) -> str:
         completion: a string, a message, or a chat whose last message counts. The content of a message is a string or a
             list of parts (`{"type": "text", "text": ...}`), whose texts are joined; other parts say nothing.
     """
-    if isinstance(completion, list | tuple) and completion and _has(completion[-1], "content"):
-        completion = completion[-1]
-    if _has(completion, "content"):
-        completion = completion["content"]
+    message: Any = completion[-1] if isinstance(completion, list | tuple) and completion else completion
+    if _has(message, "content"):
+        completion = message["content"]
     if isinstance(completion, str):
         return completion
     parts = completion if isinstance(completion, list | tuple) else ()

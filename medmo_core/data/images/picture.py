@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
 from .loaded import ImageError, LoadedImage, own_errors, silent_libraries
@@ -149,14 +149,14 @@ def _info(image: Image.Image, num_frames: int) -> dict[str, Any]:
     return {"kind": kind, "num_frames": num_frames, "windows": [], "spacing_mm": None}
 
 
-def _is_deep_png(image: Image.Image) -> bool:
+def _is_deep_png(image: Image.Image) -> TypeGuard[ImageFile.ImageFile]:
     """Say whether a picture is a PNG file, not decoded yet, of whose samples Pillow would drop the lower byte."""
     is_png = isinstance(image, PngImagePlugin.PngImageFile)
     return is_png and any(tile.args in DEEP_PNG for tile in image.tile)
 
 
 def _read_deep_png(
-    image: Image.Image, path: Path, source: Path | BinaryIO, num_frames: int, window: object, max_pixels: int
+    image: ImageFile.ImageFile, path: Path, source: Path | BinaryIO, num_frames: int, window: object, max_pixels: int
 ) -> LoadedImage:
     """Read a PNG file with 16 bits a colour; the arguments are those of `picture_pixels`, and the file."""
     _check_size(image, path, max_pixels)
