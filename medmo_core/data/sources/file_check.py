@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...boxes import Boxes, under_step
+from ...boxes import GRAMMARS, Boxes, under_step
+from ...profile import MEDMO
 from ..images.digest import check_digest
 from ..images.load import ImageError, check_image
 from ..images.patches import MAX_ASPECT_RATIO
@@ -140,7 +141,23 @@ def _image_faults(sample: Sample, *, size_of: SizeOf, check_boxes: bool) -> list
     whole = replace(sample, images=tuple(images))
     if check_boxes and images != list(sample.images):
         faults += box_faults(whole)
-    return faults or (_small_boxes(whole) if check_boxes else [])
+    return faults or ([*_small_boxes(whole), *_odd_labels(whole)] if check_boxes else [])
+
+
+def _odd_labels(sample: Sample) -> list[Fault]:
+    """Return warnings of labels that checkpoints which write boxes in tagged text cannot say."""
+    odd = GRAMMARS[MEDMO.grammar].label_fault
+    return [
+        Fault(
+            f"boxes[{index}].label",
+            f"{box.label!r} cannot be written by checkpoints of profile medmo, which would leave the sample out",
+            "one line without brackets, tags or end marks",
+            "rename it, or train checkpoints that write boxes as JSON",
+            level="warning",
+        )
+        for index, box in enumerate(sample.boxes)
+        if odd(box.label)
+    ]
 
 
 def _small_boxes(sample: Sample) -> list[Fault]:
