@@ -4,9 +4,9 @@ medmo validate my.jsonl
 medmo validate tables/ --root images/
 medmo validate "shards-{0000..0099}.tar"
 
-Every image is decoded in full, as training would. What one run leaves out because it is too long for it
-(data.max_tokens, train.tokens_per_batch) stands in that run's skipped.jsonl. Files of other tools' formats are recognised, with the command that
-converts them.
+Every image is decoded in full, as training would. Files of other tools' formats are recognised, with the command that
+converts them. What one run leaves out because it is too long for it (data.max_tokens, train.tokens_per_batch) stands in
+that run's skipped.jsonl.
 """
 
 from __future__ import annotations

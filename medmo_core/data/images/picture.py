@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -15,6 +17,7 @@ from .tiff import TIFF_SUFFIXES, Cover, count_pages, needs_tifffile, read_deep_t
 
 SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
 PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
+ROWS_AT_A_TIME = 64  # of a deep picture, which takes many times its bytes while it is scaled
 TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC, EXIF_ORIENTATION = 281, 262, 274
 DEEP_PNG = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
 """Layouts of PNG samples of which Pillow keeps the upper byte -> layouts to read instead, which hold all bytes."""
@@ -163,10 +166,11 @@ def _read_deep_png(
     if num_frames > 1:
         raise ImageError(f"{path}: an animation of 16 bits a colour cannot be read; save its frames one by one")
     layout = next(tile.args for tile in image.tile if tile.args in DEEP_PNG)
-    size = (image.height, image.width, -1)
-    halves = [_read_as(source, other).reshape(*size, 1) for other in DEEP_PNG[layout]]
-    upper_lower = np.concatenate(halves, axis=-1) if len(halves) == 2 else halves[0].reshape(*size, 2)
-    values = np.ascontiguousarray(upper_lower).view(">u2")[..., 0].astype(np.uint16)
+    halves = [_read_as(source, other) for other in DEEP_PNG[layout]]
+    upper, lower = halves if len(halves) == 2 else (halves[0][..., ::2], halves[0][..., 1::2])
+    values = upper.astype(np.uint16)
+    values <<= 8
+    values |= lower
     own = 1 if layout == "LA;16B" else 3
     cover = Cover(values[..., own], premultiplied=False) if values.shape[2] > own else None
     values = values[..., :3] if own == 3 else values[..., 0]
@@ -219,6 +223,7 @@ def _deep_grey(
     Transparent parts become white, as on paper.
     """
     windows = read_window(window)
+    shown: list[Callable[[NDArray[Any]], NDArray[np.float64]]]
     if windows is not None:
         if colour:
             raise ImageError(f"{path}: a colour picture holds no measured values: it takes no window; leave it out")
@@ -226,26 +231,33 @@ def _deep_grey(
             raise ImageError(
                 f"{path}: this file is not in Hounsfield units and states no windows; give (center, width)"
             )
-        units = [apply_window(values, w) for w in windows if isinstance(w, tuple)]
+        shown = [partial(apply_window, window=w) for w in windows if isinstance(w, tuple)]
     elif np.issubdtype(values.dtype, np.integer) and values.size and values.min() >= 0 and values.max() < 2**16:
         largest = int(values.max())
         known = declared if declared is not None and declared >= largest else declared_depth(largest)
-        units = [apply_range(values, 0.0, float(known))]
+        shown = [partial(apply_range, low=0.0, high=float(known))]
     else:
-        units = [apply_range(values, *percentile_range(values))]
-    if cover is not None:
-        units = [_on_paper(unit, cover, inverted) for unit in units]
-    channels = [255 - to_grey(unit) if inverted else to_grey(unit) for unit in units]
-    if colour:
-        return np.ascontiguousarray(channels[0])
-    return np.stack(channels * 3 if len(channels) == 1 else channels, axis=-1)
+        low, high = percentile_range(values)
+        shown = [partial(apply_range, low=low, high=high)]
+    grey = np.empty((*values.shape[:2], 3), np.uint8)
+    full = 1.0
+    if cover is not None and np.issubdtype(cover.alpha.dtype, np.integer):
+        full = float(declared_depth(int(cover.alpha.max()), 8 * cover.alpha.dtype.itemsize))
+    for start in range(0, len(grey), ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        units = [show(values[rows]) for show in shown]
+        if cover is not None:
+            alpha = cover.alpha[rows] / full
+            units = [_on_paper(unit, alpha, cover.premultiplied, inverted) for unit in units]
+        channels = [255 - to_grey(unit) if inverted else to_grey(unit) for unit in units]
+        grey[rows] = channels[0] if colour else np.stack(channels * (3 // len(channels)), axis=-1)
+    return grey
 
 
-def _on_paper(unit: NDArray[np.float64], cover: Cover, inverted: bool) -> NDArray[np.float64]:
+def _on_paper(
+    unit: NDArray[np.float64], alpha: NDArray[np.float64], premultiplied: bool, inverted: bool
+) -> NDArray[np.float64]:
     """Lay values of 0..1 over white, which is 0 where they are inverted."""
-    alpha = cover.alpha.astype(np.float64)
-    if np.issubdtype(cover.alpha.dtype, np.integer):
-        alpha /= declared_depth(int(cover.alpha.max()), 8 * cover.alpha.dtype.itemsize)
     alpha = alpha if unit.ndim == 2 else alpha[..., None]
-    ink = unit if cover.premultiplied else unit * alpha
+    ink = unit if premultiplied else unit * alpha
     return ink if inverted else ink + (1.0 - alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .loaded import COPY_AGAIN, ImageError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 MAX_PAGES = 10_000
+MAX_GROWTH, PACKED_HEAD = 1.25, 4096  # by which packing may make samples longer, and bytes beside them
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339
 MAX_SAMPLE_VALUE, ORIENTATION = 281, 274
 UNSIGNED, SIGNED, REAL = 1, 2, 3  # sample formats
@@ -146,6 +148,7 @@ def read_deep_tiff(path: Path, source: Path | BinaryIO, *, frame: int | None, ma
                     f"{path}: {width}x{height} px is over the limit of {max_pixels} pixels; raise max_pixels"
                 )
             _check_kind(path, page)
+            _check_packed(path, page)
             values = page.asarray()
             planes, num_samples = int(page.planarconfig), int(page.samplesperpixel)
             if planes == 2 and num_samples > 1:
@@ -171,6 +174,21 @@ def _check_kind(path: Path, page: Any) -> None:
         raise ImageError(
             f"{path}: a TIFF page with {num_samples} samples a pixel of kind {page.photometric!s} is not a picture "
             "that can be shown; save it as grey or RGB"
+        )
+
+
+def _check_packed(path: Path, page: Any) -> None:
+    """Refuse a page of which a piece has more packed bytes than its samples could need: what else would it unpack to?
+
+    Raises:
+        ImageError: there is such a piece.
+    """
+    unpacked = math.prod(page.chunks) * page.dtype.itemsize
+    packed = max(page.databytecounts, default=0)
+    if packed > unpacked * MAX_GROWTH + PACKED_HEAD:
+        raise ImageError(
+            f"{path}: a piece of {unpacked} bytes of samples is stored in {packed} bytes: a bomb, or damaged; "
+            f"{COPY_AGAIN}"
         )
 
 

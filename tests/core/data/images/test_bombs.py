@@ -65,6 +65,29 @@ def test_a_compressed_volume_is_read_slab_by_slab(within: Within, tmp_path: Path
     assert within(110, lambda: load_image(tmp_path / "v.nii.gz", plane="coronal").size) == "(256, 1200)"
 
 
+def test_a_strip_that_unpacks_to_more_than_a_page_is_refused(within: Within, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint16), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        places = [file.pages[0].tags[name].valueoffset for name in ("StripOffsets", "StripByteCounts")]
+    data, bomb = bytearray(path.read_bytes()), zlib.compress(bytes(150 * MIB), 9)
+    for place, value in zip(places, (len(data), len(bomb)), strict=True):
+        data[place : place + 4] = struct.pack("<I", value)
+    path.write_bytes(data + bomb)
+    assert "a piece of 384 bytes of samples is stored in" in within(100, lambda: load_image(path))
+
+
+def test_a_deep_picture_is_scaled_a_few_rows_at_a_time(within: Within, tmp_path: Path) -> None:
+    """24 MB of samples; as float64 they would be 96 MB, and there were several copies."""
+    rows = zlib.compress(bytes(2000 * (1 + 2000 * 6)), 1)
+    header = struct.pack(">IIBBBBB", 2000, 2000, 16, 2, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + rows, b"IEND"]
+    packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    assert within(120, lambda: load_image(tmp_path / "a.png").size) == "(2000, 2000)"
+
+
 def test_the_size_of_a_volume_is_asked_of_its_header_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nibabel = pytest.importorskip("nibabel")
     nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)).to_filename(tmp_path / "v.nii.gz")
