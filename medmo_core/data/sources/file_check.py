@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...boxes import GRAMMARS, Boxes, under_step
-from ...profile import MEDMO
 from ..images.digest import check_digest
 from ..images.load import ImageError, check_image
 from ..images.patches import MAX_ASPECT_RATIO
@@ -146,11 +145,11 @@ def _image_faults(sample: Sample, *, size_of: SizeOf, check_boxes: bool) -> list
 
 def _odd_labels(sample: Sample) -> list[Fault]:
     """Return warnings of labels that checkpoints which write boxes in tagged text cannot say."""
-    odd = GRAMMARS[MEDMO.grammar].label_fault
+    odd = GRAMMARS["medmo_box"].label_fault
     return [
         Fault(
             f"boxes[{index}].label",
-            f"{box.label!r} cannot be written by checkpoints of profile medmo, which would leave the sample out",
+            f"{box.label!r} cannot be written by checkpoints whose grammar is medmo_box: training them leaves the sample out",
             "one line without brackets, tags or end marks",
             "rename it, or train checkpoints that write boxes as JSON",
             level="warning",
