@@ -149,7 +149,7 @@ def _odd_labels(sample: Sample) -> list[Fault]:
     return [
         Fault(
             f"boxes[{index}].label",
-            f"{box.label!r} cannot be written by checkpoints whose grammar is medmo_box: training them leaves the sample out",
+            f"{box.label!r} cannot be written in grammar medmo_box: training that writes it leaves the sample out",
             "one line without brackets, tags or end marks",
             "rename it, or train checkpoints that write boxes as JSON",
             level="warning",
