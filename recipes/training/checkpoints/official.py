@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from medmo_core.inference.kit import Kit
+from medmo_core.models.config import PRESETS
 from medmo_core.models.official.folder import names_folder
 from medmo_core.models.official.write import save_checkpoint
 
@@ -21,7 +22,8 @@ def write_final(folder: Path, kit: Kit, world: World, *, init: str) -> Path:
             in peft's layout, to adapter/ beside it.
         kit: model, tokenizer and profile.
         world: the main process writes.
-        init: name that the model was loaded by; adapters name it as the model they belong to, or its folder.
+        init: name that the model was loaded by; adapters name it as the model they belong to, or its folder; of a
+            preset, whose random weights no one else has, they name nothing.
 
     Returns:
         The folder.
@@ -29,8 +31,8 @@ def write_final(folder: Path, kit: Kit, world: World, *, init: str) -> Path:
     tensors = whole_tensors(kit.model, world)
     with world.together(f"writing {folder}"):
         if world.is_main and has_adapters(kit.model):
-            # A run's folder is one to us alone; others find the model where its files are.
-            base = init if kit.base is None or not names_folder(init) else str(kit.base)
+            # A run's folder is one to us alone; others find the model where its files are. A preset is found nowhere.
+            base = None if init in PRESETS else init if kit.base is None or not names_folder(init) else str(kit.base)
             save_adapter(folder.with_name("adapter"), kit.model, base, tensors)
             tensors = merged_tensors(kit.model, tensors)
         if world.is_main:

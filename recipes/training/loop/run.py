@@ -18,6 +18,7 @@ import torch
 
 from medmo_core.durable import write_text
 from medmo_core.inference.kit import Kit
+from medmo_core.models.config import PRESETS
 
 from ...settings.command_line import format_value, setting_types
 from ...settings.run_config import ConfigError, RunConfig
@@ -29,6 +30,7 @@ from ..distributed.shards import local_part, reshard
 from ..distributed.torchrun import attempt
 from ..distributed.world import World
 from ..loading.skipped import LISTED, SkippedSamples
+from ..model.lora import has_adapters
 from ..model.parts import name_factor
 from ..monitoring.log import RunLog
 from ..monitoring.spikes import LossSpike, NonFiniteLoss
@@ -220,6 +222,12 @@ class Run:
         for rank, summary in enumerate(self.world.gather(self.skipped.summary())):
             self.log.say(summary if self.world.size == 1 else f"process {rank}: {summary}")
         self.log.event("finished", skipped=dict(self.skipped.kinds), drawn=self.skipped.drawn)
+        if has_adapters(self.kit.model) and self.config.model.init in PRESETS:
+            self.log.say(
+                f"{folder.with_name('adapter')} names no base model: the random weights of the preset "
+                f"{self.config.model.init} are kept nowhere, so that peft cannot use it elsewhere; {folder} holds "
+                "the weights with the adapters added in. model.init=FOLDER makes an adapter that others can load"
+            )
         self.log.say(f"final checkpoint: {folder}")
         return folder
 

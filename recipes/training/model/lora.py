@@ -153,13 +153,13 @@ def merged_tensors(model: nn.Module, tensors: Mapping[str, Tensor] | None = None
     return merged
 
 
-def save_adapter(folder: Path, model: nn.Module, base: str, tensors: Mapping[str, Tensor] | None = None) -> None:
+def save_adapter(folder: Path, model: nn.Module, base: str | None, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write the adapter alone in peft's layout: adapter_config.json and adapter_model.safetensors.
 
     Args:
         folder: made, or replaced at the very end; other files in it stay.
         model: model with adapters.
-        base: folder or hub id of the model that the adapter belongs to.
+        base: folder or hub id of the model that the adapter belongs to; None where there is neither.
         tensors: parameters of the model by name, whole; None: its own as they are, see `merged_tensors`.
     """
     peft = _peft()

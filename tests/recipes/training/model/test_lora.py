@@ -242,7 +242,9 @@ def test_sharded_adapters_are_those_of_one_process(run_processes: Callable[..., 
     run_processes(sharded)
 
 
-def test_a_run_trains_resumes_and_leaves_model_and_adapter(tmp_path: Path) -> None:
+def test_a_run_trains_resumes_and_leaves_model_and_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(folder: Path, **train: Any) -> dict[str, Tensor]:
         config = CONFIGS["debug_instruct"]().change(
             model={"dtype": "bfloat16", "recompute_text": "all"},
@@ -257,6 +259,9 @@ def test_a_run_trains_resumes_and_leaves_model_and_adapter(tmp_path: Path) -> No
     whole = run(tmp_path / "whole")
     adapter = load_file(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
     assert all("language_model" in name for name in adapter) and len(adapter) == 2 * 7 * 2
+    settings = json.loads((tmp_path / "whole" / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] is None  # random weights are no model that peft could look for
+    assert "names no base model: the random weights of the preset debug are kept nowhere" in capsys.readouterr().err
     begun = load_kit(CONFIGS["debug_instruct"]().change(model={"dtype": "bfloat16"}), "cpu").model
     before = dict(begun.named_parameters())
     moved = {name for name, tensor in whole.items() if not torch.equal(tensor, before[name])}
