@@ -25,7 +25,7 @@ from .wording import differ_in_wording_alone
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-COPIES = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests"}
+COPIES = {"medmo_core": "medmo_core", "medmo_recipes": "recipes", "tests": "tests", "docs": "docs"}
 """Name of a copy -> folder of the checkout, which may change while mutants run."""
 PRELOADED = (
     "torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "numpy", "scipy.optimize", "PIL.Image", "einops",
@@ -50,6 +50,7 @@ def prepare(name: str, area: dict[str, Any]) -> None:
     os.chdir(folder)
     settings = {
         "source_paths": ["medmo_core", "medmo_recipes"],
+        "also_copy": ["docs"],
         "only_mutate": [str(path) for pattern in area["modules"] for path in sorted(Path().glob(pattern))],
         "pytest_add_cli_args": ["-p", "no:cacheprovider", "-W", "ignore"],
         "pytest_add_cli_args_test_selection": [
