@@ -179,3 +179,30 @@ def test_the_last_reader_lets_libraries_speak_again(recwarn: pytest.WarningsReco
     logger.disabled = False
     warnings.warn("heard", stacklevel=1)
     assert [str(warning.message) for warning in recwarn.list] == ["heard"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"slice_index": "a"}, "slice_index is 'a', expected a whole number"),
+        ({"frame": 1.0}, r"frame is 1\.0, expected a whole number"), ({"frame": True}, "frame is True"),
+        ({"plane": 0}, "plane is 0, expected axial, coronal or sagittal"),
+    ],
+)  # fmt: skip
+def test_choices_of_another_type_are_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=rf"a\.png: {words}"):
+        load_image(tmp_path / "a.png", **settings)
+
+
+def test_frames_of_a_picture_that_moves_are_counted(tmp_path: Path) -> None:
+    frames = [Image.new("L", (4, 4), grey) for grey in (0, 100, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    last = load_image(tmp_path / "a.gif", frame=2)
+    assert (last.info["num_frames"], last.pixels.max()) == (3, 200)
+
+
+def test_a_colour_dicom_takes_no_window_and_is_named() -> None:
+    examples = pytest.importorskip("pydicom.examples")
+    with pytest.raises(ImageError, match=r"examples_rgb_color\.dcm: a colour picture holds no measured values"):
+        load_image(examples.get_path("rgb_color"), window=(40, 400))
