@@ -29,6 +29,7 @@ MAGIC = (
     (b"ustar", 257, "a tar archive", "give its name the ending .tar"),
 )
 """Bytes, where they stand, what a file is that has them, and what to do about it."""
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 OF_PICTURES = 'write a data file that names it: {"image": "FILE", "question": "...", "answer": "..."}'
 FORMATS = {
     "coco": "a COCO file",
@@ -39,6 +40,7 @@ FORMATS = {
     "dicomdir": "a folder of DICOM files",
 }
 """Formats of other tools, by the name that `medmo convert` has for them."""
+IMAGE_IN_A_TEXT = re.compile(r'"content"\s*:\s*"(?:[^"\\]|\\.)*<image>')
 FILES_LOOKED_AT = 64  # in a folder, for the first that is DICOM
 
 
@@ -57,6 +59,9 @@ def refuse_other_kinds(path: Path, expected: str) -> None:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise RecordError([Fault("", f"cannot be read ({error.strerror})", expected, "", file=str(path))]) from None
+    if path.suffix.lower() in SPREADSHEETS:
+        fix = f"save it as CSV in UTF-8, then: {command('csv', path.with_suffix('.csv'))}"
+        raise RecordError([Fault("", "is a spreadsheet", expected, fix, file=str(path))])
     for magic, start, what, fix in MAGIC:
         # The advice to name it .tar is not for what has that name.
         if head[start : start + len(magic)] == magic and path.suffix.lower() not in fix.split():
@@ -91,11 +96,15 @@ def _text_format(path: Path, head: bytes) -> str | None:
         return "yolo" if _has_names(head) else None
     text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if text[:1] not in ("{", "["):
-        return None
+        columns = re.split(r"[,;\t]", text.partition("\n")[0].strip().lower())
+        return "csv" if "path" in columns and {"question", "answer", "label"} & set(columns) else None
     try:
         first = json.loads(text.partition("\n")[0])
     except (ValueError, RecursionError):
         first = None
+    turns = text.partition("\n")[0] if isinstance(first, dict) else text
+    if '"images"' in turns and '"messages"' in turns and IMAGE_IN_A_TEXT.search(turns):
+        return "sharegpt"
     if isinstance(first, dict) and not {"annotations", "categories", "conversations"} & set(first):
         return None  # a record of our own, or meant as one
     if re.search(r'"conversations"\s*:\s*\[', text):

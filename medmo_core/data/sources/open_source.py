@@ -84,7 +84,8 @@ def find_files(name: str) -> list[Path]:
         raise InputError(f"{name} is {FORMATS[other]}; expected {EXPECTED}; fix: {command(other, path)}")
     if not paths:
         what = "is a folder without Parquet files" if path.is_dir() else "is no file"
-        raise InputError(f"{name} {what}; expected {EXPECTED}")
+        own = min(path.glob("*.jsonl"), default=None) if path.is_dir() else None
+        raise InputError(f"{name} {what}; expected {EXPECTED}" + (f"; fix: name {own}" if own else ""))
     return paths
 
 

@@ -108,6 +108,7 @@ def test_what_training_would_skip_is_found(tmp_path: Path) -> None:
 
 GZIP = b"\x1f\x8b\x08" + bytes(20)
 COCO = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}
+CHAT = {"messages": [{"role": "user", "content": "<image>Where?"}], "images": ["a.png"]}
 LLAVA = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>"}]}
 
 
@@ -124,6 +125,14 @@ LLAVA = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>
         ("my.json", json.dumps([LLAVA]).encode(), "is a file of LLaVA conversations; .* medmo convert llava"),
         ("my.jsonl", json.dumps(LLAVA).encode(), "is a file of LLaVA conversations"),
         ("my.json", json.dumps([{**LLAVA, "images": []}], indent=1).encode(), "medmo convert sharegpt"),
+        ("my.json", json.dumps([CHAT], indent=1).encode(), "medmo convert sharegpt"),
+        ("my.jsonl", json.dumps(CHAT).encode(), "medmo convert sharegpt"),
+        ("my.txt", b"\xef\xbb\xbfPath;Question;Answer\r\n", "is a table in text form; .* medmo convert csv"),
+        (
+            "my.xlsx",
+            b"PK\3\4" + bytes(99),
+            "is a spreadsheet; .* save it as CSV in UTF-8, then: medmo convert csv .*my.csv",
+        ),
         ("my.csv", b"path,question,answer\n", "is a table in text form; .* medmo convert csv .*my.csv -o my.jsonl"),
         ("data.yaml", b"train: x\nnames: [a]\n", "is a YOLO data set; .* medmo convert yolo"),
     ],
@@ -143,6 +152,10 @@ def test_folders_of_other_formats_and_no_name(tmp_path: Path) -> None:
     for folder, command in (("set", "yolo"), ("study", "dicomdir")):
         with pytest.raises(ValueError, match=rf"medmo convert {command} .*{folder} -o {folder}\.jsonl"):
             open_source(str(tmp_path / folder))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "my.jsonl").touch()
+    with pytest.raises(ValueError, match=r"own is a folder without Parquet files; .*; fix: name .*own/my\.jsonl"):
+        open_source(str(tmp_path / "own"))
     for name in ("", "  "):
         with pytest.raises(ValueError, match="no data file is named; expected a JSONL file"):
             open_source(name)
