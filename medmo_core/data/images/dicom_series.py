@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom import PLACE_TAGS, decode_frame, facts_of, frame_count, is_dicom, open_dicom, picture_size
+from .dicom import PLACE_TAGS, SUFFIXES, decode_frame, facts_of, frame_count, is_dicom, open_dicom, picture_size
 from .dicom_values import FrameView, Mask, is_colour, measured, padding_of, show_grey
 from .geometry import Geometry
 from .loaded import ImageError, LoadedImage, silent_libraries
@@ -116,7 +116,12 @@ def read_series(folder: Path) -> Series:
 
 @lru_cache(maxsize=64)
 def _ordered(folder: Path, found: tuple[tuple[str, int, int], ...]) -> Series:
-    files = [folder / name for name, _, size in found if size and name.upper() != "DICOMDIR"]
+    # An empty file is passed over, but one that is called a slice is a slice that was lost.
+    files = [
+        folder / name
+        for name, _, size in found
+        if name.upper() != "DICOMDIR" and (size or name.lower().endswith(SUFFIXES))
+    ]
     places = [_place(file) for file in files if is_dicom(file)]
     if not places:
         raise ImageError(

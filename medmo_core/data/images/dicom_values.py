@@ -131,7 +131,14 @@ def padding_of(stored: NDArray[Any], dataset: Any) -> Mask:
         return None
     limit = dataset.get("PixelPaddingRangeLimit")
     limit = limit if isinstance(limit, int) else value
+    value, limit = (_signed(number, dataset) for number in (value, limit))
     return (stored >= min(value, limit)) & (stored <= max(value, limit))
+
+
+def _signed(number: int, dataset: Any) -> int:
+    """Return a number of the header as the pixels have it: some writers state -2000 of signed pixels as 63536."""
+    whole = 2 ** int(dataset.get("BitsAllocated") or 16)
+    return number - whole if dataset.get("PixelRepresentation") == 1 and number >= whole // 2 else number
 
 
 def show_grey(

@@ -171,3 +171,17 @@ def test_colours_that_are_not_made_rgb_are_refused(tmp_path: Path, write_dicom: 
     path = write_dicom(tmp_path / "a.dcm", RNG.integers(0, 256, (9, 8, 3)).astype(np.uint8), **tags)
     with pytest.raises(ImageError, match="its colours are none of RGB,|cannot be decoded"):
         load_image(path)
+
+
+def test_padding_of_signed_pixels_may_be_stated_as_unsigned(tmp_path: Path, write_dicom: WriteDicom) -> None:
+    words = stored_words(12, True)
+    words[:3] = -2000
+    path = write_dicom(tmp_path / "a.dcm", words, PixelPaddingValue=-2000)
+    signed = load_image(path).pixels
+    data = path.read_bytes()
+    assert data.count(b"\x28\0\x20\1SS") == 1
+    path.write_bytes(data.replace(b"\x28\0\x20\1SS", b"\x28\0\x20\1US"))
+    assert pydicom.dcmread(path).PixelPaddingValue == 63536
+    assert np.array_equal(load_image(path).pixels, signed) and (signed[:3] == 0).all()
+    low, high = np.percentile(words[3:], [0.5, 99.5])
+    assert np.array_equal(signed[3:, :, 0], np.rint(255 * np.clip((words[3:] - low) / (high - low), 0, 1)))

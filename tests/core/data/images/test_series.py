@@ -108,6 +108,15 @@ def test_what_is_no_volume_says_why(write_series: Callable[..., Path], changes: 
     assert str(folder) in str(caught.value) and "1.2.9" not in str(caught.value)
 
 
+def test_an_empty_file_that_is_called_a_slice_is_a_lost_one(write_series: Callable[..., Path]) -> None:
+    folder = write_series()
+    (folder / "notes").touch()
+    assert load_image(folder, plane="coronal").size[1] == VALUES.shape[2]
+    (folder / "8.dcm").touch()
+    with pytest.raises(ImageError, match=r"8\.dcm: not a"):
+        load_image(folder)
+
+
 def test_slices_of_other_sizes_frames_and_colours_are_refused(
     write_series: Callable[..., Path], write_dicom: WriteDicom
 ) -> None:
