@@ -62,8 +62,8 @@ class _Silence:
         self.lock = threading.Lock()
         self.num_readers = 0
         self.caught = warnings.catch_warnings()
-        self.logger = logging.getLogger("pydicom")
-        self.was_disabled = False
+        self.loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
+        self.were_disabled = [False for _ in self.loggers]
 
     def enter(self) -> None:
         with self.lock:
@@ -72,13 +72,16 @@ class _Silence:
                 self.caught = warnings.catch_warnings()
                 self.caught.__enter__()
                 warnings.simplefilter("ignore")
-                self.was_disabled, self.logger.disabled = self.logger.disabled, True
+                self.were_disabled = [logger.disabled for logger in self.loggers]
+                for logger in self.loggers:
+                    logger.disabled = True
 
     def leave(self) -> None:
         with self.lock:
             self.num_readers -= 1
             if self.num_readers == 0:
-                self.logger.disabled = self.was_disabled
+                for logger, was_disabled in zip(self.loggers, self.were_disabled, strict=True):
+                    logger.disabled = was_disabled
                 self.caught.__exit__(None, None, None)
 
 

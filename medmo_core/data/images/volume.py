@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...optional import import_optional
 from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
-from .loaded import COPY_AGAIN, ImageError, LoadedImage
+from .loaded import COPY_AGAIN, ImageError, LoadedImage, silent_libraries
 from .planes import LPS_TO_RAS, PlaneCut, cut_plane, picture_size
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -21,6 +22,8 @@ SLAB_VOXELS = 2**22
 """Voxels that are read at a time: a compressed volume is never held as a whole."""
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 MGH_RAS_FLAG = 28  # bytes before it
+PIXDIM = {348: (80, "3f"), 540: (112, "3d")}
+"""Length of a NIfTI header -> bytes before the size of a voxel, and its numbers."""
 RAS_TO_LPS = LPS_TO_RAS  # its own inverse
 
 
@@ -83,7 +86,9 @@ def read_size(path: Path, plane: str = "axial") -> tuple[int, int]:
 def _open(path: Path) -> Any:
     nibabel = import_optional("nibabel", "medical", f"{path}: reading volumes")
     try:
-        return nibabel.load(path, keep_file_open=True)  # a compressed file is read on, not again, slab after slab
+        with silent_libraries():
+            # A compressed file is read on, not again, slab after slab.
+            return nibabel.load(path, keep_file_open=True)
     except Exception as error:  # nibabel raises many kinds; a header's text must not reach the message
         raise ImageError(f"{path}: not a readable NIfTI or MGH file ({type(error).__name__}); {COPY_AGAIN}") from None
 
@@ -106,12 +111,19 @@ def _is_placed(image: Any) -> bool:
     """Say whether the header states how the voxels lie in the patient."""
     header = image.header
     if "qform_code" in header:
-        return int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
-    if "goodRASFlag" not in header:
-        return True
-    with image.file_map["image"].get_prepare_fileobj("rb") as file:  # nibabel replaces the flag that it has read
-        file.seek(MGH_RAS_FLAG)
-        return file.read(2) != b"\0\0"
+        if int(header["sform_code"]) > 0 or int(header["qform_code"]) == 0:
+            return int(header["sform_code"]) > 0
+        place, numbers = PIXDIM[int(header["sizeof_hdr"])]
+        data = _header_bytes(image, place, struct.calcsize(numbers))
+        return 0 not in struct.unpack(header.endianness + numbers, data)  # a size that nibabel would make up
+    return "goodRASFlag" not in header or _header_bytes(image, MGH_RAS_FLAG, 2) != b"\0\0"
+
+
+def _header_bytes(image: Any, place: int, count: int) -> bytes:
+    """Return bytes of a file's header as they stand there: nibabel corrects what it has read."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        file.seek(place)
+        return file.read(count)
 
 
 def _time_point(image: Any, frame: int) -> tuple[int, ...]:

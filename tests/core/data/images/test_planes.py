@@ -77,6 +77,24 @@ def test_a_volume_that_states_no_place_claims_none(tmp_path: Path, qform: int, s
     assert loaded.info["spacing_mm"] == ((2.0, 3.0) if placed else None)
 
 
+@pytest.mark.parametrize("sform", [0, 1])
+@pytest.mark.parametrize(("kind", "place", "zero"), [("Nifti1Image", 84, 4), ("Nifti2Image", 120, 8)])
+def test_a_voxel_without_a_size_claims_no_place(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, place: int, zero: int, sform: int
+) -> None:
+    """Of a qform, that is; nibabel makes up a millimetre. A sform states sizes itself."""
+    image = getattr(nibabel, kind)(np.arange(120, dtype=np.uint8).reshape(SHAPE), np.diag([2.0, 3.0, 4.0, 1.0]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, sform)
+    image.to_filename(tmp_path / "v.nii")
+    assert load_image(tmp_path / "v.nii").info["spacing_mm"] == (2.0, 3.0)
+    data = bytearray((tmp_path / "v.nii").read_bytes())
+    data[place : place + zero] = bytes(zero)
+    (tmp_path / "v.nii").write_bytes(data)
+    assert load_image(tmp_path / "v.nii").info["spacing_mm"] == ((2.0, 3.0) if sform else None)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_mgh_volume_without_orientation_claims_no_place(tmp_path: Path) -> None:
     image = nibabel.MGHImage(np.arange(120, dtype=np.uint8).reshape(SHAPE), np.diag([2.0, 3.0, 4.0, 1.0]))
     image.to_filename(tmp_path / "v.mgh")
