@@ -230,4 +230,5 @@ def test_autocast_brings_attention_to_one_dtype() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = ops.attention(HEADS, HEADS, HEADS.bfloat16(), BOUNDS, causal=True)
         wide = ops.attention(HEADS.double(), HEADS.double(), HEADS.double(), BOUNDS, causal=True)
-    assert mixed.dtype == torch.bfloat16 and wide.dtype == torch.float64
+        step = ops.decode_attention(HEADS, CACHE.bfloat16(), CACHE)
+    assert mixed.dtype == step.dtype == torch.bfloat16 and wide.dtype == torch.float64

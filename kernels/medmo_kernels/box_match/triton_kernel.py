@@ -7,10 +7,10 @@ steps, 64 columns at a time, with its prices, distances and owners in a scratch 
 hands out: any size, the same launch, no question to the host.
 
 Costs are fp32; prices and distances are float64, so that the search is exact for those costs beside the price of
-forbidden pairs. As compiled for sm_90 a scanned row costs two reductions of float64 over the warp (five shuffles deep
-each) and two of int32 (one instruction each). Estimated from these latencies, not measured: about 0.4 us a scan,
-whatever the number of problems up to some thousands. 16 boxes need 18 to 64 scans, 64 boxes 134 where predictions are
-good and 473 where they are random. Bytes do not matter: 2.5 KB a problem.
+forbidden pairs. As compiled for sm_90 a scanned row costs one reduction of float64 over the warp (five shuffles deep),
+one gather (two shuffles side by side) and two reductions of int32 (one instruction each). Estimated from these
+latencies, not measured: about 0.3 us a scan, whatever the number of problems up to some thousands. 16 boxes need 18 to
+64 scans, 64 boxes 134 where predictions are good and 473 where they are random. Bytes do not matter: 2.5 KB a problem.
 
 The room box_reward runs the same search in its own kernel.
 """

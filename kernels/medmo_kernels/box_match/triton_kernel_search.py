@@ -34,7 +34,7 @@ def assign_in_registers(
         reach = tl.full([], 0.0, tl.float64)
         key = OWNED
         while key >= OWNED:  # until the nearest column is free
-            base = reach - tl.sum(tl.where(lanes == row, row_price, 0.0))
+            base = reach - tl.gather(row_price, tl.full([N], 0, tl.int32) + row, 0)  # [N], all the same
             entered = tl.where(lanes == row, reach, entered)
             cost = row_costs(rows_ptr, row_labels_ptr, row, col, col_labels, diagonal, price, COST, LABELS)
             longer = base + cost - col_price

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import back_ends
 from ..back_ends import Choice
-from ..transforms import refuse_transforms
+from ..transforms import as_autocast, is_autocast, refuse_transforms
 from .plain import to_own, to_prompts_and_own
 from .reference import Call, decode_attention_reference
 
@@ -75,7 +75,7 @@ def decode_attention(
         num_splits: parts that a row's prompt, and its own tokens, are each cut into; None: as many as fill the GPU.
 
     Returns:
-        (B, H, D) in the dtype of `query`.
+        (B, H, D) in the dtype of `query`; under autocast in that of `F.linear`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, only some of the prompt's tensors are given, or, on the CPU,
@@ -87,6 +87,9 @@ def decode_attention(
     call = Call(
         query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of
     )
+    if is_autocast(query.device):
+        names = ("query", "key_cache", "value_cache", "prompt_key", "prompt_value")
+        call = call._replace(**{name: as_autocast(getattr(call, name)) for name in names})
     _check(call)
     if num_splits is not None and not 1 <= num_splits <= MAX_SPLITS:
         raise ValueError(f"decode_attention: num_splits is {num_splits}, expected 1 to {MAX_SPLITS}")

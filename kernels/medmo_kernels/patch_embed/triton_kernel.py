@@ -19,7 +19,7 @@ H200, a floor by operations that was not measured. What decides the speed beside
   neighbouring patches share from L1.
 
 Gradient of the table, same image: every patch's gradient row is read by four entries, 59 MB of L2 traffic over 15 MB of
-memory, at least 4 us, beside the launches that sort the taps by entry (neither measured). one program owns an entry and
+memory, at least 4 us, beside the launches that sort the taps by entry (neither measured). One program owns an entry and
 sums its taps in their order: no atomics, equal bit for bit in every run. The gradient of the weights is no kernel of
 ours (see `op.py`).
 """
