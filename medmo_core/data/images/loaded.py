@@ -62,7 +62,7 @@ class _Silence:
         self.lock = threading.Lock()
         self.num_readers = 0
         self.caught = warnings.catch_warnings()
-        self.loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
+        self.loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "tifffile")]
         self.were_disabled = [False for _ in self.loggers]
 
     def enter(self) -> None:

@@ -165,8 +165,9 @@ def test_impossible_sizes_are_refused(size: tuple[int, int], settings: dict[str,
     smart_resize(1, 200, factor=1, min_pixels=1, max_pixels=1000)
 
 
-def test_the_last_reader_lets_libraries_speak_again(recwarn: pytest.WarningsRecorder) -> None:
-    silence, logger = _Silence(), logging.getLogger("pydicom")
+@pytest.mark.parametrize("library", ["pydicom", "nibabel.global", "tifffile"])
+def test_the_last_reader_lets_libraries_speak_again(recwarn: pytest.WarningsRecorder, library: str) -> None:
+    silence, logger = _Silence(), logging.getLogger(library)
     for was_disabled in (False, True):
         logger.disabled = was_disabled
         silence.enter()
