@@ -4,6 +4,7 @@ import json
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from medmo_recipes.configs import CONFIGS
 from medmo_recipes.settings.run_config import Lora
 from medmo_recipes.training.checkpoints import shard_writer
 from medmo_recipes.training.checkpoints.background import Background
+from medmo_recipes.training.checkpoints.manifest import CheckpointError
 from medmo_recipes.training.checkpoints.official import official_tensors, write_final
 from medmo_recipes.training.checkpoints.state import HostCopies, generator_states, set_generators
 from medmo_recipes.training.distributed.world import World
@@ -62,6 +64,21 @@ def test_a_save_that_waits_says_whose_files_are_missing(tmp_path: Path) -> None:
     told = shard_writer._who_is_missing(partial, 4)
     assert "the files of process 1, 3 are missing" in told and "parallel.timeout_s" in told
     assert "every process wrote its files" in shard_writer._who_is_missing(partial, 1)
+
+
+def test_a_group_that_falls_apart_is_told_by_its_missing_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall_apart(*args: Any, **settings: Any) -> None:
+        raise RuntimeError("timed out")
+
+    monkeypatch.setattr(shard_writer.dcp, "save", fall_apart)
+    writer = shard_writer.ShardWriter(tmp_path, rank=0, own={}, finish=lambda files: None)
+    group: Any = SimpleNamespace(size=lambda: 2)
+    with pytest.raises(CheckpointError, match="the files of process 0, 1 are missing"):
+        shard_writer.write_tensors({}, {}, writer, group)
+    with pytest.raises(RuntimeError, match="timed out"):
+        shard_writer.write_tensors({}, {}, writer, None)
 
 
 def test_a_file_says_where_its_shards_begin(tmp_path: Path) -> None:
