@@ -66,9 +66,7 @@ def test_a_save_that_waits_says_whose_files_are_missing(tmp_path: Path) -> None:
     assert "every process wrote its files" in shard_writer._who_is_missing(partial, 1)
 
 
-def test_a_group_that_falls_apart_is_told_by_its_missing_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_group_that_falls_apart_is_told_by_its_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fall_apart(*args: Any, **settings: Any) -> None:
         raise RuntimeError("timed out")
 
