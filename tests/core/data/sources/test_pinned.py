@@ -170,3 +170,20 @@ def test_a_file_of_no_records_is_named_with_what_it_should_hold(tmp_path: Path) 
     (tmp_path / "my.jsonl").write_text("\n \n")
     with pytest.raises(ValueError, match=r"my\.jsonl: holds no sample; expected one JSON object per line"):
         open_source(str(tmp_path / "my.jsonl"))
+
+
+def test_a_key_given_twice_is_one_sentence() -> None:
+    faults: list[Fault] = []
+    parse_json(b'{"a": 1, "a": 2}', faults)
+    assert [str(fault) for fault in faults] == ["a: is given twice; expected each key once; fix: keep the right one"]
+
+
+def test_a_group_without_rows_is_passed_over(tmp_path: Path) -> None:
+    tables, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    full = pa.Table.from_pylist([{"question": "a", "answer": "b"}])
+    with tables.ParquetWriter(tmp_path / "my.parquet", full.schema) as writer:
+        writer.write_table(full.slice(0, 0))
+        writer.write_table(full)
+    assert tables.ParquetFile(tmp_path / "my.parquet").num_row_groups == 2
+    (sample,) = open_source(str(tmp_path / "my.parquet")).samples
+    assert sample.answer is not None and sample.answer.value == "b"
