@@ -44,6 +44,31 @@ def test_every_row_of_every_table_is_compiled(records: Path) -> None:
     assert result["unused_rows"] == []
 
 
+def test_boxes_move_whole_and_prices_are_gathered() -> None:
+    """One load and one store of 16 bytes a box, no exchange between threads; five shuffles a search for one minimum."""
+    code = """
+import collections, pathlib, re, sys, tempfile
+from tools import compile_kernels as c
+
+def counted(op, size, kernel, names):
+    spec = next(spec for spec in c.specs() if spec.name == op)
+    path = pathlib.Path(tempfile.mkdtemp()) / "kernel.cubin"
+    for found, compiled, _, _ in c.launches(spec, size, 90):
+        if found.fn.__name__ == kernel:
+            path.write_bytes(compiled.asm["cubin"])
+    return collections.Counter(re.findall(rf"\\b(?:{names})[A-Z0-9_.]*", c.told_by("nvdisasm", "-c", "-ndf", path)))
+
+assert counted("giou", "4096 pairs, fp32", "aligned_backward_kernel", "LDG|STG|LDS|STS|BAR") == {
+    "LDG.E.128": 2, "LDG.E": 1, "STG.E.128": 2}
+shuffles = counted("box_match", "iou", "box_match_kernel", "SHFL")
+assert sum(shuffles.values()) <= 36, shuffles
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_kernel_that_breaks_its_gate_is_reported() -> None:
     """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is reported."""
     code = """

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from ..fit import dense, real
+from ..fit import dense, dense_aligned, real
 from ..grids import cdiv
 from ..placement import on_device_of_tensors
 from ..tables import tuned
@@ -25,7 +25,7 @@ def aligned_forward(pred: Tensor, target: Tensor, giou_only: bool) -> Tensor:
     if num_pairs:
         blocks, options, _ = tuned(ROOM, "aligned", pred)
         kernels.aligned_forward_kernel[(cdiv(num_pairs, blocks["BLOCK"]),)](
-            dense(pred), dense(target), out, num_pairs, GIOU_ONLY=giou_only, **blocks, **options
+            dense_aligned(pred), dense_aligned(target), out, num_pairs, GIOU_ONLY=giou_only, **blocks, **options
         )
     return out
 
@@ -38,7 +38,7 @@ def aligned_backward(pred: Tensor, target: Tensor, grad: Tensor, giou_only: bool
     num_pairs = pred.shape[0]
     if num_pairs:
         blocks, options, _ = tuned(ROOM, "aligned", pred)
-        tensors = (dense(pred), dense(target), dense(grad), *grads)
+        tensors = (dense_aligned(pred), dense_aligned(target), dense(grad), *grads)
         kernels.aligned_backward_kernel[(cdiv(num_pairs, blocks["BLOCK"]),)](
             *tensors, num_pairs, GIOU_ONLY=giou_only, **blocks, **options
         )
