@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError, number_in_words
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -42,13 +44,21 @@ def final_of(partial: Path) -> Path:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system that names no file, as of a full disk, name this one."""
+    """Let an error of the system that names no file, as of a full disk, name this one.
+
+    Libraries in Rust (safetensors, tokenizers) have classes of their own for such errors; they become an OSError.
+    """
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)
         raise
+    except Exception as error:
+        number = None if isinstance(error, UserError) else number_in_words(str(error))
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 @contextmanager

@@ -42,12 +42,13 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     place = error.filename if isinstance(error, OSError) else None
-    number = error.errno if isinstance(error, OSError) else _number_in_words(str(error))
+    number = error.errno if isinstance(error, OSError) else number_in_words(str(error))
     if number is not None and number in OF_FILES:
         return f"{os.fsdecode(place)}: {os.strerror(number)}" if place else os.strerror(number)
     return str(error) if isinstance(error, USER_ERRORS) else None
 
 
-def _number_in_words(text: str) -> int | None:
+def number_in_words(text: str) -> int | None:
+    """Return the number of the system's error that a message of a library in Rust ends in; None without one."""
     found = IN_WORDS.search(text)
     return int(found.group(1)) if found else None

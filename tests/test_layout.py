@@ -118,7 +118,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tools": ("tools", "benchmarks.report", "benchmarks.suite", "medmo_core", "medmo_kernels", "medmo_recipes"),
 }
 GROUND = ("choices", "durable", "errors", "moved", "nearest", "notice", "optional", "printable")
-"""Files at the root of medmo_core that any file above the kernels may import; they import nothing of ours."""
+"""Files at the root of medmo_core that any file above the kernels may import; of ours they import one another alone."""
 FILES = module_files(ROOT)
 GRAPH = graph_of(FILES)
 LIBRARY_FILES = [(name, source) for name, source in FILES.items() if source.part in LIBRARY]

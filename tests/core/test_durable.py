@@ -2,9 +2,10 @@
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,9 +58,16 @@ def test_an_error_while_a_file_is_written_leaves_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("writing", [durable.replacing, durable.replacing_folder])
-def test_a_full_disk_names_the_file(tmp_path: Path, writing: Callable[[Path], AbstractContextManager[Path]]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(OSError, (errno.ENOSPC, "No space left on device")), (Exception, ("I/O error: No space left (os error 28)",))],
+    ids=["python", "rust"],
+)
+def test_a_full_disk_names_the_file(
+    tmp_path: Path, writing: Callable[[Path], AbstractContextManager[Path]], kind: type[Exception], said: Sequence[Any]
+) -> None:
     with pytest.raises(OSError, match="No space") as caught, writing(tmp_path / "a"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise kind(*said)
     assert caught.value.filename == str(tmp_path / "a") and names(tmp_path) == []
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...durable import aside, flush, publish, write_json
+from ...durable import aside, flush, naming, publish, write_json
 from ...errors import InputError
 from ...profile import CheckpointProfile
 from .carried import carry
@@ -89,15 +89,16 @@ def save_checkpoint(
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
-        _write_shards(staged, tensors, max_shard_bytes)
-        for name, values in settings.items():
-            write_json(staged / name, values, indent=2)
-        for part in (tokenizer, profile):
-            if part is not None:
-                part.save(staged)
-        if base is not None:
-            carry(base, staged)
-        _publish(staged, folder)
+        with naming(folder):
+            _write_shards(staged, tensors, max_shard_bytes)
+            for name, values in settings.items():
+                write_json(staged / name, values, indent=2)
+            for part in (tokenizer, profile):
+                if part is not None:
+                    part.save(staged)
+            if base is not None:
+                carry(base, staged)
+            _publish(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return folder
