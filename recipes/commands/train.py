@@ -3,10 +3,9 @@
 import argparse
 import ast
 import importlib
-import importlib.util
+import importlib.resources
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..configs import CONFIGS
 from ..settings.command_line import read_command_line
@@ -45,6 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def docstring_of(module: str) -> str | None:
     """Read a module's docstring from its file, without running it."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
-    return ast.get_docstring(ast.parse(Path(found.origin).read_text(encoding="utf-8")), clean=False)
+    package, _, name = module.rpartition(".")
+    text = importlib.resources.files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(text), clean=False)

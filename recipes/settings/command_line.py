@@ -137,8 +137,12 @@ def field_docs() -> dict[str, str]:
         if not isinstance(node, ast.ClassDef) or node.name not in names:
             continue
         for item, after in zip(node.body, node.body[1:], strict=False):
-            if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr):
-                assert isinstance(item.target, ast.Name) and isinstance(after.value, ast.Constant)
+            if (
+                isinstance(item, ast.AnnAssign)
+                and isinstance(item.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
                 docs[f"{names[node.name]}.{item.target.id}"] = " ".join(str(after.value.value).split())
     return docs
 

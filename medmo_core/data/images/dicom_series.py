@@ -217,16 +217,13 @@ def _across(series: Series, cut: PlaneCut) -> tuple[NDArray[np.float64], Mask, F
     """Return what `_measure` does of a plane across the files: one line out of each."""
     lines: list[NDArray[np.float64]] = []
     masks: list[Any] = []
-    middle: FrameView | None = None
-    for number, file in enumerate(series.files):
-        values, padding, view = _measure(file)
+    for file in series.files:
+        values, padding, _ = _measure(file)
         line = np.take(values, cut.index, axis=cut.axis)
         lines.append(line)
         masks.append(np.zeros(line.shape, bool) if padding is None else np.take(padding, cut.index, axis=cut.axis))
-        if number == len(series.files) // 2:
-            middle = view
-    assert middle is not None
-    return np.stack(lines, axis=1), np.stack(masks, axis=1), middle
+    _, _, view = _measure(series.files[len(series.files) // 2])
+    return np.stack(lines, axis=1), np.stack(masks, axis=1), view
 
 
 def _listed(values: Iterable[object]) -> str:

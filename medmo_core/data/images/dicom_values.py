@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from .geometry import Geometry
-from .intensity import HOUNSFIELD_WINDOWS, apply_range, apply_window, percentile_range, read_window, to_grey
+from .intensity import HOUNSFIELD_WINDOWS, Window, apply_range, apply_window, percentile_range, read_window, to_grey
 from .loaded import ImageError
 
 COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -248,7 +248,7 @@ def _default_unit(values: NDArray[np.float64], padding: Mask, view: FrameView) -
     return apply_range(values, *percentile_range(values, padding))
 
 
-def _windowed(values: NDArray[Any], window: object, view: FrameView, path: Path) -> NDArray[np.float64]:
+def _windowed(values: NDArray[Any], window: Window | str | int, view: FrameView, path: Path) -> NDArray[np.float64]:
     if isinstance(window, str):
         modality = view.dataset.get("Modality")
         if modality != "CT":
@@ -264,5 +264,4 @@ def _windowed(values: NDArray[Any], window: object, view: FrameView, path: Path)
                 f"{path}: window index is {window}, but the file has {len(windows)} windows; give (center, width)"
             )
         return apply_window(values, windows[window], view.function())
-    assert isinstance(window, tuple)
     return apply_window(values, window)

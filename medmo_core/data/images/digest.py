@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import BinaryIO
 
 from ..records.sample import ImageRef
-from ..records.store import Root, store_of
+from ..records.store import Root, folder_of, store_of
 from .dicom_series import is_series, read_series
 from .load import check_file, safe_path
 from .loaded import ImageError, own_errors
@@ -23,7 +23,7 @@ def open_bytes(image: ImageRef, root: Root) -> BinaryIO:
     if store is not None:
         return store.open(image.path)
     try:
-        return safe_path(image.path, root).open("rb")  # type: ignore[arg-type]
+        return safe_path(image.path, folder_of(root)).open("rb")
     except OSError as error:
         raise ImageError(f"{image.path}: cannot be read ({error.strerror or type(error).__name__})") from None
 
@@ -36,11 +36,11 @@ def slices_of(image: ImageRef, root: Root) -> list[ImageRef] | None:
     """
     if store_of(root) is not None:
         return None
-    folder = safe_path(image.path, root)  # type: ignore[arg-type]
+    folder = safe_path(image.path, folder_of(root))
     with own_errors(image.path, "the folder"):
         if not is_series(folder):
             return None
-        check_file(folder, root)  # type: ignore[arg-type]
+        check_file(folder, folder_of(root))
         return [ImageRef(str(PurePath(image.path) / file.name)) for file in read_series(folder).files]
 
 

@@ -25,6 +25,11 @@ Root = str | Path | ImageStore | None
 """Where image paths lead: into a folder, into a store, or (None) anywhere."""
 
 
+def folder_of(root: Root) -> str | Path | None:
+    """Return the folder, or None for a store and for no root."""
+    return root if isinstance(root, str | Path) else None
+
+
 def store_of(root: Root) -> ImageStore | None:
     """Return the store, or None for a folder: names in different stores mean different images, paths do not."""
     return None if root is None or isinstance(root, str | Path) else root
