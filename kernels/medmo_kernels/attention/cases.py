@@ -13,7 +13,9 @@ from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance, tensor_by
 from .op import BACK_ENDS, _attention, attention, choices, shape_class
 from .reference import attention_reference, dense_attention, turned, visible_pairs
 
-MAX_STACK_KEY_GRADIENT = 128
+MAX_STACK = {"_backward_key": 128, "_backward_query": 16}
+"""Bytes of stack at head_dim 128. The second is for triton 3.6 alone, which on sm_100 keeps two programs on a
+multiprocessor (128 registers) at the price of two spills; triton 3.9 needs none."""
 """Bytes of stack that the dK, dV kernel of head width 128 may need: its accumulators fill the registers.
 
 On sm_90 it has 32 under Triton 3.9 and 104 under 3.6; on sm_80 and sm_100 none.
@@ -105,8 +107,7 @@ def _shape_class(arguments: Arguments) -> str:
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     if kernel == "_rotate" or constants["BLOCK_M"] < 64 and constants["BLOCK_N"] < 64:
         return Gate()  # no products, or those of fp32, which have no such instructions
-    wide = kernel == "_backward_key" and constants["D"] == 128
-    return Gate(hgmma=True, max_stack=MAX_STACK_KEY_GRADIENT if wide else 0)
+    return Gate(hgmma=True, max_stack=MAX_STACK.get(kernel, 0) if constants["D"] == 128 else 0)
 
 
 def _one_too_far(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, causal: bool, **rest: Any) -> Tensor:
