@@ -34,7 +34,7 @@ def provenance_of(
         "checkpoint": checkpoint,
         "weights_sha256": _digest(path.name + file_digest(path) for path in sorted(folder.glob(WEIGHTS))),
         "data": data,
-        "files_sha256": {path.name: file_digest(path) for path in files},
+        "files_sha256": {str(path): file_digest(path) for path in files},
         "pictures_sha256": _digest(_pictures(result)),
         "questions_sha256": _digest(
             json.dumps([key, p.sample_id, p.question, p.truth])

@@ -72,6 +72,8 @@ def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample 
         licence=reader.text("licence"),
         provenance=values.get("provenance"),
     )
+    if sample.answer is not None and sample.answer.type == "boxes" and not reader.has("boxes"):
+        reader.fault("boxes", "is missing, and the answer is boxes", "a list", "write [] where nothing is to be found")
     if not faults:  # a relation between fields that could not be read says nothing
         _check_relations(sample, faults)
     return sample

@@ -219,9 +219,11 @@ class Sample:
         return image.size
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values; fields at their default are left out."""
+        """Return the record as JSON values; fields at their default are left out, but not that there is no box."""
         record = _plain(self)
         record.pop("root", None)
+        if self.answer is not None and self.answer.type == "boxes":
+            record.setdefault("boxes", [])
         return record
 
 

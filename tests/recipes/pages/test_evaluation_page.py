@@ -40,7 +40,7 @@ def test_the_page_shows_what_was_asked_and_refuses_to_be_overwritten(
     assert values["metrics"] == json.loads((out / "metrics.json").read_text())["metrics"]
     assert "vqa: 2 of 2" in printed.err, "progress"
     provenance = values["provenance"]
-    assert provenance["files_sha256"] == {"own.jsonl": hashlib.sha256(text.encode()).hexdigest()}
+    assert provenance["files_sha256"] == {str(own_data): hashlib.sha256(text.encode()).hexdigest()}
     assert (provenance["split"], provenance["seed"], provenance["checkpoint"]) == ("test", 5, str(checkpoint))
     assert provenance["torch"] and len(provenance["weights_sha256"]) == len(provenance["questions_sha256"]) == 64
 

@@ -60,12 +60,14 @@ def test_a_fault_is_one_sentence(fault: Fault, text: str) -> None:
     [
         ({"boxes": [{"label": "a", "xyxy": [0, 0, 1, 1], "image": 1}]},
          r"boxes\[0\]\.image: is 1; expected an index below 1; fix: count from 0"),
-        ({"answer": {"type": "boxes", "image": 2}},
+        ({"answer": {"type": "boxes", "image": 2}, "boxes": []},
          r"answer\.image: is 2; expected an index below 1; fix: count from 0"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "boxes", "boxes": [0, 3]}]}]},
          "messages: a turn names box 3; expected an index below 0; fix: count from 0, or add the box"),
-        ({"images": [], "messages": [{"role": "user", "content": "?"}], "answer": {"type": "boxes"}},
+        ({"images": [], "messages": [{"role": "user", "content": "?"}], "answer": {"type": "boxes"}, "boxes": []},
          "images: the answer is boxes but there is no image; expected an image; fix: add it"),
+        ({"answer": {"type": "boxes"}},
+         r"boxes: is missing, and the answer is boxes; expected a list; fix: write \[\]"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_answered(changes: dict[str, Any], words: str) -> None:
