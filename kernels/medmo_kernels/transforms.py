@@ -32,7 +32,7 @@ def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
             f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd): use backward or torch.autograd.grad, or "
             "the reference form of its room"
         )
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     if torch.compiler.is_compiling() or functorch.maybe_current_level() is None:
         return
     if any(functorch.is_gradtrackingtensor(x) for x in given):
