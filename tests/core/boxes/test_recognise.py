@@ -274,6 +274,6 @@ HOSTILE = [
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_a_hundred_thousand_characters_are_read_in_a_moment(piece: str) -> None:
     for text in (piece * (100_000 // len(piece)), "'bbox_2d'" + piece * (90_000 // len(piece))):
-        start = time.perf_counter()
+        start = time.process_time()
         parse_boxes(text, SIZE)
-        assert time.perf_counter() - start < 2.0, piece
+        assert time.process_time() - start < 5.0, piece  # a rule of quadratic time takes minutes
