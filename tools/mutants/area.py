@@ -73,13 +73,14 @@ def prepare(name: str, area: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
     """Send what mutmut prints, a spinner above all, to log.txt of the area; show its end where mutmut gives up."""
-    with open("log.txt", "a", encoding="utf-8") as log:
+    path = Path("log.txt").absolute()  # mutmut may leave while it stands in another folder
+    with path.open("a", encoding="utf-8") as log:
         before, sys.stdout, sys.__stdout__ = (sys.stdout, sys.__stdout__), log, log
         try:
             yield
         except SystemExit:
             log.flush()
-            lines = re.split(r"[\r\n]+", Path("log.txt").read_text(encoding="utf-8"))
+            lines = re.split(r"[\r\n]+", path.read_text(encoding="utf-8"))
             print(*[line for line in lines if line[:1] not in SPINNER][-60:], sep="\n", file=before[0])
             print(f"Run pytest in {Path.cwd() / 'mutants'} to see more.", file=before[0])
             raise
