@@ -9,6 +9,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+
 from ...boxes import Boxes
 from ...errors import InputError
 from ..records.sample import Message, Sample
@@ -48,7 +50,7 @@ def crop_sample(sample: Sample, window: Window, *, image: int = 0, min_visible: 
         )
     inside = [i for i, box in enumerate(sample.boxes) if box.image == image]
     numbered = Boxes(
-        [list(sample.boxes[i].xyxy_px) for i in inside],  # type: ignore[arg-type]
+        torch.tensor([sample.boxes[i].xyxy_px for i in inside], dtype=torch.float64),
         "pixel",
         reference.size,
         tuple(str(i) for i in inside),  # which box is which survives the crop as its label

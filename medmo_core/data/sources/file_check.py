@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from ...boxes import GRAMMARS, Boxes, under_step
 from ..images.digest import check_digest
 from ..images.load import ImageError, check_image
@@ -166,8 +168,8 @@ def _small_boxes(sample: Sample) -> list[Fault]:
         rows = [index for index, box in enumerate(sample.boxes) if box.image == number]
         if not rows or image.size is None:
             continue
-        corners = [sample.boxes[index].xyxy_px for index in rows]
-        boxes = Boxes(corners, "pixel", image.size)  # type: ignore[arg-type]
+        corners = torch.tensor([sample.boxes[index].xyxy_px for index in rows], dtype=torch.float64)
+        boxes = Boxes(corners, "pixel", image.size)
         for index in (rows[i] for i in under_step(boxes)):
             width, height = image.size
             warnings.append(
