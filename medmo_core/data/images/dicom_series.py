@@ -222,7 +222,7 @@ def _across(series: Series, cut: PlaneCut) -> tuple[NDArray[np.float64], Mask, F
         line = np.take(values, cut.index, axis=cut.axis)
         lines.append(line)
         masks.append(np.zeros(line.shape, bool) if padding is None else np.take(padding, cut.index, axis=cut.axis))
-    _, _, view = _measure(series.files[len(series.files) // 2])
+    view = FrameView(open_dicom(series.files[len(series.files) // 2]), 0)
     return np.stack(lines, axis=1), np.stack(masks, axis=1), view
 
 

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..records.sample import ImageRef
 from ..records.store import ImageStore, Root
-from . import picture
 from .dicom import SUFFIXES as DICOM_SUFFIXES
 from .dicom import is_dicom, read_dicom
 from .dicom_series import is_series, read_series_slice
 from .intensity import read_window
-from .loaded import SAFE_FIELDS, ImageError, LoadedImage, own_errors
+from .loaded import MAX_PIXELS, SAFE_FIELDS, ImageError, LoadedImage, own_errors
+from .picture import from_pillow, read_picture
 from .volume import is_volume, read_slice
 
 __all__ = [
@@ -31,8 +30,6 @@ __all__ = [
     "load_whole",
     "safe_path",
 ]
-
-MAX_PIXELS = 100_000_000
 
 
 def safe_path(path: str | Path, root: str | Path | None) -> Path:
@@ -163,20 +160,6 @@ def check_image(reference: ImageRef, root: Root) -> tuple[int, int]:
     return loaded.size
 
 
-def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """Read a picture that Pillow has opened as `load_image` reads its file; the caller's image stays as it is.
-
-    Args:
-        image: the picture; of several frames, the one it stands at.
-        window: grey levels of a deep picture, as for `load_image`.
-        max_pixels: largest number of pixels; larger pictures are refused.
-
-    Raises:
-        ImageError: the picture is too large, damaged, closed, or takes no window.
-    """
-    return picture.from_pillow(image, window=window, max_pixels=max_pixels)
-
-
 def _read_file(
     file: Path,
     root: str | Path | None,
@@ -206,7 +189,7 @@ def _read_file(
             )
         if is_dicom(file):
             return read_dicom(file, frame=frame, window=window, max_pixels=max_pixels)
-        return picture.read_picture(file, file, frame=frame, window=window, max_pixels=max_pixels)
+        return read_picture(file, file, frame=frame, window=window, max_pixels=max_pixels)
 
 
 def check_file(file: Path, root: str | Path | None) -> None:
@@ -232,7 +215,7 @@ def _read_stored(
     with own_errors(name):
         read_window(window)
         with store.open(name) as file:
-            return picture.read_picture(path, file, frame=frame, window=window, max_pixels=max_pixels)
+            return read_picture(path, file, frame=frame, window=window, max_pixels=max_pixels)
 
 
 def crop_pixels(

@@ -19,6 +19,9 @@ from .geometry import Geometry
 
 SAFE_FIELDS = ("kind", "modality", "body_part", "view", "laterality", "spacing_mm", "windows", "num_frames", "plane")
 
+MAX_PIXELS = 100_000_000
+"""Largest number of pixels that a reader accepts, unless its caller says otherwise."""
+
 COPY_AGAIN = "copy it again from its source, or leave it out"
 
 

@@ -12,13 +12,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from .intensity import apply_range, apply_window, declared_depth, percentile_range, read_window, to_grey
-from .loaded import ImageError, LoadedImage, own_errors, silent_libraries
-from .tiff import TIFF_SUFFIXES, Cover, count_pages, needs_tifffile, read_deep_tiff, upright
+from .loaded import MAX_PIXELS, ImageError, LoadedImage, own_errors, silent_libraries
+from .tiff import (
+    MAX_SAMPLE_VALUE,
+    ORIENTATION,
+    PHOTOMETRIC,
+    TIFF_SUFFIXES,
+    Cover,
+    count_pages,
+    needs_tifffile,
+    read_deep_tiff,
+    upright,
+)
 
 SUPPORTED = "PNG, JPEG, JPEG 2000, TIFF, BMP, GIF, WebP, PPM, DICOM, NIfTI (.nii, .nii.gz), MGH"
 PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")  # none that runs a program
 ROWS_AT_A_TIME = 64  # of a deep picture, which takes many times its bytes while it is scaled
-TIFF_MAX_SAMPLE_VALUE, TIFF_PHOTOMETRIC, EXIF_ORIENTATION = 281, 262, 274
 DEEP_PNG = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
 """Layouts of PNG samples of which Pillow keeps the upper byte -> layouts to read instead, which hold all bytes."""
 
@@ -66,7 +75,7 @@ def read_picture(
         return LoadedImage(grey, None, info)
 
 
-def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int) -> LoadedImage:
+def from_pillow(image: Image.Image, *, window: Any = None, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """Read a picture that Pillow has opened as its file is read; the caller's image stays as it is.
 
     Args:
@@ -121,8 +130,8 @@ def picture_pixels(
     info = _info(image, num_frames)
     deep = image.mode.startswith("I") or image.mode == "F"
     # Pillow has spread the grey levels of a PGM over 16 bits already.
-    largest = 65535 if image.format == "PPM" else _tiff_number(image, TIFF_MAX_SAMPLE_VALUE)
-    white_is_zero = _tiff_number(image, TIFF_PHOTOMETRIC) == 0
+    largest = 65535 if image.format == "PPM" else _tiff_number(image, MAX_SAMPLE_VALUE)
+    white_is_zero = _tiff_number(image, PHOTOMETRIC) == 0
     image.load()
     if in_place:
         ImageOps.exif_transpose(image, in_place=True)
@@ -179,7 +188,7 @@ def _read_deep_png(
     if isinstance(clear, tuple):
         grey[(values == clear).all(-1)] = 255
     image.load()  # what the file says of its orientation may stand after the pixels
-    return LoadedImage(upright(grey, image.getexif().get(EXIF_ORIENTATION, 1)), None, _info(image, num_frames))
+    return LoadedImage(upright(grey, image.getexif().get(ORIENTATION, 1)), None, _info(image, num_frames))
 
 
 def _read_as(source: Path | BinaryIO, layout: str) -> NDArray[np.uint8]:

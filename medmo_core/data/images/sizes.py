@@ -17,9 +17,9 @@ from .dicom_series import is_series, read_series_size
 from .load import check_file, load_whole, safe_path
 from .loaded import own_errors
 from .picture import PILLOW_FORMATS
+from .tiff import ORIENTATION
 from .volume import is_volume
 
-EXIF_ORIENTATION = 274
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 PNG_SIGNATURE_BYTES = 8
 PNG_TELLING = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that can state an orientation
@@ -83,7 +83,7 @@ def _picture_size(stream: BinaryIO, frame: int | None) -> tuple[int, int] | None
                 if image.format == "TIFF":  # Pillow turns these itself, their size too
                     return image.size
                 # Not the PNG class's own getexif, which decodes the pixels to reach what may follow them.
-                swaps = Image.Image.getexif(image).get(EXIF_ORIENTATION) in TRANSPOSED
+                swaps = Image.Image.getexif(image).get(ORIENTATION) in TRANSPOSED
                 return (image.height, image.width) if swaps else image.size
     except Exception:  # Pillow has dozens of ways to say "damaged"; the loader says which file and what to do
         return None
