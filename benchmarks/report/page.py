@@ -124,7 +124,9 @@ def page(results: Sequence[Stored], wanted: Sequence[Target], folder: Path) -> s
         "them, or two commits.",
         LEGEND.replace("\n", " "),
         "## Targets",
-        "What the project asks of itself. Those of a GPU are against the best peer on an H200 in bf16.",
+        "What the project asks of itself. Those of a GPU are against the best peer on an H200 in bf16. A prediction is "
+        "no measurement: it was reckoned from the instructions of the compiled kernels on the day named, for the first "
+        "run on a chip to be judged against; kernels may have changed since.",
         tables.targets_table(judged(shown, wanted)),
     ]
     for stored in shown:

@@ -172,9 +172,9 @@ def targets_table(found: Sequence[tuple[Judgement, str]], *, brief: bool = False
             where += f" (least favourable of {one.measured} with a figure, {one.meant} meant)"
         verdict = f"{RED} **{one.verdict}**" if one.verdict == "missed" else one.verdict
         row = [where, one.other or _plain(target.against), bound + target.shown(target.must), one.text, verdict]
-        rows.append(row if brief else [*row, stretch, device or target.kind, target.source])
+        rows.append(row if brief else [*row, one.prediction, stretch, device or target.kind, target.source])
     head = ["what", "against", "asked for", "measured", "verdict"]
-    return table(head if brief else [*head, "stretch", "device", "from"], rows)
+    return table(head if brief else [*head, "prediction", "stretch", "device", "from"], rows)
 
 
 def _plain(pattern: str) -> str:

@@ -3,16 +3,50 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medmo_recipes.settings.section import Section, require
 
 from ..suite.schema import Level, Row
 from .ratios import Contest, ceiling_share
 
+SLACK = 0.05
+"""Share of a predicted figure by which a measured one may differ from it."""
 FILE = Path(__file__).with_name("targets.json")
+
+
+@dataclass(frozen=True)
+class Prediction(Section):
+    """An expectation from counted instructions, written down before any GPU had run the kernel.
+
+    Attributes:
+        low: least figure expected, in the target's measure.
+        high: largest figure expected; equal to `low` where only one figure was predicted.
+        date: day of the prediction, ISO 8601; the kernel may have changed since.
+        about: what it speaks of, where that is not quite the target's comparison.
+    """
+
+    low: float
+    high: float
+    date: str
+    about: str = ""
+
+    def check(self) -> None:
+        """Raise ConfigError where the figures are in the wrong order, or the day is none."""
+        require(self.low <= self.high, "prediction.high", self.high, f"at least low, {self.low}")
+        try:
+            date.fromisoformat(self.date)
+        except ValueError:
+            require(False, "prediction.date", self.date, "a day such as 2026-11-24")
+
+    def judged(self, figure: float) -> str:
+        """Say where a measured figure lies; within `SLACK` of the ends it is as predicted."""
+        if figure < (1 - SLACK) * self.low:
+            return "below what was predicted"
+        return "above what was predicted" if figure > (1 + SLACK) * self.high else "as predicted"
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,7 @@ class Target(Section):
         measure: "ratio" of medians, other over ours; "memory": of peaks, other over ours; "share" of the ceiling;
             "items": per second; "us": the median.
         stretch: more would be welcome; 0: nothing.
+        predicted: what instruction counts let expect; None: nothing was predicted.
     """
 
     level: Level
@@ -43,6 +78,7 @@ class Target(Section):
     against: str = ""
     measure: Literal["ratio", "memory", "share", "items", "us"] = "ratio"
     stretch: float = 0.0
+    predicted: Prediction | None = None
 
     def check(self) -> None:
         """Raise ConfigError where a ratio names nobody to compare with."""
@@ -97,6 +133,18 @@ class Judgement:
             return "not measured yet"
         return "met" if self.target.reached_by(self.figure) else "missed"
 
+    @property
+    def prediction(self) -> str:
+        """What was predicted and when, and where the figure lies beside it; empty where nothing was predicted."""
+        expected = self.target.predicted
+        if expected is None:
+            return ""
+        low, high = self.target.shown(expected.low), self.target.shown(expected.high)
+        text = f"predicted {low if low == high else f'{low} to {high}'} ({expected.date})"
+        if expected.about:
+            text += f", {expected.about}"
+        return text if self.figure is None else f"{text}; measured {expected.judged(self.figure)}"
+
 
 def read(path: Path = FILE) -> list[Target]:
     """Read the targets.
@@ -104,7 +152,12 @@ def read(path: Path = FILE) -> list[Target]:
     Raises:
         ConfigError, TypeError: one is not of this shape.
     """
-    return [Target(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    return [_target(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _target(values: dict[str, Any]) -> Target:
+    predicted = values.pop("predicted", None)
+    return Target(**values, predicted=None if predicted is None else Prediction(**predicted))
 
 
 def judge(target: Target, contests: Sequence[Contest], ceilings: Mapping[str, float]) -> Judgement:

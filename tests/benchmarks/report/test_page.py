@@ -13,7 +13,7 @@ from benchmarks.report import kernels_unmeasured as static_part
 from benchmarks.report import page as report
 from benchmarks.report import targets
 from benchmarks.report.ratios import ceiling_share, contests, ratio
-from benchmarks.report.targets import Target, judge
+from benchmarks.report.targets import Judgement, Prediction, Target, judge
 from benchmarks.suite import schema
 from medmo_recipes.settings.section import ConfigError
 
@@ -205,6 +205,22 @@ def test_targets_are_held_against_the_least_favourable_comparison(plant: "Plante
     wrong = [plant.row("ours", status="wrong", reason="off"), plant.row("SciPy", steady(500.0))]
     found = judge(target(), contests(wrong), {})
     assert found.verdict == "not measured yet" and "ours has no figure" in found.text
+
+
+def test_a_prediction_stands_beside_its_target_and_is_judged_once_measured(plant: "Planter", steady: Steady) -> None:
+    rows = contests([plant.row("ours", steady(100.0)), plant.row("SciPy", steady(150.0))])
+    said = {}
+    for low, high in ((1.2, 1.4), (1.4, 1.6), (1.7, 1.7)):
+        one = target(predicted=Prediction(low, high, "2026-11-24", "a note"))
+        assert Judgement(one).prediction.endswith("(2026-11-24), a note"), "nothing is measured yet"
+        said[low] = judge(one, rows, {}).prediction
+    assert said[1.2] == "predicted 1.2x to 1.4x (2026-11-24), a note; measured above what was predicted"
+    assert said[1.4].endswith("measured as predicted") and said[1.7].startswith("predicted 1.7x (")
+    assert said[1.7].endswith("measured below what was predicted")
+    assert judge(target(), rows, {}).prediction == ""
+    for low, high, day in ((2.0, 1.0, "2026-11-24"), (1.0, 2.0, "soon")):
+        with pytest.raises(ConfigError, match="prediction"):
+            Prediction(low, high, day)
 
 
 def test_a_target_names_whom_to_beat() -> None:
