@@ -96,9 +96,7 @@ def test_sharing_equals_copying(mode: str) -> None:
         for into, tokens in zip(copied, row_tokens(arguments, row), strict=True):
             into[row, :, columns - tokens.shape[0] :] = tokens.transpose(0, 1)
         pads.append(columns - row_tokens(arguments, row)[0].shape[0])
-    plain = decode_attention(
-        arguments["query"], copied[0], copied[1], left_pad=torch.tensor(pads, dtype=torch.int32)
-    )
+    plain = decode_attention(arguments["query"], copied[0], copied[1], left_pad=torch.tensor(pads, dtype=torch.int32))
     torch.testing.assert_close(decode_attention(**arguments), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -133,6 +131,59 @@ def test_the_number_of_parts_changes_rounding_only(monkeypatch: pytest.MonkeyPat
     outs = [decode_attention(**arguments, num_splits=splits) for splits in (1, 2, 5)]
     for out in outs:
         torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("own", [[1, 1, 1], [64, 65, 130], [0, 7, 7], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("with_prompts", [False, True], ids=["plain", "prompts"])
+def test_a_cache_with_room_gives_the_bits_of_its_filled_columns(mode: str, own: list[int], with_prompts: bool) -> None:
+    """Caches handed over whole, NaN behind their tokens, at every fill: what a captured graph does with one call."""
+    dtype = torch.float64 if mode == "auto" else torch.float32
+    arguments = case(10, 3, max(own), [70, 5], dtype)
+    arguments["lengths"] = torch.tensor(own, dtype=torch.int32)
+    for name in ("key_cache", "value_cache"):
+        arguments[name] = torch.randn_like(arguments[name])
+        for row, length in enumerate(own):
+            arguments[name][row, :, length:] = float("nan")
+    if not with_prompts:
+        arguments = {name: x for name, x in arguments.items() if not name.startswith("prompt")}
+    whole = dict(arguments)
+    for name, room in (("key_cache", 200), ("value_cache", 200), ("prompt_key", 96), ("prompt_value", 96)):
+        if name in arguments:
+            x = arguments[name]
+            whole[name] = x.new_full((x.shape[0], KV_HEADS, room, DIM), float("nan"))
+            whole[name][:, :, : x.shape[2]] = x
+    out = decode_attention(**whole, num_splits=3)
+    assert torch.equal(out, decode_attention(**arguments, num_splits=3)) and not out.isnan().any()
+    torch.testing.assert_close(out, decode_attention_reference(**whole), rtol=1e-5, atol=1e-6)
+    if mode == "auto" and min(own) == max(own) > 0 and not with_prompts:
+        full = {name: x for name, x in arguments.items() if name != "lengths"}
+        assert torch.equal(out, decode_attention(**full)), "the call without lengths"
+
+
+@pytest.mark.parametrize("num_splits", [None, 2])
+def test_a_row_has_the_same_bits_whatever_is_decoded_beside_it(
+    num_splits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths, contents and prompts of the other rows; with the parts given, how many they are, too."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv(runtime.SWITCH, "triton")
+    arguments = case(11, 4, 140, [70, 33], torch.float32)
+    arguments |= {"prompt_of": torch.tensor([0, 1, 1, 0]).int(), "lengths": torch.tensor([3, 131, 0, 90]).int()}
+    for name in ("key_cache", "value_cache"):
+        arguments[name] = torch.randn_like(arguments[name])
+    together = decode_attention(**arguments, num_splits=num_splits)
+    other = {name: x.clone() for name, x in arguments.items()}
+    other["prompt_of"][[0, 2]], other["lengths"][[0, 2]] = torch.tensor([1, 0]).int(), torch.tensor([140, 77]).int()
+    other["query"][[0, 2]] = 9.0
+    for name in ("key_cache", "value_cache"):
+        other[name][[0, 2]] = float("nan")
+    kept = decode_attention(**other, num_splits=num_splits)
+    assert torch.equal(kept[[1, 3]], together[[1, 3]]) and kept[[0, 2]].isnan().all()
+    if num_splits is not None:
+        plain = {name: x for name, x in arguments.items() if not name.startswith("prompt")}
+        alone = {name: x[1:2] for name, x in plain.items()}
+        both = (decode_attention(**given, num_splits=num_splits) for given in (plain, alone))
+        assert torch.equal(next(both)[1:2], next(both))
 
 
 def test_nan_in_one_prompt_stays_with_its_rows(mode: str) -> None:

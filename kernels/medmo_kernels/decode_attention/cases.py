@@ -22,7 +22,7 @@ class Size:
         heads: query heads, key/value heads, head width.
         prompts: tokens of each prompt; none: a plain cache.
         prompt_of: prompt of each row.
-        bounded: whether `lengths` and `left_pad` are passed; else the rows fill the cache.
+        bounded: whether `lengths`, and `left_pad` where it says something, are passed; else the rows fill the cache.
         padding: columns behind the longest prompt.
         num_splits: argument of that name.
     """
@@ -60,7 +60,8 @@ def _case(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Argumen
     arguments: Arguments = {"query": normal(rows, num_heads, head_dim), "key_cache": key, "value_cache": value}
     if size.bounded:
         arguments["lengths"] = index([stop for _, stop in size.rows])
-        arguments["left_pad"] = index([first for first, _ in size.rows])
+        if any(first for first, _ in size.rows):
+            arguments["left_pad"] = index([first for first, _ in size.rows])
     if size.prompts:
         spans = [(0, length) for length in size.prompts]
         prompt_key, prompt_value = cache(spans, max(size.prompts) + size.padding)
@@ -149,10 +150,12 @@ def _last_unwritten(**kwargs: Any) -> Tensor:
     return torch.cat([out.flatten()[:-1], out.flatten()[-1:] * float("nan")]).view_as(out)
 
 
-def _group(count: int, prompts: int, own: int, heads: tuple[int, int, int], length: int = 1024) -> Size:
-    """Return `count` rows, equally many for each of `prompts` prompts, in order."""
+def _group(
+    count: int, prompts: int, own: int, heads: tuple[int, int, int], length: int = 1024, room: int = 0
+) -> Size:
+    """Return `count` rows, equally many for each of `prompts` prompts, in order; all caches have `room` behind them."""
     owners = [row * prompts // count for row in range(count)]
-    return Size([(0, own)] * count, own, heads, [length] * prompts, owners, bounded=False, padding=0)
+    return Size([(0, own)] * count, own + room, heads, [length] * prompts, owners, bounded=room > 0, padding=room)
 
 
 GQA_8B = (32, 8, 128)
@@ -194,6 +197,7 @@ SPECS = (
         op=torch.ops.medmo_kernels.decode_attention.default,
         op_arguments=_op_arguments,
         kernel_sizes={
+            "plain, room behind the tokens, one part": Size([(0, 70), (0, 3), (0, 0)], 130, (4, 2, 64)),
             "plain, three parts": Size([(0, 130), (70, 200), (3, 3)], 200, (4, 2, 64), num_splits=3),
             "prompts of 130, 0, 65 and 9, one unread, two parts": Size(
                 [(0, 0), (0, 2), (2, 3), (0, 1), (0, 3), (1, 2), (0, 3)], 3, (6, 2, 16), [130, 0, 65, 9],
@@ -212,6 +216,9 @@ SPECS = (
             sizes={
                 "8B, 1 row x 4096, plain": (Size([(0, 4096)], 4096, GQA_8B, bounded=False), torch.bfloat16),
                 "8B, 4 rows, left padding": (Size([(9, 999)] * 4, 1024, GQA_8B), torch.bfloat16),
+                "8B, 8 rows, room for 4,096": (Size([(0, 700)] * 8, 4096, GQA_8B), torch.bfloat16),
+                "8B, 8 rows, room for 128, one part": (Size([(0, 70)] * 8, 128, GQA_8B), torch.bfloat16),
+                "8B, 8 prompts, 8 rows each, room": (_group(64, 8, 64, GQA_8B, room=192), torch.bfloat16),
                 "8B, 8 prompts, 1 row each": (_group(8, 8, 64, GQA_8B), torch.bfloat16),
                 "8B, 8 prompts, 8 rows each": (_group(64, 8, 64, GQA_8B), torch.bfloat16),
                 "8B, 8 prompts, 50 rows": (_group(50, 8, 64, GQA_8B), torch.bfloat16),
@@ -228,6 +235,7 @@ SPECS = (
                 "1 row x 4,096, plain": Size([(0, 4096)], 4096, GQA_8B, bounded=False),
                 "8 rows x 4,096, plain": Size([(0, 4096)] * 8, 4096, GQA_8B, bounded=False),
                 "1 prompt x 8 rows, 1,600 + 200": _group(8, 1, 200, GQA_8B, length=1600),
+                "8 rows, 1,024 of room for 4,096": Size([(0, 1024)] * 8, 4096, GQA_8B),
                 "64 rows, 512 to 4,096, padded": Size(
                     [(64 * (row % 4), 512 + 56 * row) for row in range(64)], 4096, GQA_8B
                 ),
@@ -236,6 +244,7 @@ SPECS = (
                 "1 row x 512, plain": Size([(0, 512)], 512, GQA_8B, bounded=False),
                 "8 rows x 512, plain": Size([(0, 512)] * 8, 512, GQA_8B, bounded=False),
                 "1 prompt x 8 rows, 512 + 64": _group(8, 1, 64, GQA_8B, length=512),
+                "8 rows, 128 of room for 512": Size([(0, 128)] * 8, 512, GQA_8B),
             },
             num_bytes=_bytes,
             num_flops=_flops,

@@ -1,4 +1,4 @@
-"""Launcher of the two kernels of decode_attention: how many parts, which tiles."""
+"""Launcher of the kernels of decode_attention: how many parts, which tiles."""
 
 # The options of a launch are no parameters of the kernel.
 # pyright: reportCallIssue=false, reportArgumentType=false
@@ -45,7 +45,10 @@ class SplitPlan(NamedTuple):
 
 @on_device_of_tensors
 def decode_attention_triton(call: Call, scale: float, num_splits: int | None, max_splits: int) -> Tensor:
-    """Launch both kernels.
+    """Launch the kernel of the parts and, where there are several, the one that joins them.
+
+    Grids, buffers and the number of parts follow from shapes alone, so that a CUDA graph of a call serves every token
+    that the caches have room for.
 
     Args:
         call: tensors, checked by `decode_attention`.
@@ -64,9 +67,11 @@ def decode_attention_triton(call: Call, scale: float, num_splits: int | None, ma
         return torch.zeros_like(query, memory_format=torch.contiguous_format)
     plan = _plan(call, columns, prompt_columns, num_splits, max_splits)
     splits = plan.prompt_splits + plan.own_splits
-    part_out = query.new_empty(rows, num_heads, splits, head_dim, dtype=torch.float32)
-    part_lse = query.new_empty(rows, num_heads, splits, dtype=torch.float32)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    part_out, part_lse = out, None
+    if splits > 1:
+        part_out = query.new_empty(rows, num_heads, splits, head_dim, dtype=torch.float32)
+        part_lse = query.new_empty(rows, num_heads, splits, dtype=torch.float32)
     flags = {
         "HAS_PROMPT": prompt_columns > 0,
         "HAS_PROMPT_LENGTHS": prompt_lengths is not None,
@@ -82,10 +87,11 @@ def decode_attention_triton(call: Call, scale: float, num_splits: int | None, ma
         *query.stride()[:2], *(stride for cache in caches for stride in cache.stride()[:3]),
         **plan.constants, **flags, **plan.config.blocks, **plan.config.options,
     )  # fmt: skip
-    kernels.decode_join_kernel[(rows * num_heads,)](
-        part_out, part_lse, out, splits, HEAD_DIM=head_dim, BLOCK_D=plan.constants["BLOCK_D"], BLOCK_S=2 * max_splits,
-        **tuned(ROOM, "join", query).options,
-    )  # fmt: skip
+    if part_lse is not None:
+        kernels.decode_join_kernel[(rows * num_heads,)](
+            part_out, part_lse, out, splits, HEAD_DIM=head_dim, BLOCK_D=plan.constants["BLOCK_D"],
+            BLOCK_S=2 * max_splits, **tuned(ROOM, "join", query).options,
+        )  # fmt: skip
     return out
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import back_ends
 from ..back_ends import Choice
 from ..transforms import as_autocast, is_autocast, refuse_transforms
-from .plain import to_own, to_prompts_and_own
+from .plain import as_far_as_filled, to_own, to_prompts_and_own
 from .reference import Call, decode_attention_reference
 
 OP = "decode_attention"
@@ -51,12 +51,17 @@ def decode_attention(
     neighbouring rows of it. Without prompts this is attention to a plain contiguous cache. For inference: no gradients.
 
     Shapes: B rows, H query heads, K key/value heads (H a multiple of K), D head width, S columns of the cache,
-        n prompts of at most P tokens. All tensors may be views whose last axis is contiguous: a cache is passed as far
-        as it is filled, `keys[:, :, :stop]`, which also bounds the work.
+        n prompts of at most P tokens. All tensors may be views whose last axis is contiguous.
+    One call for all tokens: pass caches whole, with room for S tokens, and say in `lengths` how far they are filled;
+        `left_pad`, `prompt_lengths` and `prompt_of` may change likewise. No shape, grid or buffer depends on them and
+        no host reads them on CUDA, so a CUDA graph that holds the call serves every token until the caches are full.
+        Work follows `lengths`, not S. The number of parts is fixed by B, S, P and n: by the sizes that a graph has.
     Numerics: scores, softmax and sums in fp32 (float64 for float64). A row without any token gives 0. What a cache
         holds outside a row's tokens is never used, be it NaN. Deterministic: no atomics, partial results are added in
-        a fixed order. The number of parts follows from the shapes; with `num_splits` given, a row's result does not
-        depend on how many rows are beside it, but for the rounding of differently shaped matrix instructions.
+        a fixed order. Bit for bit, on CUDA what a row gives does not depend on the contents, lengths or prompts of the
+        rows beside it; nor, with `num_splits` given, on S (a cache passed whole equals its filled columns,
+        `keys[:, :, :stop]`) or, without prompts, on how many rows are beside it. On the CPU it does not depend on S
+        behind the longest row. What else changes with B, n or S changes the rounding alone.
 
     Args:
         query: (B, H, D).
@@ -172,18 +177,19 @@ _library.define(
 def _decode_attention(*arguments: Any) -> Tensor:
     *tensors, scale, num_splits = arguments
     call = Call(*tensors)
-    query, key_cache, value_cache, lengths, left_pad, prompt_key, prompt_value, prompt_lengths, prompt_of = call
+    query, key_cache, value_cache, lengths, left_pad, prompt_key, _, _, prompt_of = call
     if prompt_of is not None and prompt_key is not None and prompt_of.device.type == "cpu":
         check_owners(tuple(prompt_of.tolist()), prompt_key.shape[0])
     is_full, has_prompts = lengths is None and left_pad is None and key_cache.shape[2] > 0, prompt_key is not None
     shape = shape_class(query.shape[0], is_full, has_prompts)
     backend = back_ends.choose(OP, shape, query.device, query.dtype).backend
     if backend == "torch" and query.device.type == "cpu":
+        call = as_far_as_filled(call)
         out = to_prompts_and_own(call, scale) if has_prompts else to_own(*call[:5], scale)
         # Dense products multiply what a mask hides by 0, which does not stop NaN; a sum finds NaN quickly. A row
         # without tokens is NaN too.
-        masked = left_pad is not None or lengths is not None or prompt_lengths is not None
-        if not (masked or key_cache.shape[2] == 0) or not isnan(out.sum().item()):
+        masked = call.left_pad is not None or call.lengths is not None or call.prompt_lengths is not None
+        if not (masked or call.key_cache.shape[2] == 0) or not isnan(out.sum().item()):
             return out
     elif _fits_kernel(query, key_cache) and backend == "triton":
         from .launch import decode_attention_triton
@@ -193,10 +199,7 @@ def _decode_attention(*arguments: Any) -> Tensor:
         if not is_full or has_prompts:
             raise NotImplementedError("decode_attention by sdpa: it takes full caches without prompts")
         return to_own(query, key_cache, value_cache, None, None, scale)
-    return decode_attention_reference(
-        *call[:4], left_pad=left_pad, prompt_key=prompt_key, prompt_value=prompt_value, prompt_lengths=prompt_lengths,
-        prompt_of=prompt_of, scale=scale,
-    )  # fmt: skip
+    return decode_attention_reference(**call._asdict(), scale=scale)
 
 
 def _fits_kernel(query: Tensor, key_cache: Tensor) -> bool:

@@ -11,6 +11,30 @@ from torch import Tensor
 from .reference import Call
 
 
+def as_far_as_filled(call: Call) -> Call:
+    """Cut caches behind the longest of their rows, so that columns with nothing in them cost nothing.
+
+    What is left is what a caller could have passed: the results are equal bit for bit.
+    """
+    key, value, lengths = _filled(call.key_cache, call.value_cache, call.lengths)
+    call = call._replace(key_cache=key, value_cache=value, lengths=lengths)
+    if call.prompt_key is None or call.prompt_value is None:
+        return call
+    key, value, lengths = _filled(call.prompt_key, call.prompt_value, call.prompt_lengths)
+    return call._replace(prompt_key=key, prompt_value=value, prompt_lengths=lengths)
+
+
+def _filled(key: Tensor, value: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return a cache as far as its longest row reaches, and lengths unless all rows reach so far."""
+    if lengths is None:
+        return key, value, None
+    stops = lengths.tolist()
+    longest = min(max(stops, default=0), key.shape[2])
+    is_full = longest > 0 and min(stops) >= longest
+    longest = max(longest, 0)
+    return key[:, :, :longest], value[:, :, :longest], None if is_full else lengths
+
+
 def to_own(
     query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, left_pad: Tensor | None, scale: float
 ) -> Tensor:

@@ -2,7 +2,13 @@
 
 The first cuts every row's tokens into parts and gives one program to each (tile of rows, key/value head, part): it
 leaves the part's own softmax average and the base-2 logarithm of its denominator. The second weighs the parts, in
-order. Two kinds of programs share the first launch:
+order. Where there is one part, its average is the result: the first launch writes it, and there is no second.
+
+How many parts there are follows from shapes; which tokens a part has follows from that number and from where the row's
+tokens begin and end, which the device alone knows. So a launch is the same for every token that a cache has room for, a
+part may be empty, and no bit of a row's result depends on how far behind its tokens the cache reaches.
+
+Two kinds of programs share the first launch:
 
 - a prompt program has up to 16 rows (fewer where the batch has few rows per prompt). Their G query heads make the M
   rows of its matrix products, and it walks the prompts that its rows belong to, one after the other, with a fresh
@@ -56,19 +62,21 @@ def _span(
 
 @triton.jit
 def _keep(part_out, part_lse, place, live, acc, top, total, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Store the rows of one part; a part without tokens is 0 with a logarithm of -inf."""
+    """Store the rows of one part; a part without tokens is 0 with a logarithm of -inf. One part needs no logarithm."""
     dims = tl.arange(0, BLOCK_D)
     divisor = tl.where(total > 0, total, 1.0)
     divisor = tl.where(total != total, total, divisor)  # NaN stays NaN
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
-    tl.store(part_out + place[:, None] * HEAD_DIM + dims[None, :], acc / divisor[:, None], mask=mask)
-    tl.store(part_lse + place, top + tl.log2(divisor), mask=live)
+    mean = (acc / divisor[:, None]).to(part_out.dtype.element_ty)
+    tl.store(part_out + place[:, None] * HEAD_DIM + dims[None, :], mean, mask=mask)
+    if part_lse is not None:
+        tl.store(part_lse + place, top + tl.log2(divisor), mask=live)
 
 
 @triton.jit
 def _prompt_part(
-    query, key, value, prompt_lengths, prompt_of, part_out, part_lse, tile, split, splits, all_splits, scale, rows,
-    num_prompts, columns, q_row, q_head, k_row, k_column, v_row, v_column, part_row,
+    query, key, value, prompt_lengths, prompt_of, part_out, part_lse, first_place, tile, split, splits, all_splits,
+    scale, rows, num_prompts, columns, q_row, q_head, k_row, k_column, v_row, v_column, part_row,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +88,7 @@ def _prompt_part(
     far_row = row.to(tl.int64)
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
     q = tl.load(query + (far_row * q_row + member * q_head)[:, None] + dims[None, :], mask=mask, other=0.0)  # [M, D]
-    place = far_row * part_row + member * all_splits + split
+    place = first_place + far_row * part_row + member * all_splits + split
     owner = tl.load(prompt_of + row, mask=live, other=0)
     # A number that no prompt has becomes that of an empty one behind the last: nothing outside the prompts is read.
     owner = tl.where((owner >= 0) & (owner < num_prompts), owner, num_prompts)
@@ -103,8 +111,8 @@ def _prompt_part(
 
 @triton.jit
 def _own_part(
-    query, key, value, lengths, left_pad, part_out, part_lse, row, split, splits, scale, columns,
-    q_head, k_column, v_column, part_split, all_splits,
+    query, key, value, lengths, left_pad, part_out, part_lse, first_place, row, split, splits, scale, columns,
+    q_head, k_column, v_column, all_splits,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_LEFT_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +132,7 @@ def _own_part(
         q, key, value, start, tl.minimum(start + chunk, end), k_column, v_column, scale,
         BLOCK_M, BLOCK_N, BLOCK_D, HEAD_DIM, PRECISION,
     )  # fmt: skip
-    _keep(part_out, part_lse, index * all_splits + part_split, live, acc, top, total, BLOCK_D, HEAD_DIM)
+    _keep(part_out, part_lse, first_place + index * all_splits, live, acc, top, total, BLOCK_D, HEAD_DIM)
 
 
 @triton.jit(
@@ -141,19 +149,22 @@ def decode_parts_kernel(
     BLOCK_N: tl.constexpr, HAS_PROMPT: tl.constexpr, HAS_PROMPT_LENGTHS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     HAS_LEFT_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to one part of the tokens of a tile of rows, for one key/value head."""
+    """Attend to one part of the tokens of a tile of rows, for one key/value head.
+
+    `part_out` is the result, and there is no `part_lse`, where a row has one part in all.
+    """
     program, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     all_splits = prompt_splits + own_splits
     part_row = tl.num_programs(1) * GROUP * all_splits  # parts of one row
     query += head * GROUP * q_head
-    part_out += head * GROUP * all_splits * HEAD_DIM
-    part_lse += head * GROUP * all_splits
+    first_place = head * GROUP * all_splits
     if program < prompt_programs:
         if HAS_PROMPT:
             _prompt_part(
                 query, prompt_key + head * pk_head, prompt_value + head * pv_head, prompt_lengths, prompt_of,
-                part_out, part_lse, program // prompt_splits, program % prompt_splits, prompt_splits, all_splits,
-                scale, rows, num_prompts, prompt_columns, q_row, q_head, pk_row, pk_column, pv_row, pv_column, part_row,
+                part_out, part_lse, first_place, program // prompt_splits, program % prompt_splits, prompt_splits,
+                all_splits, scale, rows, num_prompts, prompt_columns, q_row, q_head, pk_row, pk_column, pv_row,
+                pv_column, part_row,
                 GROUP, HEAD_DIM, BLOCK_D, PROMPT_M, BLOCK_N, HAS_PROMPT_LENGTHS, PRECISION,
             )  # fmt: skip
     else:
@@ -161,8 +172,8 @@ def decode_parts_kernel(
         far = row.to(tl.int64)
         _own_part(
             query + far * q_row, key + head * k_head + far * k_row, value + head * v_head + far * v_row,
-            lengths, left_pad, part_out + far * part_row * HEAD_DIM, part_lse + far * part_row,
-            row, split, own_splits, scale, columns, q_head, k_column, v_column, prompt_splits + split, all_splits,
+            lengths, left_pad, part_out, part_lse, first_place + far * part_row + prompt_splits + split,
+            row, split, own_splits, scale, columns, q_head, k_column, v_column, all_splits,
             GROUP, HEAD_DIM, BLOCK_D, OWN_M, BLOCK_N, HAS_LENGTHS, HAS_LEFT_PAD, PRECISION,
         )  # fmt: skip
 
