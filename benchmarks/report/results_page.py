@@ -19,7 +19,7 @@ from medmo_core.notice import PAGE_NOTICE
 from medmo_recipes.settings.run_config import STAGES
 
 from ..studies.box_rewards import FIGURES as REWARDS
-from ..studies.box_rewards import settings_of, stored_rounds
+from ..studies.box_rewards import brackets, settings_of, stored_rounds
 from . import page as suite_page
 from . import tables, targets
 from .page import Stored
@@ -59,7 +59,7 @@ def scores(run: Values) -> str:
     for metric, name in METRICS.items():
         values = [f"{stages[stage][metric]['value']:.3f}" for stage in COLUMNS]
         last = stages[COLUMNS[-1]][metric]
-        values[-1] = f"**{values[-1]}** [{last['low']:.3f}, {last['high']:.3f}]"
+        values[-1] = f"**{values[-1]}** {brackets(last)}"
         rows.append([name, *values, f"{last['baseline']:.3f}"])
     return tables.table(["held-out, fixed random crops", *COLUMNS, "baseline"], rows)
 
@@ -89,7 +89,7 @@ def seeds(rounds: Mapping[str, Values]) -> str:
     def gained(figures: Values) -> str:
         rows = figures["against"]["instruct"]
         return ", ".join(
-            f"{rows[key]['difference']:+.3f} [{rows[key]['low']:+.3f}, {rows[key]['high']:+.3f}] {name}"
+            f"{rows[key]['difference']:+.3f} {brackets(rows[key], '+.3f')} {name}"
             for key, name in (("iou", "IoU"), ("f1", "F1"), ("vqa", "VQA"))
         )
 
@@ -100,7 +100,7 @@ def seeds(rounds: Mapping[str, Values]) -> str:
     shipped = [figures for figures in rounds.values() if not figures["plan"]["settings"]][-1]
     others = "; ".join(f"{described(f)}: {gained(f)}" for f in rounds.values() if f is not shipped)
     beside = [figures["against"]["medmo_box"]["f1"] for figures in rounds.values()]
-    wins = sum(row["low"] > 0 for row in beside)
+    wins = sum(is_above_zero(row["low"]) for row in beside)
     return (
         "Reinforce at this size is noisy: its column is one run from that instruct checkpoint, with settings that were "
         f"chosen on these same questions. Over {len(shipped['plan']['seeds'])} seeds the same settings gave "
@@ -115,17 +115,28 @@ def reading(run: Values) -> str:
     """Say what the brackets mean, what the figures speak of, and where the model loses."""
     last = run["stages"]["reinforce"]
     full, reports = last["grounding_iou_full"], last["report_fact_f1"]
-    better = full["gain_low"] > 0
-    on_full = f"is {'better' if better else 'worse'} than the constant box" if better or full["gain_high"] < 0 else (
-        "is level with the constant box")  # fmt: skip
-    beaten = "beat" if reports["gain_low"] > 0 else "do not beat"
+    on_full = "is level with the constant box"
+    if is_above_zero(full["gain_low"]):
+        on_full = "is better than the constant box"
+    elif full["gain_high"] is not None and full["gain_high"] < 0:
+        on_full = "is worse than the constant box"
+    beaten = "beat" if is_above_zero(reports["gain_low"]) else "do not beat"
     return (
-        "Brackets are 95 % bootstrap intervals, resampled by slice; the held-out questions come from "
-        f"{last['grounding_iou']['num_scans']} scans (grounding) and {last['vqa_accuracy']['num_scans']} (VQA), and "
-        f"the figures speak of these scans only. {BASELINES} On **full slices**, which training hardly ever shows, "
-        f"grounding {on_full} ({full['value']:.3f} against {full['baseline']:.3f}): all of these slices are nearly one "
-        f"picture. Reports {beaten} the constant report at this size."
+        "Brackets are 95 % intervals over slices: the held-out questions are about "
+        f"{_slices(last['grounding_iou'])} (grounding) and {_slices(last['vqa_accuracy'])} (VQA), and the figures "
+        f"speak of these scans only. {BASELINES} On **full slices**, which training hardly ever shows, grounding "
+        f"{on_full} ({full['value']:.3f} against {full['baseline']:.3f}): all of these slices are nearly one picture. "
+        f"Reports {beaten} the constant report at this size."
     )
+
+
+def is_above_zero(low: float | None) -> bool:
+    """Say whether a gain is beyond noise, by the lower end of its interval."""
+    return low is not None and low > 0
+
+
+def _slices(score: Values) -> str:
+    return f"{score['num_images']} slices of {score['num_scans']} scans"
 
 
 def about(run: Values) -> str:
@@ -205,8 +216,8 @@ def readme_block(run: Values, shown: Sequence[Stored]) -> str:
     rows = []
     for metric in IN_README:
         last = run["stages"][COLUMNS[-1]][metric]
-        interval = f"[{last['low']:.3f}, {last['high']:.3f}]"
-        rows.append([METRICS[metric], f"**{last['value']:.3f}** {interval}", f"{last['baseline']:.3f}"])
+        value = f"**{last['value']:.3f}** {brackets(last)}"
+        rows.append([METRICS[metric], value, f"{last['baseline']:.3f}"])
     lines = [tables.table(["quickstart, held-out questions", "after three stages", "baseline"], rows), ""]
     for stored in shown:
         counts = {standing: len(found) for standing, found in tables.standings(stored.contests).items()}

@@ -31,11 +31,12 @@ from medmo_core.datasets.names import EMBEDDED_PREFIX, FORMER_PREFIX
 from medmo_core.durable import write_json, write_text
 from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
-from medmo_core.metrics import bootstrap_ci, paired_bootstrap
+from medmo_core.metrics import mean_interval, paired_interval
 from medmo_core.notice import PAGE_NOTICE
 from medmo_recipes import reinforce
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.ask import answer, answer_limit
+from medmo_recipes.evaluation.results import interval
 from medmo_recipes.evaluation.scores import image_key, score_answers
 from medmo_recipes.reinforcement.advantages import combine, group_advantages
 from medmo_recipes.reinforcement.engine import InPlaceEngine
@@ -230,7 +231,7 @@ def pool_seeds(plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> di
         return [statistics.fmean(values) for values in zip(*runs, strict=True)]
 
     def described(values: Sequence[float], key: str) -> dict[str, Any]:
-        low, high = bootstrap_ci(values, images[key])
+        low, high = mean_interval(values, images[key]) or (None, None)
         return {"mean": statistics.fmean(values), "low": low, "high": high}
 
     arms: dict[str, Any] = {START: {key: described(start[key], key) for key in METRICS}}
@@ -248,7 +249,7 @@ def pool_seeds(plan: StudyPlan, measured: Mapping[str, Mapping[str, Any]]) -> di
         for key in METRICS:
             theirs = list(start[key]) if other == START else over_seeds(other, key)
             own = over_seeds(ours, key)
-            low, high = paired_bootstrap(own, theirs, images[key])
+            low, high = paired_interval(own, theirs, images[key]) or (None, None)
             difference = statistics.fmean(own) - statistics.fmean(theirs)
             against[other][key] = {"difference": difference, "low": low, "high": high}
     counts = {key: {"questions": len(start[key]), "images": len(set(images[key]))} for key in METRICS}
@@ -267,8 +268,9 @@ def page(rounds: Mapping[str, Mapping[str, Any]]) -> str:
         "Each round was planned in a file of `benchmarks/studies/box_reward_rounds/` and committed before its "
         "runs; all are here. Every arm of a round starts from the same instruct checkpoint. Primary: F1 at IoU "
         "0.5, mean over seeds, paired by question. Answers are greedy, about held-out scans under fixed random "
-        "crops. Brackets: 95 % bootstrap intervals, over images, of the mean over seeds; they speak of these few "
-        "scans only. Behind the bar: each seed.",
+        "crops. Brackets: 95 % intervals, over images, of the mean over seeds; they speak of these few scans only. "
+        "Those of rounds 1 to 3 are percentile bootstraps, which cover about 93 % with so few images. Behind the bar: "
+        "each seed.",
     ]
     for name, figures in rounds.items():
         lines += ["", f"## {name.replace('_', ' ').capitalize()}", "", *_round(figures)]
@@ -308,7 +310,7 @@ def _round(figures: Mapping[str, Any]) -> list[str]:
         "|---|" + "---|" * len(METRICS),
     ]
     for other, rows in figures["against"].items():
-        cells = [f"{rows[k]['difference']:+.3f} [{rows[k]['low']:+.3f}, {rows[k]['high']:+.3f}]" for k in METRICS]
+        cells = [f"{rows[k]['difference']:+.3f} {brackets(rows[k], '+.3f')}" for k in METRICS]
         lines.append(f"| {other} | " + " | ".join(cells) + " |")
     cold = figures["arms"][START]["sampled"]
     lines += [
@@ -330,9 +332,14 @@ def _round(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def brackets(row: Mapping[str, Any], form: str = ".3f") -> str:
+    """Write the interval of a stored figure; nothing where it has none."""
+    return interval(row["low"], row["high"], form)
+
+
 def _cell(row: Mapping[str, Any]) -> str:
     seeds = " \\| " + " ".join(f"{value:.3f}" for value in row["seeds"]) if "seeds" in row else ""
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{seeds}"
+    return f"{row['mean']:.3f} {brackets(row)}{seeds}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Metrics of held-out evaluation. Each file's docstring states its protocol."""
 
-from .bootstrap import Interval, bootstrap_ci, paired_bootstrap
 from .facts import FactScore, fact_score, report_fact_f1
 from .grounding import GroundingScores, grounding_scores
+from .intervals import Interval, mean_interval, paired_interval
 from .retrieval import RetrievalScores, retrieval_ranks, retrieval_scores
 from .vqa import vqa_correct
 
@@ -11,10 +11,10 @@ __all__ = [
     "GroundingScores",
     "Interval",
     "RetrievalScores",
-    "bootstrap_ci",
     "fact_score",
     "grounding_scores",
-    "paired_bootstrap",
+    "mean_interval",
+    "paired_interval",
     "report_fact_f1",
     "retrieval_ranks",
     "retrieval_scores",

@@ -6,7 +6,7 @@
 
 Greedy answers are scored as VQA accuracy, box IoU and F1 at 0.5, and report fact F1; captions are ranked for each image
 (and images for each caption) by log-likelihood per token. Beside each stands its baseline, fitted on training data: the
-commonest answer per kind of question, the best constant box per label, chance. Brackets are 95 % bootstrap intervals
+commonest answer per kind of question, the best constant box per label, chance. Brackets are 95 % intervals
 over images, and so speak of these scans only. The embedded images are scored under fixed random crops (the bar) and
 whole (`_full`), pairs of them (`embedded:pair`) when asked for. In `_shuffled` each question comes with another image:
 what is left there was not seen.
@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-new-tokens", type=int, help="longest answer (default: half as long again as the longest true one)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of crops, shuffling and bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of crops and shuffling (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on CUDA, else float32")
     return parser

@@ -36,7 +36,7 @@ class Asking:
     Attributes:
         batch_size: answers decoded together, or documents per pass.
         max_new_tokens: longest answer; None: half as long again as the longest true one.
-        seed: seed of everything that is drawn: crops, shuffling, bootstrap.
+        seed: seed of everything that is drawn: crops, shuffling.
         on_progress: function that hears how far the evaluation is.
 
     Raises:

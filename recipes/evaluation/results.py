@@ -1,7 +1,6 @@
 """Results of an evaluation: scores with every answer behind them, as a table, as files, and compared in pairs."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import Any
 from medmo_core.data.records.sample import Sample
 from medmo_core.durable import replacing, write_text
 from medmo_core.errors import InputError
-from medmo_core.metrics import paired_bootstrap
+from medmo_core.metrics import Interval, paired_interval
+from medmo_core.metrics.intervals import MIN_GROUPS
 from medmo_core.notice import RESEARCH_ONLY
 
 from .scores import Prediction, Score
@@ -45,12 +45,12 @@ class Evaluation:
 
 
 def paired_gain(
-    after: Sequence[Prediction], before: Sequence[Prediction], metric: str, *, seed: int = 0
-) -> tuple[float, float, float]:
+    after: Sequence[Prediction], before: Sequence[Prediction], metric: str
+) -> tuple[float, Interval | None]:
     """Compare two checkpoints on the same samples.
 
     Returns:
-        Mean difference and its 95 % interval, resampled by image.
+        Mean difference and its 95 % interval over images, None where they are too few.
 
     Raises:
         InputError: the predictions are not about the same samples in the same order.
@@ -58,8 +58,8 @@ def paired_gain(
     if [p.sample_id for p in after] != [p.sample_id for p in before]:
         raise InputError("two evaluations can be paired only when both answered the same samples in the same order")
     values, others = ([p.scores[metric] for p in predictions] for predictions in (after, before))
-    low, high = paired_bootstrap(values, others, groups=[p.image for p in after], seed=seed)
-    return (sum(values) - sum(others)) / len(values), low, high
+    ends = paired_interval(values, others, [p.image for p in after])
+    return (sum(values) - sum(others)) / len(values), ends
 
 
 def format_table(metrics: Mapping[str, Score]) -> str:
@@ -79,10 +79,14 @@ def counted(number: int, name: str) -> str:
     return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
+def told(ends: Interval | None, form: str = ".3f") -> str:
+    """Write an interval in a sentence, or why there is none."""
+    return interval(*ends, form) if ends else f"(fewer than {MIN_GROUPS} images: no interval)"
+
+
 def interval(low: float | None, high: float | None, form: str = ".3f") -> str:
-    """Write an interval; nothing where there is none, as with a single image."""
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-    return f"[{low:{form}}, {high:{form}}]" if known else ""
+    """Write an interval; nothing where there is none, as with few images."""
+    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 
 FILES = ("metrics.json", "predictions.jsonl", "report.html")

@@ -1,6 +1,5 @@
 """Retrieval of captions for images and of images for captions, by log-likelihood."""
 
-import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -8,7 +7,7 @@ from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
-from medmo_core.metrics import bootstrap_ci, retrieval_ranks
+from medmo_core.metrics import mean_interval, retrieval_ranks
 from medmo_core.models.medmo import MedMO
 
 from .ask import DEFAULT_ASKING, Asking, caption_scores
@@ -39,7 +38,7 @@ def evaluate_retrieval(
         processor: processor of the model's checkpoint.
         samples: N pairs with distinct captions.
         suffix: ending of the names.
-        asking: batch size and seed of the bootstrap.
+        asking: batch size.
 
     Returns:
         `retrieval_recall1` and `retrieval_median_rank` (a caption per image), `retrieval_image_recall1` and
@@ -62,7 +61,7 @@ def evaluate_retrieval(
     result = Evaluation()
     for name, table in (("retrieval", scores), ("retrieval_image", scores.T)):
         ranks = [int(rank) for rank in retrieval_ranks(table, truth)]
-        for metric, score in _rank_scores(ranks, samples, asking.seed).items():
+        for metric, score in _rank_scores(ranks, samples).items():
             result.metrics[f"{name}_{metric}{suffix}"] = score
     result.samples[key] = list(samples)
     result.predictions[key] = [
@@ -84,7 +83,7 @@ def evaluate_retrieval(
     return result
 
 
-def _rank_scores(ranks: Sequence[int], samples: Sequence[Sample], seed: int) -> dict[str, Score]:
+def _rank_scores(ranks: Sequence[int], samples: Sequence[Sample]) -> dict[str, Score]:
     """Summarise ranks (1 = first): recall@1 and median rank, each beside chance."""
     images = [image_key(sample, crop=False) for sample in samples]
     counts = {
@@ -93,12 +92,16 @@ def _rank_scores(ranks: Sequence[int], samples: Sequence[Sample], seed: int) -> 
         "num_scans": len({sample.group or image for sample, image in zip(samples, images, strict=True)}),
     }
     hits = [float(rank == 1) for rank in ranks]
-    low, high = bootstrap_ci(hits, groups=images, seed=seed)
+    low, high = mean_interval(hits, images) or (None, None)
     chance, value = 1.0 / len(ranks), sum(hits) / len(hits)
-    gain = {"gain": value - chance, "gain_low": low - chance, "gain_high": high - chance}
+    gain = {
+        "gain": value - chance,
+        "gain_low": None if low is None else low - chance,
+        "gain_high": None if high is None else high - chance,
+    }
     middle = float(median(ranks))
     return {
         "recall1": Score(value=value, low=low, high=high, baseline=chance, **gain, **counts),
         # A median over so few ranks has no interval worth printing.
-        "median_rank": Score(value=middle, low=math.nan, high=math.nan, baseline=(len(ranks) + 1) / 2, **counts),
+        "median_rank": Score(value=middle, low=None, high=None, baseline=(len(ranks) + 1) / 2, **counts),
     }

@@ -1,7 +1,7 @@
 """Ask a model, score what it says, and say how sure the score is.
 
 Answers are decoded greedily in packed batches. Every answer keeps its own scores, so that two checkpoints, or a
-checkpoint and a baseline, are compared answer by answer. Intervals resample images, since questions about one image are
+checkpoint and a baseline, are compared answer by answer. Intervals are over images, since questions about one image are
 not independent; they speak of these scans only, however many images there are.
 
 Shapes: N pairs of an image and its caption.
@@ -16,7 +16,7 @@ from medmo_core.data.records.sample import Sample
 from medmo_core.data.records.store import store_of
 from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
-from medmo_core.metrics import bootstrap_ci, grounding_scores, paired_bootstrap, report_fact_f1, vqa_correct
+from medmo_core.metrics import grounding_scores, mean_interval, paired_interval, report_fact_f1, vqa_correct
 
 from .baselines import FittedBaselines
 
@@ -45,7 +45,7 @@ class Prediction:
         box_images: index of each box's image; empty where the sample has one image.
         truth_px: the true boxes.
         truth_images: index of the image of each true box; empty where the sample has one image.
-        image: key of the image, by which intervals resample; never written to a file.
+        image: key of the image, the group of its questions in an interval; never written to a file.
         scan: key of the patient or volume; never written to a file.
     """
 
@@ -75,7 +75,7 @@ class Score:
 
     Attributes:
         value: mean.
-        low: lower end of the interval; NaN where there is none to give (one image only, a median rank).
+        low: lower end of the interval; None where there is none to give (too few images, a median rank).
         high: upper end.
         n: answers.
         num_images: images they are about.
@@ -87,8 +87,8 @@ class Score:
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     num_images: int
     num_scans: int
@@ -98,12 +98,12 @@ class Score:
     gain_high: float | None = None
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return plain values; an interval that cannot be given is None."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
+        """Return plain values."""
+        return asdict(self)
 
 
 def image_key(sample: Sample, *, crop: bool) -> str:
-    """Name a sample's images: questions about one image go together when intervals resample."""
+    """Name a sample's images: questions about one image are one group of an interval."""
     parts = [(i.path, i.frame, i.slice_index, i.plane, i.crop if crop else None) for i in sample.images]
     return f"{store_of(sample.root) or ''}{parts}"
 
@@ -220,17 +220,16 @@ def _baseline_scores(samples: Sequence[Sample], baselines: FittedBaselines | Non
     return results
 
 
-def mean_score(predictions: Sequence[Prediction], metric: str, *, seed: int = 0) -> Score:
-    """Average one metric, with a bootstrap interval over images.
+def mean_score(predictions: Sequence[Prediction], metric: str) -> Score:
+    """Average one metric, with an interval over images.
 
     Args:
         predictions: all of one task.
         metric: one of the task's.
-        seed: seed of the bootstrap.
     """
     values = [p.scores[metric] for p in predictions]
     images = [p.image for p in predictions]
-    low, high = bootstrap_ci(values, groups=images, seed=seed)
+    low, high = mean_interval(values, images) or (None, None)
     score = Score(
         value=sum(values) / len(values),
         low=low,
@@ -243,6 +242,6 @@ def mean_score(predictions: Sequence[Prediction], metric: str, *, seed: int = 0)
     if not any(p.baseline for p in predictions):
         return score
     others = [p.baseline.get(metric, 0.0) for p in predictions]
-    gain_low, gain_high = paired_bootstrap(values, others, groups=images, seed=seed)
+    gain_low, gain_high = paired_interval(values, others, images) or (None, None)
     baseline = sum(others) / len(others)
     return replace(score, baseline=baseline, gain=score.value - baseline, gain_low=gain_low, gain_high=gain_high)

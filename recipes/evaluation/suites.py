@@ -68,7 +68,7 @@ def evaluate(
             predictions = score_answers(chosen, texts, processor.text, baselines)
             result.predictions[key], result.samples[key] = predictions, questions
             for metric in METRICS[task]:
-                result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric, seed=asking.seed)
+                result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric)
     return result
 
 

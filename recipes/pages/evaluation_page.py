@@ -11,6 +11,7 @@ from medmo_core.data.images.load import load_image
 from medmo_core.data.images.overlay import overlay_boxes
 from medmo_core.data.records.sample import Sample
 from medmo_core.durable import write_text
+from medmo_core.metrics.intervals import MIN_GROUPS
 
 from ..evaluation.results import FILES, Evaluation, counted, interval
 from ..evaluation.scores import Prediction, Score
@@ -47,7 +48,7 @@ def write_page(folder: Path, result: Evaluation, provenance: Mapping[str, Any]) 
 
 
 def metric_table(result: Evaluation) -> Table:
-    """Tabulate every metric with its interval, the groups that the interval resamples, and its baseline."""
+    """Tabulate every metric with its interval, the groups that the interval is over, and its baseline."""
     rows = [
         [
             Cell(name),
@@ -59,10 +60,10 @@ def metric_table(result: Evaluation) -> Table:
         for name, score in result.metrics.items()
     ]
     note = (
-        "In brackets: 95 % bootstrap intervals, for which images are drawn with all their questions. They speak of "
-        "these scans only, however many images there are. No interval: one image, or a median rank."
+        "In brackets: 95 % intervals over images, whose questions go together. They speak of these scans only, however "
+        f"many images there are. No interval: fewer than {MIN_GROUPS} images, too few for one, or a median rank."
     )
-    return Table("Scores", note, ["metric", "value", "resampled", "baseline", "gain over it, paired"], rows)
+    return Table("Scores", note, ["metric", "value", "over", "baseline", "gain over it, paired"], rows)
 
 
 def _groups(score: Score) -> str:

@@ -7,9 +7,9 @@ from statistics import fmean
 
 from PIL import Image
 
-from medmo_core.metrics import paired_bootstrap
+from medmo_core.metrics import Interval, paired_interval
 
-from ..evaluation.results import Evaluation, counted, format_table, interval, paired_gain
+from ..evaluation.results import Evaluation, counted, format_table, interval, paired_gain, told
 from ..evaluation.scores import Prediction, Score, image_key
 from ..reinforcement.sharpening import SampledRewards
 from ..settings.run_config import RunConfig
@@ -54,37 +54,38 @@ def verdicts(outcome: "Outcome") -> list[Verdict]:
 
 
 def _beats_baseline(claim: str, score: Score) -> Verdict:
-    if score.gain is None or score.gain_low is None or score.gain_high is None:
+    if score.gain is None:
         return Verdict(claim, f"{score.value:.3f}, no baseline", False)
-    gain = f"{score.gain:+.3f} {interval(score.gain_low, score.gain_high, '+.3f')}"
-    measured = f"{score.value:.3f} against {score.baseline:.3f}: {gain}, {score.n} questions, {_these_scans(score)}"
-    return Verdict(claim, measured, score.gain_low > 0)
+    gain = f"{score.gain:+.3f} {told(_ends(score.gain_low, score.gain_high), '+.3f')}"
+    measured = f"{score.value:.3f} against {score.baseline:.3f}: {gain}, {_questions(score)}, {_these_scans(score)}"
+    return Verdict(claim, measured, score.gain_low is not None and score.gain_low > 0)
 
 
 def _control(result: Evaluation) -> Verdict:
     """Judge whether grounding needs the picture: it must fall without it, and no further score than a constant box."""
     shuffled, constant = result.metrics["grounding_iou_shuffled"], result.metrics["grounding_iou"].baseline
     real, other = result.predictions["grounding"], result.predictions["grounding_shuffled"]
-    fall, low, high = paired_gain(real, other, "grounding_iou")
+    fall, ends = paired_gain(real, other, "grounding_iou")
     measured = (
-        f"{result.metrics['grounding_iou'].value:.3f} falls by {fall:.3f} {interval(low, high)} "
-        f"to {shuffled.value:.3f} {interval(shuffled.low, shuffled.high)}; "
+        f"{result.metrics['grounding_iou'].value:.3f} falls by {fall:.3f} {told(ends)} "
+        f"to {shuffled.value:.3f} {told(_ends(shuffled.low, shuffled.high))}, {_questions(shuffled)}; "
         + ("no constant box" if constant is None else f"constant box {constant:.3f}")
     )
-    holds = low > 0 and constant is not None and shuffled.low <= constant
+    holds = _is_gain(ends) and constant is not None and shuffled.low is not None and shuffled.low <= constant
     return Verdict("With shuffled images, grounding falls to the constant box", measured, holds)
 
 
 def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -> Verdict:
-    gain, low, high = paired_gain(after, before, "grounding_iou")
-    measured = f"{gain:+.4f} {interval(low, high, '+.4f')}, {len(before)} questions, paired, resampled by slice"
-    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, low > 0)
+    gain, ends = paired_gain(after, before, "grounding_iou")
+    slices = len({p.image for p in before})
+    measured = f"{gain:+.4f} {told(ends, '+.4f')}, {len(before)} questions about {slices} slices, paired"
+    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, _is_gain(ends))
 
 
 def _sharpening(outcome: "Outcome") -> Verdict:
     """Compare the sampled reward after reinforce with what the instruct model gives for free by sampling colder.
 
-    Prompt by prompt, resampled by slice; the gain must be sure over every temperature, so that the best one does too.
+    Prompt by prompt, over slices; the gain must be sure over every temperature, so that the best one does too.
     """
     claim = "Sampled reward rises by more than colder sampling gives"
     before, after = outcome.sampled, outcome.sampled_after
@@ -92,19 +93,31 @@ def _sharpening(outcome: "Outcome") -> Verdict:
         return Verdict(claim, "not sampled", False)
     images = [image_key(sample, crop=False) for sample in before.samples]
     ((_, raised),) = after.rewards.items()
-    gains = {t: paired_bootstrap(raised, values, images) for t, values in before.rewards.items()}
-    sure = {t: low > 0 for t, (low, _) in gains.items()}
+    gains = {t: paired_interval(raised, values, images) for t, values in before.rewards.items()}
+    sure = {t: _is_gain(ends) for t, ends in gains.items()}
     less = "sharpening" if sure[max(sure)] else "no gain to be sure of"
     word = "more than sharpening" if all(sure.values()) else less
     means = before.means()
     best = max(means, key=lambda t: means[t])
-    gain = f"{fmean(raised) - means[best]:+.3f} {interval(*gains[best], '+.3f')}".strip()
+    gain = f"{fmean(raised) - means[best]:+.3f} {told(gains[best], '+.3f')}"
     by_temperature = ", ".join(f"T={t:g}: {mean:.3f}" for t, mean in means.items())
     measured = (
         f"reinforce at T=1: {fmean(raised):.3f}; instruct at {by_temperature}; over its best {gain}, "
-        f"{counted(len(raised), 'prompt')}, paired, resampled by slice: {word}"
+        f"{counted(len(raised), 'prompt')} about {counted(len(set(images)), 'slice')}, paired: {word}"
     )
     return Verdict(claim, measured, all(sure.values()))
+
+
+def _is_gain(ends: Interval | None) -> bool:
+    return ends is not None and ends.low > 0
+
+
+def _ends(low: float | None, high: float | None) -> Interval | None:
+    return None if low is None or high is None else Interval(low, high)
+
+
+def _questions(score: Score) -> str:
+    return f"{score.n} questions about {score.num_images} slices"
 
 
 def _these_scans(score: Score) -> str:
@@ -156,9 +169,9 @@ def score_table(outcome: "Outcome", suffix: str, title: str) -> Table:
             continue
         known = next(s for s in scores if s is not None)
         baseline = "" if known.baseline is None else f"{known.baseline:.3f}"
-        detail = f"n = {known.n}, {_these_scans(known)}"
+        detail = f"{_questions(known)}, {_these_scans(known)}"
         rows.append([Cell(name, detail), *(_score_cell(s) for s in scores), Cell(baseline)])
-    note = "95 % bootstrap intervals, resampled by slice. Baselines are fitted on training data."
+    note = "In brackets: 95 % intervals over slices. Baselines are fitted on training data."
     return Table(title, note, ["metric", *stages, "baseline"], rows)
 
 

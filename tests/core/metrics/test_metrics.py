@@ -5,7 +5,6 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 
 from medmo_core.boxes import Boxes
 from medmo_core.metrics import (
-    bootstrap_ci,
     grounding_scores,
-    paired_bootstrap,
     retrieval_ranks,
     retrieval_scores,
     vqa_correct,
@@ -162,61 +159,6 @@ def test_retrieval_figures() -> None:
         retrieval_ranks(scores, [0, 1, 2, 3])
     with pytest.raises(ValueError, match="no queries"):
         retrieval_scores(scores[:0], [])
-
-
-def test_the_interval_is_that_of_the_normal_law() -> None:
-    values = np.random.default_rng(0).normal(5, 2, 400)
-    low, high = bootstrap_ci(values.tolist(), n=4000)
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
-    assert bootstrap_ci(values.tolist(), n=4000) == (low, high), "the same seed, the same interval"
-    assert bootstrap_ci(values.tolist(), n=4000, seed=1) != (low, high)
-
-
-def test_groups_are_drawn_whole() -> None:
-    """Ten copies of one scan's value are one observation, not ten."""
-    means = np.random.default_rng(1).normal(0, 1, 30)
-    names = [f"scan {i}" for i in range(30) for _ in range(10)]
-    copies = np.repeat(means, 10).tolist()
-    assert bootstrap_ci(copies, names) == pytest.approx(bootstrap_ci(means.tolist()))
-    naive, clustered = bootstrap_ci(copies), bootstrap_ci(copies, names)
-    assert clustered.high - clustered.low > 2.5 * (naive.high - naive.low)
-
-
-def test_groups_of_unequal_size_weigh_by_their_samples() -> None:
-    """All draws of two groups, by hand: means 0, 2/3 and 1 with weights 1, 2, 1."""
-    low, high = bootstrap_ci([0.0, 1.0, 1.0], ["a", "b", "b"], n=4000)
-    assert (low, high) == (0.0, 1.0)
-
-
-def test_a_single_group_has_no_interval() -> None:
-    assert all(math.isnan(end) for end in bootstrap_ci([1.0, 2.0], ["one scan", "one scan"]))
-
-
-def test_pairing_removes_what_both_share() -> None:
-    generator = np.random.default_rng(2)
-    shared = generator.normal(0, 5, 60)
-    before, after = shared, shared + 0.2 + generator.normal(0, 0.1, 60)
-    low, high = paired_bootstrap(after.tolist(), before.tolist())
-    assert 0 < low < 0.2 < high + 0.05
-    back = paired_bootstrap(before.tolist(), after.tolist())
-    assert back == pytest.approx((-high, -low), abs=5e-3)
-
-
-@pytest.mark.parametrize(
-    ("values", "groups", "n", "message"),
-    [
-        ([], None, 10, "no values"),
-        ([1.0, math.nan], None, 10, "value 1 is not a finite number"),
-        ([1.0], ["a", "b"], 10, "1 values but 2 groups"),
-        ([1.0], None, 0, "n is 0"),
-    ],
-)
-def test_values_that_cannot_be_resampled_are_named(values: list[float], groups: Any, n: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        bootstrap_ci(values, groups, n)
-    with pytest.raises(ValueError, match="2 values against 1"):
-        paired_bootstrap([1.0, 2.0], [1.0])
 
 
 def test_a_right_candidate_that_was_not_offered_has_a_rank() -> None:

@@ -1,7 +1,7 @@
 """Evaluation: what a perfect, a blind and a silent model score, and what is written."""
 
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -62,8 +62,10 @@ def test_a_perfect_model_scores_one_and_a_silent_one_nothing(
     say(kit, monkeypatch, {})
     silent = evaluate(kit.model, kit.processor, asked, shuffled=())
     assert all(score.value == 0.0 for score in silent.metrics.values())
-    gain, low, high = paired_gain(perfect.predictions["vqa"], silent.predictions["vqa"], "vqa_accuracy")
-    assert (gain, low, high) == (1.0, 1.0, 1.0)
+    four = [result.predictions["vqa"] for result in (perfect, silent)]
+    assert paired_gain(*four, "vqa_accuracy") == (1.0, None), "too few images for an interval"
+    eight = [[replace(p, image=f"{p.image}{i}") for i in range(2) for p in predictions] for predictions in four]
+    assert paired_gain(*eight, "vqa_accuracy") == (1.0, (1.0, 1.0))
     with pytest.raises(ValueError, match="same samples in the same order"):
         paired_gain(perfect.predictions["vqa"], silent.predictions["vqa"][::-1], "vqa_accuracy")
 
@@ -124,18 +126,19 @@ def test_an_answer_without_boxes_is_not_the_answer_no_boxes(kit: Kit, samples: d
         score_answers(samples["retrieval"][:1], ["text"], kit.processor.text)
 
 
-def test_intervals_resample_images() -> None:
-    """Two images with ten equal answers each are two independent facts, not twenty."""
+def test_intervals_are_over_images() -> None:
+    """Six images with ten equal answers each are six independent facts, not sixty; fewer than five have none."""
 
     def prediction(image: str, value: float) -> Prediction:
         return Prediction("id", "vqa", "", "", "", {"vqa_accuracy": value}, image=image, scan="scan")
 
-    grouped = [prediction(image, value) for image, value in (("a", 1.0), ("b", 0.0)) for _ in range(10)]
+    grouped = [prediction(image, value) for image, value in zip("abcdef", (1, 0) * 3, strict=True) for _ in range(10)]
     score = mean_score(grouped, "vqa_accuracy")
-    assert (score.value, score.low, score.high) == (0.5, 0.0, 1.0)
-    assert (score.n, score.num_images, score.num_scans) == (20, 2, 1)
+    assert score.low is not None and score.high is not None
+    assert score.value == 0.5 and score.low < 0.15 and score.high > 0.85
+    assert (score.n, score.num_images, score.num_scans) == (60, 6, 1)
     alone = mean_score([prediction("a", 1.0)], "vqa_accuracy")
-    assert math.isnan(alone.low) and alone.to_json()["low"] is None
+    assert alone.low is None and alone.to_json()["low"] is None
     assert "nan" not in format_table({"vqa_accuracy": alone})
 
 

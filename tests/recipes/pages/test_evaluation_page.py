@@ -46,7 +46,7 @@ def test_the_page_shows_what_was_asked_and_refuses_to_be_overwritten(
 
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "Is a &lt;b&gt;square&lt;/b&gt; visible?" in html and "<b>" not in html
-    assert "2 images of 2 scans, 2 answers" in html and "images are drawn with all their questions" in html
+    assert "2 images of 2 scans, 2 answers" in html and "too few for one" in html
     for said in (provenance["weights_sha256"], "seed: 5", "own.jsonl", "Research use only"):
         assert said in html
     assert html.count("data:image/png;base64,") == 2 and "nan" not in re.sub(r"base64,[^\"]+", "", html)
