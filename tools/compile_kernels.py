@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -109,6 +110,34 @@ class PretendedDriver:
         return divmod(self.capability, 10)
 
 
+@contextmanager
+def on_pretended_device(capability: int, run: Callable[..., Any]) -> Iterator[None]:
+    """Let launchers believe in a device, and let `run` stand for what launches a kernel."""
+    plain_run = JITFunction.run
+    driver: Any = PretendedDriver()
+    driver.capability = capability
+    triton.runtime.driver.set_active(driver)
+    runtime.DEFAULT_CAPABILITY = capability
+    JITFunction.run = run
+    try:
+        yield
+    finally:
+        JITFunction.run = plain_run
+
+
+def run_op(spec: OpSpec, what: Any, dtype: torch.dtype) -> None:
+    """Run an op at a size, forward and, where it learns, backward."""
+    arguments = spec.make(what, torch.Generator().manual_seed(0), dtype)
+    for name in spec.differentiable:
+        if arguments.get(name) is not None:
+            arguments[name].requires_grad_()
+    result = spec.function(**arguments)
+    outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+    learned = [out for out in outputs if isinstance(out, torch.Tensor) and out.requires_grad]
+    if learned:
+        torch.autograd.backward(learned, [torch.ones_like(out) for out in learned])
+
+
 def launches(spec: OpSpec, size: str, capability: int) -> list[tuple[JITFunction, Any, dict[str, Any], float]]:
     """Run an op forward and backward and return what it would have launched: kernel, compiled form, constants."""
     found: dict[str, tuple[JITFunction, Any, dict[str, Any], float]] = {}
@@ -125,25 +154,27 @@ def launches(spec: OpSpec, size: str, capability: int) -> list[tuple[JITFunction
         # A compiled kernel's hash covers source, specialisation and options.
         found.setdefault(compiled.hash, (self, compiled, constants, time.perf_counter() - started))
 
-    driver: Any = PretendedDriver()
-    driver.capability = capability
-    triton.runtime.driver.set_active(driver)
-    runtime.DEFAULT_CAPABILITY = capability
-    JITFunction.run = compile_only
-    try:
-        what, dtype = spec.compile.sizes[size]
-        arguments = spec.make(what, torch.Generator().manual_seed(0), dtype)
-        for name in spec.differentiable:
-            if arguments.get(name) is not None:
-                arguments[name].requires_grad_()
-        result = spec.function(**arguments)
-        outputs = [result] if isinstance(result, torch.Tensor) else list(result)
-        learned = [out for out in outputs if isinstance(out, torch.Tensor) and out.requires_grad]
-        if learned:
-            torch.autograd.backward(learned, [torch.ones_like(out) for out in learned])
-    finally:
-        JITFunction.run = plain_run
+    with on_pretended_device(capability, compile_only):
+        run_op(spec, *spec.compile.sizes[size])
     return list(found.values())
+
+
+def binaries(spec: OpSpec, sizes: Iterable[Any], dtype: torch.dtype, capability: int) -> dict[str, set[str]]:
+    """Return, by kernel, the keys of the binaries that calls of an op at these sizes need; nothing is compiled."""
+    found: dict[str, set[str]] = {}
+
+    def note(*, key: str, fn: Any, **_: Any) -> bool:
+        found.setdefault(fn.name, set()).add(key)
+        return True  # ends the launch before its compilation
+
+    triton.knobs.runtime.jit_cache_hook = note
+    try:
+        with on_pretended_device(capability, JITFunction.run):
+            for what in sizes:
+                run_op(spec, what, dtype)
+    finally:
+        triton.knobs.runtime.jit_cache_hook = None
+    return found
 
 
 def inspect(spec: OpSpec, size: str, capability: int) -> list[Record]:

@@ -41,6 +41,11 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def dense_heads(x: Tensor) -> Tensor:
+    """Return a (T, H, D) tensor in which the heads of a token lie one behind the other; tokens may lie apart."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
 def aligned(x: Tensor) -> Tensor:
     """Return a (T, H, D) tensor whose rows and heads keep to the rule of alignment."""
     fits = x.stride(2) == 1 and x.stride(0) % STRIDE == 0 and x.stride(1) % STRIDE == 0 and x.data_ptr() % POINTER == 0

@@ -28,6 +28,12 @@ def test_an_unfit_last_axis_is_copied() -> None:
     assert fit.unit_stride(heads(3, 67)).stride() == heads(3, 67).stride()
 
 
+def test_heads_that_lie_apart_are_copied() -> None:
+    for x, fits in ((heads(3, 64), True), (heads(0, 64)[::2], True), (heads(0, 72), False), (heads(0, 64).mT, False)):
+        found = fit.dense_heads(x)
+        assert (found is x) == fits and torch.equal(found, x) and found.stride()[1:] == (x.shape[2], 1)
+
+
 def test_words_hold_the_same_bytes() -> None:
     memory = torch.arange(25, dtype=torch.uint8)
     for offset in (0, 1, 4):

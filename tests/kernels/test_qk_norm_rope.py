@@ -174,6 +174,16 @@ def check_in_place() -> None:
     assert torch.equal(qkv[:, 6 * 72 :], values), "the values beside them are not touched"
 
 
+def check_in_place_with_tokens_behind_one_another() -> None:
+    q, k, wq, wk = random_inputs(5, 4, 2, 72, torch.float32)
+    table = table_of(5, 72)
+    expected = qk_norm_rope(q, k, wq, wk, *table)
+    apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k)]  # heads first in memory
+    out = qk_norm_rope_(*apart, wq, wk, *table)
+    assert out[0] is apart[0] and out[1] is apart[1]
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
 def check_frozen_weights() -> None:
     q, k, wq, wk = random_inputs(6, 4, 2, 64, torch.float32)
     table = table_of(6, 64)
@@ -188,7 +198,7 @@ def check_frozen_weights() -> None:
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-CHECKS = [check_views, check_in_place, check_frozen_weights]
+CHECKS = [check_views, check_in_place, check_in_place_with_tokens_behind_one_another, check_frozen_weights]
 
 
 @pytest.mark.parametrize("check", CHECKS)

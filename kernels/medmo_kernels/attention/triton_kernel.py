@@ -15,7 +15,8 @@ Determinism. One kernel over tiles of queries writes dQ, one over tiles of keys 
 heads of its key head. No atomics: 7 matrix products against 5 of an atomic backward.
 
 Strides are passed in units of 8 elements, so that the compiler knows 16-bit rows to be aligned to 16 bytes; else it
-copies them word by word and without the asynchronous pipeline.
+copies them word by word and without the asynchronous pipeline. It needs to know no more of them, so one binary serves
+every layout, number of tokens and number of segments.
 
 fp32 inputs are multiplied as three TF32 products each ("tf32x3", a few units of fp32's last place): plain fp32 products
 unroll into scalar instructions with kilobytes of stack. 16-bit inputs do not know the difference.
@@ -75,7 +76,7 @@ def _attend(
     return lo, hi, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_segments", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head"])
 def _forward(
     Q, K, V, OUT, LSE, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
     q_row, q_head, k_row, k_head, v_row, v_head, scale,
@@ -126,7 +127,7 @@ def _forward(
     tl.store(LSE + head * num_tokens + row, (top + tl.log2(total)) / LOG2E, mask=row < stop)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "x_row", "x_head"])
 def _rotate(
     X, OUT, COS, SIN, num_tokens, x_row, x_head, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,

@@ -24,6 +24,8 @@ from .triton_kernel_tiles import (
     store_head,
 )
 
+SIZES = [*("num_tokens", "num_segments", "q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "g_row", "g_head")]
+
 
 @triton.jit
 def _query_gradient(
@@ -46,7 +48,7 @@ def _query_gradient(
     return lo, hi
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_query(
     Q, K, V, OUT, GRAD, LSE, MEAN, DQ, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, scale,
@@ -124,7 +126,7 @@ def _key_gradient(
     return dk_lo, dk_hi, dv_lo, dv_hi
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_key(
     Q, K, V, GRAD, LSE, MEAN, DK, DV, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, scale,

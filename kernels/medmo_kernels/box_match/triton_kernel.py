@@ -128,7 +128,7 @@ def load_diagonal(image_size_ptr, problem, COST: tl.constexpr):
     return diagonal
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count_pred", "count_truth"])
 def box_match_kernel(
     pred_ptr, truth_ptr, pred_offsets_ptr, truth_offsets_ptr, pred_labels_ptr, truth_labels_ptr, image_size_ptr,
     match_ptr, floats_ptr, ints_ptr, count_pred, count_truth,

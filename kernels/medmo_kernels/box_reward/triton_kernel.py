@@ -42,7 +42,7 @@ def _pay(a, b, diagonal, iou_threshold, FORMULA: tl.constexpr):
     return pay
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count_pred", "count_truth"])
 def box_reward_kernel(
     pred_ptr, truth_ptr, pred_offsets_ptr, truth_offsets_ptr, pred_labels_ptr, truth_labels_ptr, image_size_ptr,
     match_ptr, score_ptr, floats_ptr, ints_ptr, count_pred, count_truth, lambda_fn, lambda_fp, iou_threshold,

@@ -174,7 +174,7 @@ def _store_rows(ptr, rows, mask, x1, y1, x2, y2):
     tl.store(ptr + rows[:, None] * 4 + corners[None, :], boxes.to(ptr.dtype.element_ty), mask=mask[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def aligned_forward_kernel(pred_ptr, target_ptr, out_ptr, num_pairs, GIOU_ONLY: tl.constexpr, BLOCK: tl.constexpr):
     """Score BLOCK pairs."""
     pairs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -184,7 +184,7 @@ def aligned_forward_kernel(pred_ptr, target_ptr, out_ptr, num_pairs, GIOU_ONLY: 
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def aligned_backward_kernel(
     pred_ptr, target_ptr, grad_ptr, grad_pred_ptr, grad_target_ptr, num_pairs,
     GIOU_ONLY: tl.constexpr, BLOCK: tl.constexpr,
@@ -218,7 +218,7 @@ def _spans(rows, mask, problem_ptr, own_offsets_ptr, other_offsets_ptr, num_own,
     return own_start, start, stop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_pred", "num_target", "width"])
 def pairwise_forward_kernel(
     pred_ptr, target_ptr, out_ptr, problem_ptr, pred_offsets_ptr, target_offsets_ptr,
     num_rows, num_pred, num_target, width,
@@ -244,7 +244,7 @@ def pairwise_forward_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_own", "num_other", "width"])
 def pairwise_backward_kernel(
     own_ptr, other_ptr, grad_ptr, grad_own_ptr, problem_ptr, own_offsets_ptr, other_offsets_ptr,
     num_rows, num_own, num_other, width,

@@ -113,7 +113,7 @@ def pack_kernel(
     tl.store(folded_bias + column, offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def forward_kernel(
     words, packed, bias, table, coordinates, out, scale, num_rows,
     NUM_WORDS: tl.constexpr, EMBED_DIM: tl.constexpr, SIDE: tl.constexpr, HAS_POSITIONS: tl.constexpr,
@@ -167,7 +167,7 @@ def forward_kernel(
     tl.store(at, (total * scale).to(out.dtype.element_ty), mask=inside[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def taps_kernel(coordinates, entries, weights, num_rows, SIDE: tl.constexpr, BLOCK: tl.constexpr):
     """Write the four table entries of every patch and their weights, both [N, 4]."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..fit import dense, unit_stride
+from ..fit import dense, dense_heads
 from ..grids import cdiv, next_power_of_2
 from ..placement import on_device_of_tensors
 from ..tables import tuned
@@ -25,22 +25,25 @@ MIN_BLOCK_HALF = 16
 def forward(call: Call, query_out: Tensor, key_out: Tensor) -> None:
     """Write the normalised and rotated heads into `query_out` and `key_out`, which may be the inputs themselves.
 
-    The last axis of either has stride 1.
+    Where their heads lie apart, the kernel writes to a copy, which is copied back.
     """
     num_tokens, num_heads, head_dim = call.query.shape
     if num_tokens == 0:
         return
     query, key, query_weight, key_weight, cos, sin, eps = _fitting(call)
+    outs = [(out, dense_heads(out)) for out in (query_out, key_out)]
+    query_to, key_to = (to for _, to in outs)
     blocks, options, launch = _tuned("forward", query)
     programs = cdiv(num_heads, blocks["BLOCK_HEADS"]) + cdiv(key.shape[1], blocks["BLOCK_HEADS"])
     run_tokens = cdiv(num_tokens, launch["max_runs"])
     kernels._forward_kernel[(cdiv(num_tokens, run_tokens) * programs,)](
-        query, key, query_out, key_out, query_weight, key_weight, cos, sin,
-        query.stride(0), key.stride(0), query_out.stride(0), key_out.stride(0), num_tokens, run_tokens, eps,
-        QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
-        QUERY_OUT_HEAD_STRIDE=query_out.stride(1), KEY_OUT_HEAD_STRIDE=key_out.stride(1),
+        query, key, query_to, key_to, query_weight, key_weight, cos, sin,
+        query.stride(0), key.stride(0), query_to.stride(0), key_to.stride(0), num_tokens, run_tokens, eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=key.shape[1], HALF=head_dim // 2, **blocks, **options,
     )  # fmt: skip
+    for out, to in outs:
+        if to is not out:
+            out.copy_(to)
 
 
 @on_device_of_tensors
@@ -50,7 +53,7 @@ def backward(query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool) ->
     Without `weights` the last two are empty.
     """
     query, key, query_weight, key_weight, cos, sin, eps = _fitting(call)
-    query_grad, key_grad = unit_stride(query_grad), unit_stride(key_grad)
+    query_grad, key_grad = dense_heads(query_grad), dense_heads(key_grad)
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = key.shape[1]
     query_dx, key_dx = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key))
@@ -65,8 +68,6 @@ def backward(query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool) ->
             query_grad, key_grad, query, key, query_dx, key_dx,
             query_weight, key_weight, shares, cos, sin,
             query_grad.stride(0), key_grad.stride(0), query.stride(0), key.stride(0), num_tokens, run_tokens, eps,
-            QUERY_GRAD_HEAD_STRIDE=query_grad.stride(1), KEY_GRAD_HEAD_STRIDE=key_grad.stride(1),
-            QUERY_HEAD_STRIDE=query.stride(1), KEY_HEAD_STRIDE=key.stride(1),
             NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, WEIGHTS=weights,
             **blocks, **options,
         )  # fmt: skip
@@ -76,8 +77,8 @@ def backward(query_grad: Tensor, key_grad: Tensor, call: Call, weights: bool) ->
 
 
 def _fitting(call: Call) -> Call:
-    """Return tensors as the kernels read them: heads with a last axis of stride 1, weights and tables contiguous."""
-    heads = (unit_stride(call.query), unit_stride(call.key))
+    """Return tensors as the kernels read them: a token's heads one behind the other, weights and tables contiguous."""
+    heads = (dense_heads(call.query), dense_heads(call.key))
     return Call(*heads, *(dense(x) for x in call[2:6]), call.eps)
 
 

@@ -6,6 +6,9 @@ token's other blocks, whose programs are neighbours), and each element once. The
 root mean square again: the row is in registers anyway. Each of its programs adds up its own share of the weight
 gradient in registers; torch sums the shares, so the result does not depend on who finishes first. A configuration
 allows `max_runs` runs: few tokens (decoding) make runs of one, many make runs that are worth a program and its share.
+A run of one has another binary, without the loop; all other numbers of tokens share one.
+
+A token's heads lie one behind the other, so a head's place is known at compile time; tokens may lie apart.
 
 Bytes: 4 per 16-bit element forward (read, write), 6 backward (read twice, write), and 4 D per token for the angles; no
 matrix product, so memory is the floor. T = 14,400 tokens of the 4B and 8B decoders (32 + 8 heads of 128): 295 + 7 MB
@@ -23,19 +26,17 @@ import triton.language as tl
 def _forward_block(
     x_ptr, out_ptr, weight_ptr, cos_ptr, sin_ptr,
     x_token_stride, out_token_stride, first_token, last_token, block, eps,
-    X_HEAD_STRIDE: tl.constexpr, OUT_HEAD_STRIDE: tl.constexpr, NUM_HEADS: tl.constexpr,
-    HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    NUM_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
-    heads = (block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)  # a head's stride may span all tokens
+    heads = block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     cols = tl.arange(0, BLOCK_HALF)
     in_half = cols < HALF
     mask = (heads < NUM_HEADS)[:, None] & in_half[None, :]  # [BLOCK_HEADS, BLOCK_HALF]
-    x_tile = heads[:, None] * X_HEAD_STRIDE + cols[None, :]
-    out_tile = heads[:, None] * OUT_HEAD_STRIDE + cols[None, :]
+    tile = heads[:, None] * (2 * HALF) + cols[None, :]
     w1 = tl.load(weight_ptr + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
     w2 = tl.load(weight_ptr + HALF + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
     for token in range(first_token, last_token):  # int64
-        x_row = x_ptr + token * x_token_stride + x_tile
+        x_row = x_ptr + token * x_token_stride + tile
         x1 = tl.load(x_row, mask=mask, other=0.0).to(tl.float32)
         x2 = tl.load(x_row + HALF, mask=mask, other=0.0).to(tl.float32)
         cos = tl.load(cos_ptr + token * HALF + cols, mask=in_half, other=0.0)[None, :]
@@ -44,17 +45,15 @@ def _forward_block(
         rstd = tl.rsqrt(mean_square + eps)[:, None]
         y1 = x1 * rstd * w1
         y2 = x2 * rstd * w2
-        out_row = out_ptr + token * out_token_stride + out_tile
+        out_row = out_ptr + token * out_token_stride + tile
         tl.store(out_row, (y1 * cos - y2 * sin).to(out_ptr.dtype.element_ty), mask=mask)
         tl.store(out_row + HALF, (y2 * cos + y1 * sin).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["run_tokens"])
 def _forward_kernel(
     query_ptr, key_ptr, query_out_ptr, key_out_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr,
     query_token_stride, key_token_stride, query_out_token_stride, key_out_token_stride, num_tokens, run_tokens, eps,
-    QUERY_HEAD_STRIDE: tl.constexpr, KEY_HEAD_STRIDE: tl.constexpr,
-    QUERY_OUT_HEAD_STRIDE: tl.constexpr, KEY_OUT_HEAD_STRIDE: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
@@ -67,13 +66,13 @@ def _forward_kernel(
         _forward_block(
             query_ptr, query_out_ptr, query_weight_ptr, cos_ptr, sin_ptr,
             query_token_stride, query_out_token_stride, first_token, last_token, block, eps,
-            QUERY_HEAD_STRIDE, QUERY_OUT_HEAD_STRIDE, NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+            NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
     else:
         _forward_block(
             key_ptr, key_out_ptr, key_weight_ptr, cos_ptr, sin_ptr,
             key_token_stride, key_out_token_stride, first_token, last_token, block - QUERY_BLOCKS, eps,
-            KEY_HEAD_STRIDE, KEY_OUT_HEAD_STRIDE, NUM_KV_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+            NUM_KV_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
 
 
@@ -81,26 +80,25 @@ def _forward_kernel(
 def _backward_block(
     grad_ptr, x_ptr, dx_ptr, weight_ptr, share_ptr, cos_ptr, sin_ptr,
     grad_token_stride, x_token_stride, first_token, last_token, block, eps,
-    GRAD_HEAD_STRIDE: tl.constexpr, X_HEAD_STRIDE: tl.constexpr, NUM_HEADS: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     HALF: tl.constexpr, WEIGHTS: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
-    heads = (block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)  # a head's stride may span all tokens
+    # In 32 bits, the heads of width 72 spill on sm_100.
+    heads = (block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)).to(tl.int64)
     cols = tl.arange(0, BLOCK_HALF)
     in_half = cols < HALF
     mask = (heads < NUM_HEADS)[:, None] & in_half[None, :]  # [BLOCK_HEADS, BLOCK_HALF]
-    grad_tile = heads[:, None] * GRAD_HEAD_STRIDE + cols[None, :]
-    x_tile = heads[:, None] * X_HEAD_STRIDE + cols[None, :]
-    dx_tile = heads[:, None] * (2 * HALF) + cols[None, :]  # contiguous: allocated here
+    tile = heads[:, None] * (2 * HALF) + cols[None, :]
     w1 = tl.load(weight_ptr + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
     w2 = tl.load(weight_ptr + HALF + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
     # Kept per head until the end: one reduction across threads instead of one per token.
     dw1 = tl.zeros([BLOCK_HEADS, BLOCK_HALF], dtype=tl.float32)
     dw2 = tl.zeros([BLOCK_HEADS, BLOCK_HALF], dtype=tl.float32)
     for token in range(first_token, last_token):  # int64
-        grad_row = grad_ptr + token * grad_token_stride + grad_tile
+        grad_row = grad_ptr + token * grad_token_stride + tile
         g1 = tl.load(grad_row, mask=mask, other=0.0).to(tl.float32)
         g2 = tl.load(grad_row + HALF, mask=mask, other=0.0).to(tl.float32)
-        x_row = x_ptr + token * x_token_stride + x_tile
+        x_row = x_ptr + token * x_token_stride + tile
         x1 = tl.load(x_row, mask=mask, other=0.0).to(tl.float32)
         x2 = tl.load(x_row + HALF, mask=mask, other=0.0).to(tl.float32)
         cos = tl.load(cos_ptr + token * HALF + cols, mask=in_half, other=0.0)[None, :]
@@ -116,7 +114,7 @@ def _backward_block(
         dn1 = dy1 * w1
         dn2 = dy2 * w2
         mean = (tl.sum(dn1 * n1 + dn2 * n2, axis=1) / (2 * HALF))[:, None]
-        dx_row = dx_ptr + token * (NUM_HEADS * 2 * HALF) + dx_tile
+        dx_row = dx_ptr + token * (NUM_HEADS * 2 * HALF) + tile  # contiguous: allocated here
         tl.store(dx_row, ((dn1 - n1 * mean) * rstd).to(dx_ptr.dtype.element_ty), mask=mask)
         tl.store(dx_row + HALF, ((dn2 - n2 * mean) * rstd).to(dx_ptr.dtype.element_ty), mask=mask)
     if WEIGHTS:
@@ -124,13 +122,11 @@ def _backward_block(
         tl.store(share_ptr + HALF + cols, tl.sum(dw2, axis=0), mask=in_half)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["run_tokens"])
 def _backward_kernel(
     query_grad_ptr, key_grad_ptr, query_ptr, key_ptr, query_dx_ptr, key_dx_ptr,
     query_weight_ptr, key_weight_ptr, share_ptr, cos_ptr, sin_ptr,
     query_grad_token_stride, key_grad_token_stride, query_token_stride, key_token_stride, num_tokens, run_tokens, eps,
-    QUERY_GRAD_HEAD_STRIDE: tl.constexpr, KEY_GRAD_HEAD_STRIDE: tl.constexpr,
-    QUERY_HEAD_STRIDE: tl.constexpr, KEY_HEAD_STRIDE: tl.constexpr,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr, WEIGHTS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
@@ -144,11 +140,11 @@ def _backward_kernel(
         _backward_block(
             query_grad_ptr, query_ptr, query_dx_ptr, query_weight_ptr, share_ptr, cos_ptr, sin_ptr,
             query_grad_token_stride, query_token_stride, first_token, last_token, block, eps,
-            QUERY_GRAD_HEAD_STRIDE, QUERY_HEAD_STRIDE, NUM_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
+            NUM_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
     else:
         _backward_block(
             key_grad_ptr, key_ptr, key_dx_ptr, key_weight_ptr, share_ptr, cos_ptr, sin_ptr,
             key_grad_token_stride, key_token_stride, first_token, last_token, block - QUERY_BLOCKS, eps,
-            KEY_GRAD_HEAD_STRIDE, KEY_HEAD_STRIDE, NUM_KV_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
+            NUM_KV_HEADS, HALF, WEIGHTS, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
