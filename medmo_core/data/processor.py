@@ -22,6 +22,7 @@ from .records.store import Root
 from .sample_text import SampleText, independent_turns
 from .text.chat_template import encode_chat, name_images
 from .text.tokenizer import Tokenizer
+from .tones import random_tone
 
 CACHE_BYTES = 256 * 2**20
 Cut = tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]
@@ -166,7 +167,10 @@ class Processor:
             if not pixels:
                 return self._outline(sample)
             root = self._root_of(sample)
-            return self.cut(self._load(image, root) for image in sample.images)
+            pictures = (self._load(image, root) for image in sample.images)
+            if sample.tone is not None:
+                pictures = (random_tone(sample.tone + i).apply(pixels) for i, pixels in enumerate(pictures))
+            return self.cut(pictures)
         except ValueError as error:
             raise InputError(f"{sample.id}: {error}") from error
 

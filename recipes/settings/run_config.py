@@ -106,6 +106,9 @@ class Data(Section):
     crops: bool = False
     """Train on random square crops; boxes move along. It is what makes a small model look at the image. In JSONL files
     only samples whose answer is boxes are cropped: a crop could hide what another answer speaks of."""
+    tones: float = 0.0
+    """Share of the training pictures shown under a random tone curve with noise, as another scanner or contrast might
+    have shown them; a model that sees few scans would learn their looks by heart. Held-out pictures never are."""
     max_bad_ratio: float = 0.1
     """Stop when more than this share of what was drawn (from 64 draws on) was unreadable or too long."""
 
@@ -120,6 +123,7 @@ class Data(Section):
         require(0 < self.min_pixels <= self.max_pixels, "data.min_pixels", self.min_pixels, "0 < min <= max_pixels")
         require(self.max_tokens is None or self.max_tokens > 0, "data.max_tokens", self.max_tokens, "1 or more")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
+        require(0 <= self.tones <= 1, "data.tones", self.tones, "a share from 0 to 1")
         require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "a share from 0 to 1")
 
 

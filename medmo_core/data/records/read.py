@@ -57,7 +57,7 @@ def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample 
     values = expand(values, faults)
     if "system" in values:
         faults.append(Fault("system", "is given without a question", "question and system", "write a system message"))
-    names = [field.name for field in dataclasses.fields(Sample) if field.name != "root"]
+    names = [field.name for field in dataclasses.fields(Sample) if field.name not in ("root", "tone")]
     reader = FieldReader(values, faults, "", [*names, *SHORT_FIELDS])
     sample = Sample(
         id=reader.text("id", required="id" in values) or default_id,

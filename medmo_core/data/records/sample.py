@@ -143,6 +143,8 @@ class Sample:
         provenance: where they come from.
         root: data root that `path` of the images is relative to, or the store that knows them by it; not part of the
             record.
+        tone: seed of the tone curves that its pictures are shown under (`tones.random_tone`); None: as they are. Drawn
+            in training, not part of the record.
     """
 
     id: str
@@ -157,6 +159,7 @@ class Sample:
     licence: str | None = None
     provenance: Any = None
     root: Path | ImageStore | None = dataclasses.field(default=None, compare=False, repr=False)
+    tone: int | None = dataclasses.field(default=None, compare=False)
 
     @property
     def sought(self) -> tuple[int, ...]:
@@ -221,7 +224,8 @@ class Sample:
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; fields at their default are left out, but not that there is no box."""
         record = _plain(self)
-        record.pop("root", None)
+        for name in ("root", "tone"):
+            record.pop(name, None)
         if self.answer is not None and self.answer.type == "boxes":
             record.setdefault("boxes", [])
         return record

@@ -66,12 +66,13 @@ class Mixture:
     Args:
         sources: name -> (source, weight); weights need not sum to 1.
         seed: seed of every choice.
+        tones: share of the samples whose pictures are shown under a random tone curve.
 
     Raises:
         ValueError: no source, an empty one, or a weight that is not above 0.
     """
 
-    def __init__(self, sources: Mapping[str, tuple[Source, float]], seed: int) -> None:
+    def __init__(self, sources: Mapping[str, tuple[Source, float]], seed: int, tones: float = 0.0) -> None:
         if not sources:
             raise InputError("a mixture needs at least one source")
         for name, (source, weight) in sources.items():
@@ -79,7 +80,7 @@ class Mixture:
                 raise InputError(f"mixture: weight of {name} is {weight}; expected a number above 0")
             if len(source) == 0:
                 raise InputError(f"mixture: {name} holds no sample")
-        self.sources, self.seed = dict(sources), seed
+        self.sources, self.seed, self.tones = dict(sources), seed, tones
         self._names = list(sources)
         self._streams = [getattr(source, "stream", None) or name for name, (source, _) in sources.items()]
         weights = [weight for _, weight in sources.values()]
@@ -105,7 +106,12 @@ class Mixture:
         epoch, position = divmod(turn, len(source))
         index = self._order(which, epoch)[position]
         sample = source.get(index, random.Random(f"{self.seed}/{self._streams[which]}/{n}"))
-        return sample if sample.root is not None else replace(sample, root=source.root)
+        return replace(sample, root=sample.root if sample.root is not None else source.root, tone=self._tone(n))
+
+    def _tone(self, n: int) -> int | None:
+        """Return the seed of a draw's tone curve, or None for pictures as they are."""
+        rng = random.Random(f"{self.seed}/tone/{n}")
+        return rng.getrandbits(48) if rng.random() < self.tones else None
 
     def _block(self, block: int) -> list[tuple[int, int]]:
         """Return, for each draw of a block, its source and the how-manieth draw from that source it is."""

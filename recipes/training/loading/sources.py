@@ -38,7 +38,7 @@ def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folde
     Args:
         data: sources and how to draw from them.
         seed: seed of the order.
-        split: split to draw from in place of data.split.
+        split: held-out split to draw from in place of data.split, with pictures as they are.
         index_folder: folder for what a first reading of data files finds out; None: it is not kept.
 
     Raises:
@@ -49,7 +49,7 @@ def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folde
         raise ConfigError("data.sources: nothing to train on; name data files or embedded:TASK, each with a weight")
     wanted = split or data.split
     parts = {n: (load_source(n, data, wanted, index_folder), w) for n, w in data.sources.items() if w > 0}
-    return Mixture(parts, seed)
+    return Mixture(parts, seed, tones=data.tones if split is None else 0.0)
 
 
 def load_source(name: str, data: Data, split: str, index_folder: Path | None = None) -> Source:

@@ -1,6 +1,7 @@
 """From samples to documents: answers in the profile's words, one token grid for all encoders, nothing ever cut."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,18 @@ def test_a_crop_is_what_the_model_sees_and_boxes_refer_to(root: Path) -> None:
     assert picture[0, 0].tolist() == [64, 32, 7]
     assert picture[-1, -1].tolist() == [127, 95, 7]
     assert learned(item) == '[{"bbox_2d": [0, 0, 500, 1000], "label": "x"}]<|im_end|>'
+
+
+def test_a_tone_changes_the_pixels_and_nothing_else(root: Path) -> None:
+    plain, toned = sample(), replace(sample(), tone=11)
+    first, second = processor(root).encode(plain), processor(root).encode(toned)
+    assert (first.input_ids == second.input_ids).all() and (first.position_ids == second.position_ids).all()
+    name = next(iter(first.patches))
+    assert first.patches[name].shape == second.patches[name].shape
+    assert (first.patches[name] != second.patches[name]).any()
+    again = processor(root).encode(toned)
+    assert (again.patches[name] == second.patches[name]).all()
+    assert "tone" not in toned.to_json()
 
 
 def test_boxes_in_a_turn_are_written_as_the_profile_says(root: Path) -> None:

@@ -1,0 +1,72 @@
+"""Random tone curves: grey levels as another scanner, window, sequence or contrast agent would have shown them.
+
+A small model that sees few scans learns the looks of each. Under curves that change from picture to picture only shapes
+and places are left to learn from. Labels and boxes stay as they are. A curve is drawn as
+
+- a rising line through `KNOTS` random heights,
+- a power (gamma) whose logarithm is normal, sigma `GAMMA_SIGMA`,
+- up to `MAX_BUMPS` Gaussian bumps of either sign, which move one range of tissues against the others,
+- a random range of grey levels into which all is stretched,
+
+and the picture gets normal noise of up to `MAX_NOISE` grey levels. All channels of a colour picture share one curve.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+KNOTS = 6
+GAMMA_SIGMA = 0.3
+MAX_BUMPS = 3
+BUMP_WIDTH = 0.12
+"""Standard deviation of a bump, of the range of grey levels."""
+BUMP_HEIGHT = 0.15
+"""Standard deviation of its height."""
+MAX_NOISE = 12.0
+"""Largest standard deviation of the noise, in grey levels of 255."""
+DARKEST, BRIGHTEST = 0.25, 0.7
+"""Upper limit of the range's lower end, lower limit of its upper end."""
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Tone:
+    """A tone curve and the noise that goes with it.
+
+    Attributes:
+        levels: (256,) uint8, the new grey level of every old one.
+        noise: standard deviation of the noise, in grey levels.
+        seed: seed of the noise.
+    """
+
+    levels: Pixels
+    noise: float
+    seed: int
+
+    def apply(self, pixels: Pixels) -> Pixels:
+        """Return a picture under the curve, with noise.
+
+        Shapes: (H, W, 3) to the same.
+        """
+        wide = self.levels[pixels].astype(np.float32)
+        drawn = np.random.default_rng(self.seed).standard_normal((*pixels.shape[:2], 1), dtype=np.float32)
+        return (wide + self.noise * drawn).round().clip(0, 255).astype(np.uint8)
+
+
+def random_tone(seed: int) -> Tone:
+    """Draw a tone curve; the same seed gives the same one."""
+    rng = random.Random(f"tone/{seed}")
+    grey = np.linspace(0.0, 1.0, 256)
+    steps = np.cumsum([0.0, *(rng.uniform(0.2, 1.8) for _ in range(KNOTS - 1))])
+    curve = np.interp(grey, np.linspace(0.0, 1.0, KNOTS), steps / steps[-1])
+    curve = curve ** math.exp(rng.gauss(0.0, GAMMA_SIGMA))
+    for _ in range(rng.randint(0, MAX_BUMPS)):
+        centre, height = rng.random(), rng.gauss(0.0, BUMP_HEIGHT)
+        curve = curve + height * np.exp(-((grey - centre) ** 2) / (2 * BUMP_WIDTH**2))
+    low, high = rng.uniform(0.0, DARKEST), rng.uniform(BRIGHTEST, 1.0)
+    levels = 255 * (low + (high - low) * (curve - curve.min()) / (curve.max() - curve.min()))
+    return Tone(levels.round().astype(np.uint8), rng.uniform(0.0, MAX_NOISE), rng.getrandbits(32))
