@@ -1,11 +1,14 @@
 """One walk over every room: values and gradients against the float64 reference, torch's own checks, files and names.
 
-Then the same for the Triton code itself: on the chip where there is one, else in Triton's interpreter.
+Then the same for the Triton code itself: on the chip where there is one, else in Triton's interpreter, where every load
+and store is checked besides (`interpreter/checked_launches.py`).
 """
 
 import ast
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,8 @@ SPECS: list[OpSpec] = [
     spec for room in ROOMS for spec in importlib.import_module(f"medmo_kernels.{room}.cases").SPECS
 ]
 KERNEL_SPECS = [spec for spec in SPECS if spec.kernel_sizes]
-# bf16 products are wrong in Triton's interpreter (it multiplies bit patterns): bf16 is for the chip.
 ON_CHIP = torch.cuda.is_available()
 DEVICE = "cuda" if ON_CHIP else "cpu"
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16) if ON_CHIP else (torch.float32, torch.float16)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -131,7 +132,7 @@ KERNEL_CASES = [
     pytest.param(spec, size, dtype, id=f"{kernel_id(spec)}-{size}-{name_of(dtype)}")
     for spec in KERNEL_SPECS
     for size in (spec.kernel_sizes | (spec.sizes if ON_CHIP else {}))
-    for dtype in KERNEL_DTYPES
+    for dtype in runtime.KERNEL_DTYPES
     if dtype in spec.tolerance
 ]
 
@@ -144,25 +145,44 @@ def triton_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runtime.SWITCH, "triton")
 
 
+@contextmanager
+def checked() -> Iterator[Any]:
+    """Fail for any load or store that is wrong; yield what has been checked, nothing on a chip."""
+    if ON_CHIP:
+        yield None
+        return
+    from tests.kernels.interpreter.checked_launches import checked_interpreter
+
+    with checked_interpreter() as found:
+        yield found
+    assert not found.faults, str(found)
+
+
 @pytest.mark.usefixtures("triton_mode")
 @pytest.mark.parametrize(("spec", "size", "dtype"), KERNEL_CASES)
 def test_kernels_values_and_gradients(spec: OpSpec, size: str, dtype: torch.dtype) -> None:
-    """The real kernels, all memory filled with NaN before they write it."""
+    """The real kernels, all memory filled with NaN before they write it, and each access in its tensor and its turn."""
     arguments = verify.arguments_of(spec, (spec.sizes | spec.kernel_sizes)[size], dtype, DEVICE)
-    with verify.poisoned():
+    with checked(), verify.poisoned():
         verify.check(spec, arguments)
 
 
 @pytest.mark.usefixtures("triton_mode")
 @pytest.mark.parametrize("spec", KERNEL_SPECS, ids=kernel_id)
 def test_kernels_run_at_all(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The walk above must not have compared the reference with itself: without Triton's compiler the op breaks."""
+    """The walk above must not have compared the reference with itself: without Triton's compiler the op breaks.
+
+    Nor must it have checked nothing.
+    """
+    size = list(spec.kernel_sizes.values())[-1]
+    with checked() as found:
+        verify.run(spec, spec.function, verify.arguments_of(spec, size, torch.float32, DEVICE))
+    assert found is None or min(found.launches, found.loads, found.stores) > 0
     module = importlib.import_module(f"medmo_kernels.{room_of(spec)}.triton_kernel")
     kernels = [name for name, value in vars(module).items() if type(value).__name__ in KERNEL_TYPES]
     assert kernels, "triton_kernel.py holds no kernel"
     for name in kernels:
         monkeypatch.setattr(module, name, None)
-    size = list(spec.kernel_sizes.values())[-1]
     with pytest.raises((TypeError, AttributeError)):
         verify.run(spec, spec.function, verify.arguments_of(spec, size, torch.float32, DEVICE))
 

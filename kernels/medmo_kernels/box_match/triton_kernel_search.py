@@ -127,7 +127,6 @@ def assign_in_memory(
             gain = tl.maximum(reach - tl.load(distances + at, mask=at < total, other=float("inf")), 0.0)
             gain = tl.where(at < num_cols, -gain, gain)
             tl.store(prices + at, tl.load(prices + at, mask=at < total, other=0.0) + gain, mask=at < total)
-        tl.debug_barrier()
         column = key
         taker = start - 1
         while taker != start:

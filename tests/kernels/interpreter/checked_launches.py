@@ -1,0 +1,114 @@
+"""Triton's interpreter with bf16 numbers and every load and store checked: `with checked_interpreter() as found:`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from torch import Tensor
+from triton.runtime import interpreter
+
+from .bfloat16 import BFLOAT16, as_bits, bfloat16_numbers
+from .checked_order import Order
+from .checked_tensors import Tensors
+from .findings import Fault, Findings, site
+
+DEFAULT_WARPS = 4
+"""Warps of a launch that does not say how many it has."""
+HARMLESS = ("fma_fp32", "fma_fp64")
+"""Functions of the compiled part of the interpreter that touch no memory."""
+
+
+class CheckedMemory:
+    """Stand-in for the compiled part of the interpreter, through which kernels reach memory."""
+
+    def __init__(self, compiled: Any, findings: Findings) -> None:
+        self._compiled, self._findings = compiled, findings
+
+    def begin(self, kernel: str, arguments: dict[str, Any], num_warps: int) -> None:
+        """Start a launch."""
+        self._findings.launches += 1
+        self.kernel, self.tensors = kernel, Tensors(arguments.items())
+        self.order = Order(self.tensors.places, num_warps)
+
+    def load(self, pointers: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Load what lies in tensors, and `other` elsewhere."""
+        memory, allowed, accesses, faults = self.tensors.find(pointers, mask, dtype.itemsize)
+        self._findings.loads += bool(accesses)
+        here = site()
+        for access in accesses:
+            faults += self.order.load(access, here)
+        for fault in faults:
+            self._findings.add(Fault(self.kernel, here, *fault))
+        bits = np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
+        return self._compiled.load(memory, allowed, as_bits(other), bits).view(dtype)
+
+    def store(self, pointers: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
+        """Store what goes to tensors, and nothing elsewhere."""
+        memory, allowed, accesses, faults = self.tensors.find(pointers, mask, values.dtype.itemsize)
+        self._findings.stores += bool(accesses)
+        here = site()
+        for access in accesses:
+            faults += self.order.store(access, here)
+        for fault in faults:
+            self._findings.add(Fault(self.kernel, here, *fault))
+        self._compiled.store(memory, as_bits(values), allowed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in HARMLESS:
+            return getattr(self._compiled, name)
+        raise NotImplementedError(f"{name} would go unchecked: teach it to {type(self).__module__}.CheckedMemory")
+
+
+@contextmanager
+def checked_interpreter() -> Iterator[Findings]:
+    """Run kernels with bf16 numbers and check all their accesses while the context lasts.
+
+    Yields:
+        What is found. Faults are noted, not raised; an access outside a tensor is not executed.
+
+    Raises:
+        NotImplementedError: (inside Triton's InterpreterError) a kernel does what no check covers, such as an atomic.
+    """
+    findings = Findings()
+    memory = CheckedMemory(interpreter._interpreter, findings)
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    stock = {
+        "launch": executor.__call__,
+        "program": builder.set_grid_idx,
+        "barrier": builder.create_barrier,
+        "convert": interpreter._implicit_cvt,
+    }
+
+    def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        named = {name: value for name, value in arguments.items() if name in self.arg_names}
+        memory.begin(self.fn.__name__, named, kwargs.get("num_warps", DEFAULT_WARPS))
+        stock["launch"](self, *args, **kwargs)
+
+    def begin_program(self: Any, *index: int) -> None:
+        memory.order.begin_program()
+        stock["program"](self, *index)
+
+    def pass_barrier(self: Any) -> None:
+        memory.order.pass_barrier()
+        stock["barrier"](self)
+
+    def convert(argument: Any) -> Any:
+        converted = stock["convert"](argument)
+        if isinstance(argument, Tensor):
+            converted.handle.data = np.array([memory.tensors.address_of(argument)], np.uint64)
+        return converted
+
+    with ExitStack() as stack:
+        stack.enter_context(bfloat16_numbers())
+        for target, name, value in (
+            (interpreter, "_interpreter", memory),
+            (interpreter, "_implicit_cvt", convert),
+            (executor, "__call__", launch),
+            (builder, "set_grid_idx", begin_program),
+            (builder, "create_barrier", pass_barrier),
+        ):
+            stack.enter_context(patch.object(target, name, value))
+        yield findings
