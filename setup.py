@@ -42,6 +42,7 @@ EXTRAS["test"] = sorted(
         "ninja>=1.11",
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
+        "ml-dtypes>=0.5",  # bf16 in Triton's interpreter
         "ruff>=0.15",
         "pyright>=1.1.400",
     }

@@ -1,5 +1,6 @@
 """Known faults of some machines, their cost and their remedy: the part of `medmo doctor` that warns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,9 @@ import torch
 from medmo_kernels import runtime
 
 from .optional import how_to_install
+
+OLDEST_BFLOAT16 = 80
+"""Capability of the first GPUs that compute in bf16."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ def environment_findings(interpreter: bool, mode: str, has_cuda: bool) -> list[F
         found.append(
             Finding(
                 "note",
-                "TRITON_INTERPRET is set: it matters only with MEDMO_KERNELS=triton, which tests kernels without a GPU",
+                "TRITON_INTERPRET is set: it matters only with MEDMO_KERNELS=triton, which tests kernels without a "
+                "GPU; bf16 matrix products are wrong there, so --verify leaves bf16 out",
             )
         )
     if mode != "auto":
@@ -67,6 +72,23 @@ def environment_findings(interpreter: bool, mode: str, has_cuda: bool) -> list[F
     if mode == "triton" and not has_cuda and not interpreter:
         found.append(Finding("PROBLEM", f"{runtime.SWITCH}=triton without a GPU needs TRITON_INTERPRET=1"))
     return found
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Say whether ops compute in bf16 on a device: neither GPUs before Ampere do, nor Triton's interpreter."""
+    on_gpu = device.type == "cuda"
+    if runtime.interpreter_is_set() and (on_gpu or runtime.mode() == "triton"):
+        return False
+    return not on_gpu or runtime.capability(device) >= OLDEST_BFLOAT16
+
+
+def bfloat16_findings(devices: Iterable[torch.device]) -> list[Finding]:
+    """Name the GPUs that are too old for bf16."""
+    return [
+        Finding("warning", f"{device} has no bf16 (compute capability below 8.0): --verify leaves bf16 out there")
+        for device in devices
+        if device.type == "cuda" and runtime.capability(device) < OLDEST_BFLOAT16
+    ]
 
 
 def triton_finding(version: str | None, has_cuda: bool) -> Finding | None:
@@ -111,6 +133,7 @@ def findings() -> list[Finding]:
         *environment_findings(runtime.interpreter_is_set(), runtime.mode(), has_cuda),
         triton_finding(runtime.triton_version(), has_cuda),
         conv3d_finding(torch.__version__, torch.backends.cudnn.version(), has_cuda),
+        *bfloat16_findings(torch.device("cuda", index) for index in range(torch.cuda.device_count())),
         *numerics_findings(has_cuda and uses_tf32(), torch.are_deterministic_algorithms_enabled()),
     ]
     if not runtime.has_native() and runtime.mode() != "reference":

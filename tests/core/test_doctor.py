@@ -153,6 +153,41 @@ def test_verify_passes_and_tells_the_numbers(one_op: OpSpec, capsys: pytest.Capt
     assert "FAILED" not in shown and "ok: gradient of" in shown
 
 
+def test_bf16_is_verified_where_a_device_has_it(one_op: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every op with kernels promises it; the stock interpreter would fail it, and so would an old GPU."""
+    assert all(torch.bfloat16 in spec.tolerance for spec in SPECS if spec.kernel_sizes)
+
+    def dtypes() -> list[str]:
+        return [verdict["dtype"] for verdict in doctor.verdicts()]
+
+    with_bf16 = dtypes()
+    assert "bfloat16" in with_bf16
+    monkeypatch.setattr(cliffs, "has_bfloat16", lambda device: False)
+    assert dtypes() == [dtype for dtype in with_bf16 if dtype != "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "interpreter", "mode", "expected"),
+    [
+        ("cpu", 90, False, "auto", True),
+        ("cpu", 90, True, "auto", True),
+        ("cpu", 90, True, "triton", False),
+        ("cuda:1", 80, False, "triton", True),
+        ("cuda:1", 75, False, "auto", False),
+        ("cuda:1", 90, True, "auto", False),
+    ],
+)
+def test_which_devices_have_bf16(
+    device: str, capability: int, interpreter: bool, mode: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "capability", lambda device: capability)
+    monkeypatch.setattr(runtime, "interpreter_is_set", lambda: interpreter)
+    monkeypatch.setattr(runtime, "mode", lambda: mode)
+    assert cliffs.has_bfloat16(torch.device(device)) is expected
+    told = [finding.text for finding in cliffs.bfloat16_findings([torch.device("cpu"), torch.device(device)])]
+    assert len(told) == (device != "cpu" and capability < 80) and all("cuda:1 has no bf16" in text for text in told)
+
+
 def fails(spec: OpSpec) -> Any:
     return lambda **kwargs: spec.function(**kwargs) * 1.5
 

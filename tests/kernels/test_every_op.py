@@ -1,14 +1,12 @@
 """One walk over every room: values and gradients against the float64 reference, torch's own checks, files and names.
 
 Then the same for the Triton code itself: on the chip where there is one, else in Triton's interpreter, where every load
-and store is checked besides (`interpreter/checked_launches.py`).
+and store is checked besides (`interpreter/checked.py`).
 """
 
 import ast
 import importlib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ from torch import Tensor
 import medmo_kernels
 from medmo_kernels import runtime, verify
 from medmo_kernels.spec import OpSpec, Tolerance
+
+from .interpreter.checked import checked
 
 ROOMS_ROOT = Path(medmo_kernels.__file__).parent
 ROOMS = sorted(path.parent.name for path in ROOMS_ROOT.glob("*/op.py"))
@@ -143,19 +143,6 @@ def triton_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     monkeypatch.setenv(runtime.SWITCH, "triton")
-
-
-@contextmanager
-def checked() -> Iterator[Any]:
-    """Fail for any load or store that is wrong; yield what has been checked, nothing on a chip."""
-    if ON_CHIP:
-        yield None
-        return
-    from tests.kernels.interpreter.checked_launches import checked_interpreter
-
-    with checked_interpreter() as found:
-        yield found
-    assert not found.faults, str(found)
 
 
 @pytest.mark.usefixtures("triton_mode")

@@ -1,12 +1,13 @@
 """Kernels that meet wrong numbers (prompts, lengths, boundaries, places) read and write nothing outside their tensors.
 
 On a GPU nobody checks such numbers, because the host would have to wait. Tensors lie in the middle of larger ones here
-that hold NaN, or numbers that would lead far away: what is read outside shows.
+that hold NaN, or numbers that would lead far away: what is read outside shows. In Triton's interpreter every address is
+checked besides.
 """
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,9 +23,18 @@ from medmo_kernels.giou import box_terms, giou, pairwise_box_terms, pairwise_gio
 from medmo_kernels.giou.reference import Sets
 from medmo_kernels.patch_embed import patch_embed
 
+from .interpreter.checked import checked
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAR = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def addresses() -> Iterator[None]:
+    """No load or store leaves its tensor, whether its value is used or not."""
+    with checked():
+        yield
 
 
 @pytest.fixture
