@@ -103,19 +103,25 @@ def _backward_query(
 
 @triton.jit
 def _key_gradient(
-    dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, begin, num_blocks, tail, num_tail,
-    limit, q_row, g_row, scale,
-    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+    dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, first_head, begin, num_blocks, tail,
+    num_tail, limit, num_tokens, q_row, q_head, g_row, g_head, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Add what blocks of queries give to the gradients [N, LO], [N, HI] of a tile of keys and values."""
-    for block in tl.range(0, num_blocks + num_tail):
+    """Add what blocks of queries of all heads give to the gradients [N, LO], [N, HI] of a tile of keys and values.
+
+    Heads and blocks are one loop, whose copies run on from head to head; nested ones need the registers of both.
+    """
+    for step in tl.range(0, (num_blocks + num_tail) * GROUP):
+        block = step // GROUP
+        head = first_head + step % GROUP
         start = tl.where(block < num_blocks, begin + block * M, tail)
         row = start + tl.arange(0, M)
         inside = row < limit if MASKED else row >= 0
-        q_lo, q_hi = load_head(Q, start, limit, q_row, D, LO, HI, M, MASKED)
-        g_lo, g_hi = load_head(GRAD, start, limit, g_row, D, LO, HI, M, MASKED)
-        lse = tl.load(LSE + row, mask=inside, other=0.0) * LOG2E
-        mean = tl.load(MEAN + row, mask=inside, other=0.0)
+        q_lo, q_hi = load_head(Q + head * q_head, start, limit, q_row, D, LO, HI, M, MASKED)
+        g_lo, g_hi = load_head(GRAD + head * g_head, start, limit, g_row, D, LO, HI, M, MASKED)
+        lse = tl.load(LSE + head * num_tokens + row, mask=inside, other=0.0) * LOG2E
+        mean = tl.load(MEAN + head * num_tokens + row, mask=inside, other=0.0)
         scores = products(k_lo, k_hi, q_lo, q_hi, HI)  # [N, M]
         if CAUSAL:
             scores = tl.where(column[:, None] <= row[None, :], scores, float("-inf"))
@@ -157,20 +163,17 @@ def _backward_key(
         num_edge = (tl.minimum(start + BLOCK_N, last) - start + BLOCK_M - 1) // BLOCK_M
         begin = tl.minimum(start + num_edge * BLOCK_M, last)
     num_whole, tail, num_tail = count_blocks(begin, last, last, BLOCK_M)
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
-        q = Q + head * q_head * 8
-        g = GRAD + head * g_head * 8
-        lse = LSE + head * num_tokens
-        mean = MEAN + head * num_tokens
-        dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
-            dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, q, g, lse, mean, begin, num_whole, 0, 0,
-            last, q_row, g_row, scale, D, LO, HI, BLOCK_M, False, False,
-        )  # fmt: skip
-        dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
-            dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, q, g, lse, mean, start, num_edge, tail,
-            num_tail, last, q_row, g_row, scale, D, LO, HI, BLOCK_M, True, CAUSAL,
-        )  # fmt: skip
+    q_head, g_head = q_head * 8, g_head * 8
+    dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
+        dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, begin,
+        num_whole, 0, 0, last, num_tokens, q_row, q_head, g_row, g_head, scale,
+        GROUP, D, LO, HI, BLOCK_M, False, False,
+    )  # fmt: skip
+    dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
+        dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, start,
+        num_edge, tail, num_tail, last, num_tokens, q_row, q_head, g_row, g_head, scale,
+        GROUP, D, LO, HI, BLOCK_M, True, CAUSAL,
+    )  # fmt: skip
     natural = scale / LOG2E
     store_head(DV + kv_head * D, dv_lo, dv_hi, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_N, False)
     store_head(
