@@ -129,11 +129,12 @@ class Data(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Optim(Section):
-    """Optimiser: AdamW and its schedule."""
+    """Optimiser and its schedule."""
 
-    kind: Literal["adamw", "adamw_bf16", "adamw_8bit"] = "adamw"
+    kind: Literal["adamw", "adamw_bf16", "adamw_8bit", "muon"] = "adamw"
     """"adamw": moments, and for bfloat16 weights a master copy, in fp32. "adamw_bf16": weights and moments in bfloat16,
-    rounded stochastically, no master copy. "adamw_8bit": the same with moments in 8 bits (torchao)."""
+    rounded stochastically, no master copy. "adamw_8bit": the same with moments in 8 bits (torchao). "muon":
+    matrices move along the orthogonal part of their momentum, all else by "adamw"; the rates of AdamW serve."""
     lr: float = 1e-5
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)

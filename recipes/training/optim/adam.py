@@ -46,6 +46,8 @@ class TrainedParameter:
     lr_scale: float
     """Factor on the step's rate."""
     weight_decay: float
+    is_matrix: bool = False
+    """Whether it is a matrix of a hidden layer: it multiplies activations, and is neither a table nor the head."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Kind -> this process's part of a state tensor."""
 
@@ -80,7 +82,7 @@ class TrainedParameter:
 
 
 class Rule(Protocol):
-    """One kind of AdamW: the state it keeps and the way it moves the weights."""
+    """One kind of optimiser: the state it keeps and the way it moves the weights."""
 
     def allocate(self, part: TrainedParameter) -> None:
         """Fill `part.state`, as before the first step."""

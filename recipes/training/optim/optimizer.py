@@ -3,6 +3,7 @@
 `optim.kind` names the rule. "adamw" keeps moments in fp32, and under bfloat16 weights an fp32 master copy: a bfloat16
 weight has 8 significant bits, and an update below 1/512 of it would vanish. "adamw_bf16" and "adamw_8bit" round at
 random instead (`adam_bf16.py`, `adam_8bit.py`) and keep 8 and about 6 bytes a parameter, weight and gradient included.
+"muon" (`muon.py`) moves the matrices of hidden layers by another rule, with one moment in fp32.
 
 Gradients have the type of the weights. Under bfloat16 every micro-batch after the first is added in bfloat16, which
 rounds the sum by up to 1/512 of it each time: in the noise for the few passes of a step, and the reason to prefer few
@@ -22,11 +23,13 @@ from ..model.parts import NO_FACTOR, NameFactor
 from .adam import Hyper, Rule, TrainedParameter, WideAdamW, squared_norms
 from .adam_8bit import QuantisedAdamW
 from .adam_bf16 import RoundingAdamW
+from .muon import Muon
 
 RULES: dict[str, Callable[[], Rule]] = {
     "adamw": WideAdamW,
     "adamw_bf16": RoundingAdamW,
     "adamw_8bit": QuantisedAdamW,
+    "muon": Muon,
 }
 """`optim.kind` -> rule."""
 
@@ -51,8 +54,16 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not any(word in name for word in TABLES)
 
 
+HEAD = "lm_head"
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix of a hidden layer."""
+    return parameter.ndim == 2 and decays(name, parameter) and HEAD not in name
+
+
 class Optimizer:
-    """AdamW on the trainable parameters of a model, by name.
+    """The rule of `optim.kind` on the trainable parameters of a model, by name.
 
     Args:
         model: model whose parameters with requires_grad are optimised; sharded before, and what trains chosen before.
@@ -89,6 +100,7 @@ class Optimizer:
                 parameter,
                 lr_scale=lr_scale(name),
                 weight_decay=optim.weight_decay * weight_decay_scale(name) if decays(name, parameter) else 0.0,
+                is_matrix=is_hidden_matrix(name, parameter),
             )
             for name, parameter in self.named.items()
         }
@@ -176,7 +188,7 @@ def check_types(named: Iterable[tuple[str, Tensor]], optim: Optim) -> None:
     Raises:
         ConfigError: names a parameter and the settings that fit.
     """
-    if optim.kind == "adamw":
+    if optim.kind in ("adamw", "muon"):
         return
     for name, parameter in named:
         if parameter.dtype != torch.bfloat16:

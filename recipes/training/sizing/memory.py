@@ -22,6 +22,8 @@ from ..distributed.sharding import kept_whole
 from ..optim.adam import BUCKET, HALVES
 from ..optim.adam_8bit import BLOCK, has_8bit_moments
 from ..optim.adam_bf16 import CHUNK
+from ..optim.muon import BATCH
+from ..optim.optimizer import is_hidden_matrix
 from .activations import BatchShape, gradient_bytes, stages
 from .ledger import Device, MemoryStage
 
@@ -74,6 +76,12 @@ def estimate(
     if config.parallel.shard:
         shards = max(1, processes // config.parallel.replicas)
     sharded, whole = _divide(model, config)
+    matrices = hidden_matrices(model)
+
+    def state(parameters: Sequence[Tensor]) -> int:
+        trained = [p for p in parameters if p.requires_grad]
+        return sum(state_bytes(p, config.optim.kind, is_matrix=id(p) in matrices) for p in trained)
+
     element = next(model.parameters()).element_size()
     width = 2 if config.parallel.shard and config.parallel.compute_dtype == "bfloat16" else element
     done = stages(
@@ -88,8 +96,7 @@ def estimate(
     )
     fixed = {
         "weights": _bytes(sharded) // shards + _bytes(whole),
-        "optimiser": sum(state_bytes(p, config.optim.kind) for p in sharded if p.requires_grad) // shards
-        + sum(state_bytes(p, config.optim.kind) for p in whole if p.requires_grad),
+        "optimiser": state(sharded) // shards + state(whole),
     }
     trained = gradient_bytes(sharded) // shards + gradient_bytes(whole)
     gathered = _gathered(model, config, width) if shards > 1 else 0
@@ -141,10 +148,17 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def state_bytes(parameter: Tensor, kind: str) -> int:
-    """Return the bytes of an optimiser's state of one parameter."""
+def hidden_matrices(model: MedMO) -> set[int]:
+    """Return the ids of the parameters that are matrices of hidden layers."""
+    return {id(p) for name, p in model.named_parameters() if is_hidden_matrix(name, p)}
+
+
+def state_bytes(parameter: Tensor, kind: str, *, is_matrix: bool) -> int:
+    """Return the bytes of an optimiser's state of one parameter, a matrix of a hidden layer or another."""
     numbers = parameter.numel()
-    if kind == "adamw":
+    if kind == "muon" and is_matrix:
+        return numbers * (8 if parameter.dtype in HALVES else parameter.element_size())
+    if kind in ("adamw", "muon"):
         return numbers * (12 if parameter.dtype in HALVES else 2 * parameter.element_size())
     if kind == "adamw_bf16":
         return 4 * numbers
@@ -156,9 +170,14 @@ def _step(model: MedMO, whole: set[int], shards: int, config: RunConfig) -> dict
     trained = [p for p in model.parameters() if p.requires_grad]
     numbers = [p.numel() // (1 if id(p) in whole else shards) for p in trained]
     left = sum(n * p.element_size() for n, p in zip(numbers, trained, strict=True))
-    if config.optim.kind == "adamw":  # 16-bit gradients are widened, many at a time
-        widened = sum(n for n, p in zip(numbers, trained, strict=True) if p.dtype in HALVES)
-        return {"gradients": left, "working": 4 * min(BUCKET, widened)}
+    if config.optim.kind in ("adamw", "muon"):  # 16-bit gradients are widened, many at a time
+        matrices = hidden_matrices(model) if config.optim.kind == "muon" else set()
+        rest = zip(numbers, trained, strict=True)
+        widened = sum(n for n, p in rest if p.dtype in HALVES and id(p) not in matrices)
+        # Gradient, momentum ahead, whole and in a batch, direction and two products of Newton and Schulz.
+        largest = max((p.numel() for p in trained if id(p) in matrices), default=0)
+        working = 24 * max(largest, min(BATCH, sum(p.numel() for p in trained if id(p) in matrices)))
+        return {"gradients": left, "working": max(4 * min(BUCKET, widened), working)}
     # fp32 weight, gradient, two moments and denominator, and random bits; 64-bit codes while a moment is quantised.
     moments = []
     for count, parameter in zip(numbers, trained, strict=True):

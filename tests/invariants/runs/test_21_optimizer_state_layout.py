@@ -21,7 +21,7 @@ from medmo_recipes.settings.run_config import Optim
 from medmo_recipes.training.distributed.world import connect
 from medmo_recipes.training.optim.optimizer import Optimizer
 
-KINDS = ("adamw", "adamw_bf16", "adamw_8bit")
+KINDS = ("adamw", "adamw_bf16", "adamw_8bit", "muon")
 STEPS = 3
 MESHES = {"1 x 2": (1, 2), "2 x 1": (2, 1)}
 """Copies of the model x processes that share one."""

@@ -1,4 +1,4 @@
-"""The three kinds of AdamW: rounding without bias, torchao as oracle, states of the promised size, groups."""
+"""The kinds of optimiser: rounding without bias, torchao as oracle, states of the promised size, groups."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,7 +13,8 @@ from medmo_recipes.training.optim.adam_8bit import has_8bit_moments
 from medmo_recipes.training.optim.adam_bf16 import random_bits, round_stochastically
 from medmo_recipes.training.optim.optimizer import Optimizer
 
-KINDS = ("adamw", "adamw_bf16", "adamw_8bit")
+ADAM_KINDS = ("adamw", "adamw_bf16", "adamw_8bit")
+KINDS = (*ADAM_KINDS, "muon")
 CPU = torch.device("cpu")
 
 
@@ -168,7 +169,7 @@ def test_one_lean_step_is_fp32_adamw_before_rounding(monkeypatch: pytest.MonkeyP
             torch.testing.assert_close(values.view_as(parameter), parameter.detach(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADAM_KINDS)
 def test_small_updates_add_up(kind: str) -> None:
     """A weight of 1 moves by 1e-4 a step, where half a unit in the last place of bfloat16 is 4e-3."""
     net = nn.Linear(256, 64, bias=False, dtype=torch.bfloat16)
@@ -195,7 +196,7 @@ def test_a_second_moment_in_bfloat16_can_shrink(monkeypatch: pytest.MonkeyPatch)
     assert shrunk() > 0.99  # rounded to the nearest it stays
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADAM_KINDS)
 def test_every_kind_learns_as_fp32_does(kind: str) -> None:
     def final_loss(dtype: torch.dtype, kind: str) -> float:
         torch.manual_seed(0)
@@ -222,7 +223,10 @@ def test_what_is_8bit_follows_from_the_shape_alone() -> None:
     assert {shape: has_8bit_moments(torch.empty(shape, device="meta")) for shape in shapes} == shapes
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("adamw", 16), ("adamw_bf16", 8), ("adamw_8bit", 6 + 8 / 256)])
+BYTES = [("adamw", 16), ("adamw_bf16", 8), ("adamw_8bit", 6 + 8 / 256), ("muon", 12)]
+
+
+@pytest.mark.parametrize(("kind", "expected"), BYTES)
 def test_bytes_of_a_parameter(kind: str, expected: float) -> None:
     """Weight, gradient and state of a matrix."""
     net = nn.Linear(512, 64, bias=False, dtype=torch.bfloat16)
@@ -254,7 +258,7 @@ def test_resume_is_bit_exact_and_the_seed_matters(kind: str) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     other, other_optimizer = run(4)
     train(other, other_optimizer, range(6))
-    assert torch.equal(other.blocks.weight, whole.blocks.weight) == (kind == "adamw")
+    assert torch.equal(other.blocks.weight, whole.blocks.weight) == (kind in ("adamw", "muon"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
