@@ -7,7 +7,7 @@ from .decode_attention import decode_attention
 from .giou import box_terms, giou, pairwise_box_terms, pairwise_giou
 from .patch_embed import patch_embed
 from .projector import ProjectorWeights, projector
-from .qk_norm_rope import qk_norm_rope, qk_norm_rope_
+from .qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_cache_
 from .runtime import native_status
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "projector",
     "qk_norm_rope",
     "qk_norm_rope_",
+    "qk_norm_rope_cache_",
 ]

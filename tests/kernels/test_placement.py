@@ -107,9 +107,9 @@ ELSEWHERE = [
     pytest.param(spec, name, id=f"{spec.name}-{name}")
     for spec in SPECS
     for name, value in verify.arguments_of(spec, list(spec.kernel_sizes.values())[-1], torch.float32).items()
-    # Boundaries may lie on the host, and are moved; two walkers hand the op other tensors than these.
+    # Boundaries may lie on the host, and are moved; three walkers hand the op other tensors than these.
     if isinstance(value, Tensor) and name not in ("cu_seqlens", "prompt_of")
-    if spec.name not in ("projector", "qk_norm_rope_")
+    if spec.name not in ("projector", "qk_norm_rope_", "qk_norm_rope_cache_")
 ]
 
 

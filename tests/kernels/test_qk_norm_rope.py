@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medmo_core.modules import TextAttention, apply_rope, mrope_table
 from medmo_kernels import runtime, tables
-from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_reference
+from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_cache_, qk_norm_rope_reference
 
 SECTIONS, THETA = (24, 20, 20), 5e6
 
@@ -184,6 +184,28 @@ def check_in_place_with_tokens_behind_one_another() -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
+def check_into_cache() -> None:
+    """Keys and values get where the columns say, in caches of any strides, and nothing else is written."""
+    qkv, q, k = fused(5, 72)
+    value = qkv[:, 6 * 72 :].view(5, 2, 72)
+    _, _, wq, wk = random_inputs(5, 4, 2, 72, torch.float32)
+    table, columns = table_of(5, 72), torch.tensor([3, 0, -1, 4, 2**31 - 1], dtype=torch.int32)
+    for lies in ((0, 1, 2, 3), (0, 2, 1, 3)):
+        _, query, _ = fused(5, 72)
+        if lies[1] == 2:
+            query = query.transpose(0, 1).contiguous().transpose(0, 1)  # heads first in memory
+        caches = [torch.full((5, 2, 4, 72), 7.0) for _ in range(2)]
+        caches = [x.permute(lies).contiguous().permute(lies) for x in caches]
+        expected = [x.clone() for x in caches]
+        turned = qk_norm_rope(query, k, wq, wk, *table)
+        for row in (0, 1):
+            expected[0][row, :, columns[row]], expected[1][row, :, columns[row]] = turned[1][row], value[row]
+        before = qkv.clone()
+        out = qk_norm_rope_cache_(query, k, value, wq, wk, *table, *caches, columns)
+        assert out is query and torch.equal(out, turned[0]) and torch.equal(qkv, before)
+        assert torch.equal(caches[0], expected[0]) and torch.equal(caches[1], expected[1])
+
+
 def check_frozen_weights() -> None:
     q, k, wq, wk = random_inputs(6, 4, 2, 64, torch.float32)
     table = table_of(6, 64)
@@ -198,7 +220,13 @@ def check_frozen_weights() -> None:
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-CHECKS = [check_views, check_in_place, check_in_place_with_tokens_behind_one_another, check_frozen_weights]
+CHECKS = [
+    check_views,
+    check_in_place,
+    check_in_place_with_tokens_behind_one_another,
+    check_into_cache,
+    check_frozen_weights,
+]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -237,6 +265,34 @@ def test_in_place_refuses_to_lose_a_gradient() -> None:
         qk_norm_rope_(q, k, wq, wk, *table)
     with pytest.raises(ValueError, match=r"the last must be 1"):
         qk_norm_rope_(torch.zeros(2, 8, 2).transpose(1, 2), k, wk, wk, *table)
+
+
+CACHE = torch.zeros(2, 1, 3, 8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": torch.zeros(2, 2, 8)},
+        {"value": torch.zeros(2, 1, 8).half()},
+        {"key_cache": torch.zeros(2, 1, 4, 8)},
+        {"key_cache": torch.zeros(1, 1, 3, 8), "value_cache": torch.zeros(1, 1, 3, 8)},
+        {"value_cache": torch.zeros(2, 1, 8, 3).transpose(2, 3)},
+        {"columns": torch.zeros(2, dtype=torch.int64)},
+        {"columns": torch.zeros(3, dtype=torch.int32)},
+        {"columns": torch.zeros(2, dtype=torch.int32, device="meta")},
+        {"query": torch.zeros(2, 8, 2).transpose(1, 2)},
+    ],
+)
+def test_a_cache_that_does_not_fit_is_refused(change: dict[str, Tensor]) -> None:
+    q, k, wq, wk = random_inputs(2, 2, 1, 8, torch.float32)
+    cos, sin = table_of(2, 8)
+    given = {"query": q, "key": k, "value": k, "query_weight": wq, "key_weight": wk, "cos": cos, "sin": sin}
+    given |= {"key_cache": CACHE, "value_cache": CACHE, "columns": torch.zeros(2, dtype=torch.int32)}
+    with pytest.raises(ValueError, match=r"qk_norm_rope: value .* columns .* \(2, 1, 8\), then \(2, 1, S, 8\)"):
+        qk_norm_rope_cache_(**(given | change))
+    with pytest.raises(RuntimeError, match="qk_norm_rope_cache_ keeps nothing for a backward pass"):
+        qk_norm_rope_cache_(**(given | {"query": q.clone().requires_grad_()}))
 
 
 def test_a_graph_notices_that_its_tensors_were_overwritten() -> None:

@@ -21,7 +21,7 @@ from medmo_kernels.projector import projector_reference
 BOXES = torch.tensor([[0.0, 0.0, 4.0, 3.0], [1.0, 1.0, 5.0, 6.0]])
 HEADS, WEIGHT, TABLE = torch.ones(3, 2, 8), torch.ones(8), torch.ones(3, 4)
 CACHE, BOUNDS = torch.ones(3, 2, 5, 8), torch.tensor([0, 3], dtype=torch.int32)
-COUNTS = torch.tensor([0, 2])
+COUNTS, COLUMNS = torch.tensor([0, 2]), torch.tensor([4, 0, 5], dtype=torch.int32)
 
 REFUSED: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
     "giou": (lambda x: ops.giou(x, BOXES), BOXES),
@@ -30,6 +30,12 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
     "pairwise_box_terms": (lambda x: ops.pairwise_box_terms(x, BOXES, COUNTS, COUNTS, max_target=2), BOXES),
     "qk_norm_rope": (lambda x: ops.qk_norm_rope(HEADS, x, WEIGHT, WEIGHT, TABLE, TABLE), HEADS),
     "qk_norm_rope_": (lambda x: ops.qk_norm_rope_(HEADS.clone(), HEADS.clone(), x, WEIGHT, TABLE, TABLE), WEIGHT),
+    "qk_norm_rope_cache_": (
+        lambda x: ops.qk_norm_rope_cache_(
+            HEADS.clone(), x, HEADS, WEIGHT, WEIGHT, TABLE, TABLE, CACHE.clone(), CACHE.clone(), COLUMNS
+        ),
+        HEADS,
+    ),
     "decode_attention": (lambda x: ops.decode_attention(x, CACHE, CACHE), HEADS),
     "patch_embed": (
         lambda x: ops.patch_embed(torch.zeros(2, 12, dtype=torch.uint8), x, torch.zeros(3)),
@@ -65,7 +71,8 @@ def test_plain_layers_have_their_derivative() -> None:
 
 
 NO_FUNCTORCH = {
-    name: REFUSED[name] for name in REFUSED if name not in ("qk_norm_rope_", "decode_attention", "attention")
+    name: REFUSED[name] for name in REFUSED
+    if name not in ("qk_norm_rope_", "qk_norm_rope_cache_", "decode_attention", "attention")
 }
 
 
@@ -129,7 +136,10 @@ OPS: dict[str, Callable[[], Any]] = {
     "box_match": lambda: ops.box_match(BOXES, BOXES, RAGGED, RAGGED),
     "box_reward": lambda: tuple(ops.box_reward(BOXES, BOXES, RAGGED, RAGGED)),
     "assign": lambda: ops.assign(BOXES[None]),
-    "decode_attention": lambda: ops.decode_attention(HEADS, CACHE, CACHE),
+    "decode_attention": lambda: ops.decode_attention(HEADS, CACHE, CACHE, COLUMNS),
+    "qk_norm_rope_cache_": lambda: ops.qk_norm_rope_cache_(
+        HEADS.clone(), HEADS, HEADS, WEIGHT, WEIGHT, TABLE, TABLE, CACHE.clone(), CACHE.clone(), COLUMNS
+    ),
 }
 MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 

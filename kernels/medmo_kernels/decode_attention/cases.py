@@ -150,9 +150,7 @@ def _last_unwritten(**kwargs: Any) -> Tensor:
     return torch.cat([out.flatten()[:-1], out.flatten()[-1:] * float("nan")]).view_as(out)
 
 
-def _group(
-    count: int, prompts: int, own: int, heads: tuple[int, int, int], length: int = 1024, room: int = 0
-) -> Size:
+def _group(count: int, prompts: int, own: int, heads: tuple[int, int, int], length: int = 1024, room: int = 0) -> Size:
     """Return `count` rows, equally many for each of `prompts` prompts, in order; all caches have `room` behind them."""
     owners = [row * prompts // count for row in range(count)]
     return Size([(0, own)] * count, own + room, heads, [length] * prompts, owners, bounded=room > 0, padding=room)

@@ -1,4 +1,4 @@
-"""Cases of qk_norm_rope and its form in place for the walkers, the compiler gate and the benchmark."""
+"""Cases of qk_norm_rope and its forms in place and for a cache for the walkers, the compiler gate and the benchmark."""
 
 from typing import Any
 
@@ -10,15 +10,19 @@ from .op import (
     BACK_ENDS,
     _qk_norm_rope,
     _qk_norm_rope_,
+    _qk_norm_rope_cache_,
     choices,
     choices_in_place,
+    choices_into_cache,
     qk_norm_rope,
     qk_norm_rope_,
+    qk_norm_rope_cache_,
     shape_class,
 )
-from .reference import qk_norm_rope_reference
+from .reference import qk_norm_rope_cache_reference, qk_norm_rope_reference
 
 Size = tuple[int, int, int, int, float]  # tokens, query heads, key heads, head width, scale of the inputs
+CacheSize = tuple[Size, tuple[int, ...], int]  # tokens' columns (one may serve all), columns of the caches
 
 SMALL = 1e-3
 """At this scale the mean of squares equals eps: an eps forgotten or misplaced shows."""
@@ -39,6 +43,57 @@ def _make(size: Size, generator: torch.Generator, dtype: torch.dtype) -> Argumen
         "cos": angles.cos(),
         "sin": angles.sin(),
     }
+
+
+def _make_for_cache(size: CacheSize, generator: torch.Generator, dtype: torch.dtype) -> Arguments:
+    heads, columns, num_columns = size
+    made = _make(heads, generator, dtype)
+    num_tokens, _, num_kv_heads, head_dim, _ = heads
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    places = torch.tensor(columns, dtype=torch.int32).expand(num_tokens).contiguous()
+    return {
+        **{name: made[name] for name in ("query", "key")},
+        "value": normal(num_tokens, num_kv_heads, head_dim),
+        **{name: made[name] for name in ("query_weight", "key_weight", "cos", "sin")},
+        "key_cache": normal(num_tokens, num_kv_heads, num_columns, head_dim),
+        "value_cache": normal(num_tokens, num_kv_heads, num_columns, head_dim),
+        "columns": places,
+    }
+
+
+def _for_cache_on_copies(**named: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Write into copies of queries and caches, as the walkers keep their arguments."""
+    written = {name: named[name].clone() for name in ("query", "key_cache", "value_cache")}
+    return qk_norm_rope_cache_(**{**named, **written}), written["key_cache"], written["value_cache"]
+
+
+def _next_column(**named: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _for_cache_on_copies(**{**named, "columns": named["columns"] + 1})
+
+
+def _one_column(**named: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Write all rows where the first one writes."""
+    return _for_cache_on_copies(**{**named, "columns": named["columns"][:1].expand_as(named["columns"])})
+
+
+def _key_unturned(**named: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, keys, values = _for_cache_on_copies(**named)
+    plain = {**named, "cos": torch.ones_like(named["cos"]), "sin": torch.zeros_like(named["sin"])}
+    return query, _for_cache_on_copies(**plain)[1], values
+
+
+def _op_arguments_for_cache(arguments: Arguments) -> Arguments:
+    order = ("query", "key", "query_weight", "key_weight", "cos", "sin")
+    rest = ("value", "key_cache", "value_cache", "columns")
+    return {**{n: arguments[n] for n in order}, "eps": 1e-6, **{n: arguments[n] for n in rest}}
+
+
+def _num_bytes_for_cache(arguments: Arguments) -> float:
+    """Count what the form in place moves, and one read and one write of the values."""
+    return _num_bytes(arguments) + 2.0 * arguments["value"].numel() * arguments["value"].element_size()
 
 
 def _on_copies(query: Tensor, key: Tensor, *rest: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
@@ -186,6 +241,51 @@ SPECS = (
             timed=qk_norm_rope_,
             timed_arguments=lambda a: {**a, "query": a["query"].clone(), "key": a["key"].clone()},
             num_bytes=_num_bytes,
+            num_flops=_num_flops,
+        ),
+    ),
+    OpSpec(
+        name="qk_norm_rope_cache_",
+        function=_for_cache_on_copies,
+        reference=qk_norm_rope_cache_reference,
+        make=_make_for_cache,
+        sizes={
+            "none": ((0, 4, 2, 64, 1.0), (0,), 3),
+            "all in one column": ((5, 8, 2, 128, 1.0), (2,), 3),
+            "each in its own, two in none": ((5, 5, 3, 72, 1.0), (4, 0, -1, 6, 3), 6),
+            "a cache of nothing": ((2, 2, 1, 16, 1.0), (0,), 0),
+        },
+        tolerance=_TOLERANCE,
+        faults={
+            "the column after": _next_column,
+            "one column for all": _one_column,
+            "keys not turned": _key_unturned,
+        },
+        op=_qk_norm_rope_cache_,
+        op_arguments=_op_arguments_for_cache,
+        kernel_sizes={
+            "all in one column": ((2, 8, 2, 128, 1.0), (2,), 3),
+            "each in its own, two in none": ((5, 5, 3, 72, 1.0), (4, 0, -1, 6, 3), 6),
+        },
+        choices=choices_into_cache,
+        back_ends=BACK_ENDS,
+        shape_class=lambda arguments: shape_class(arguments["query"]),
+        compile=Compile(
+            sizes={
+                "text": (((8, 32, 8, 128, 1.0), (700,), 4096), torch.bfloat16),
+                "width 64": (((8, 16, 8, 64, 1.0), (700,), 1024), torch.bfloat16),
+            },
+        ),
+        bench=Bench(
+            sizes={
+                "decode, 64 sequences": ((64, 32, 8, 128, 1.0), (700,), 1024),
+                "decode, 8 sequences": ((8, 32, 8, 128, 1.0), (700,), 1024),
+                "decode, 1 sequence": ((1, 32, 8, 128, 1.0), (700,), 1024),
+            },
+            cpu_sizes={"decode, 8 sequences": ((8, 32, 8, 128, 1.0), (100,), 256)},
+            timed=qk_norm_rope_cache_,
+            timed_arguments=lambda a: {**a, "query": a["query"].clone()},
+            num_bytes=_num_bytes_for_cache,
             num_flops=_num_flops,
         ),
     ),

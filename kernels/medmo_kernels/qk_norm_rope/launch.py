@@ -15,7 +15,7 @@ from ..grids import cdiv, next_power_of_2
 from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
-from .reference import Call
+from .reference import Call, Places
 
 ROOM = "qk_norm_rope"
 MIN_BLOCK_HALF = 16
@@ -44,6 +44,30 @@ def forward(call: Call, query_out: Tensor, key_out: Tensor) -> None:
     for out, to in outs:
         if to is not out:
             out.copy_(to)
+
+
+@on_device_of_tensors
+def into_cache(call: Call, places: Places) -> None:
+    """Turn queries in place, and put turned keys and values into their columns of the caches.
+
+    Where the heads of queries lie apart, the kernel turns a copy, which is copied back. The last axis of the caches has
+    stride 1.
+    """
+    num_tokens, num_heads, head_dim = call.query.shape
+    if num_tokens == 0:
+        return
+    query, key, query_weight, key_weight, cos, sin, eps = _fitting(call)
+    value, columns = dense_heads(places.value), dense(places.columns)
+    key_cache, value_cache = places.key_cache, places.value_cache
+    blocks, options, _ = _tuned("forward", query)
+    programs = cdiv(num_heads, blocks["BLOCK_HEADS"]) + cdiv(key.shape[1], blocks["BLOCK_HEADS"])
+    kernels._cache_kernel[(num_tokens * programs,)](
+        query, key, value, query_weight, key_weight, cos, sin, key_cache, value_cache, columns, key_cache.shape[2], eps,
+        query.stride(0), key.stride(0), value.stride(0), *key_cache.stride()[:3], *value_cache.stride()[:3],
+        NUM_HEADS=num_heads, NUM_KV_HEADS=key.shape[1], HALF=head_dim // 2, **blocks, **options,
+    )  # fmt: skip
+    if query is not call.query:
+        call.query.copy_(query)
 
 
 @on_device_of_tensors

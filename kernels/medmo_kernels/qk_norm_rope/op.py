@@ -9,15 +9,15 @@ from torch import Tensor
 from .. import back_ends
 from ..back_ends import Choice
 from ..transforms import refuse_transforms
-from .plain import norm_rope, norm_rope_backward
-from .reference import Call
+from .checks import check_call, check_places
+from .plain import keep_tokens, norm_rope, norm_rope_backward
+from .reference import Call, Places
 
-OP, IN_PLACE = "qk_norm_rope", "qk_norm_rope_"
+OP, IN_PLACE, INTO_CACHE = "qk_norm_rope", "qk_norm_rope_", "qk_norm_rope_cache_"
 BACK_ENDS = ("triton", "torch")
 """Names that the table may use."""
-for _op in (OP, IN_PLACE):
+for _op in (OP, IN_PLACE, INTO_CACHE):
     back_ends.declare("qk_norm_rope", _op, BACK_ENDS, plain="torch")
-MAX_HEAD_DIM = 256
 FEW_TOKENS = 64
 """Decoding has at most so many: there a launch costs more than the bytes."""
 FEW, MANY = f"at most {FEW_TOKENS} tokens", f"more than {FEW_TOKENS} tokens"
@@ -59,7 +59,7 @@ def qk_norm_rope(
 
     Reference: Qwen3-VL's text attention (q_norm, k_norm, interleaved M-RoPE), arXiv 2511.21631.
     """
-    _check(query, key, query_weight, key_weight, cos, sin)
+    check_call(query, key, query_weight, key_weight, cos, sin)
     refuse_transforms("qk_norm_rope", query, key, query_weight, key_weight, cos, sin)
     return _qk_norm_rope(query, key, query_weight, key_weight, cos, sin, eps)
 
@@ -87,17 +87,64 @@ def qk_norm_rope_(
         ValueError: as `qk_norm_rope`, or a last axis has another stride.
         RuntimeError: gradients are recorded and an input requires one.
     """
-    _check(query, key, query_weight, key_weight, cos, sin)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, query_weight, key_weight)):
-        raise RuntimeError("qk_norm_rope_ keeps nothing for a backward pass: use qk_norm_rope, or torch.no_grad()")
+    check_call(query, key, query_weight, key_weight, cos, sin)
+    _refuse_gradients(IN_PLACE, query, key, query_weight, key_weight)
     if not query.stride(2) == key.stride(2) == 1:
         raise ValueError(f"qk_norm_rope_: strides {query.stride()} and {key.stride()}, the last must be 1")
-    refuse_transforms("qk_norm_rope_", query, key, query_weight, key_weight, cos, sin)
+    refuse_transforms(IN_PLACE, query, key, query_weight, key_weight, cos, sin)
     _qk_norm_rope_(query, key, query_weight, key_weight, cos, sin, eps)
-    # A graph that has kept them must notice; the compiler sees to that itself.
-    if not torch.compiler.is_compiling() and not query.is_inference():
-        torch.autograd.graph.increment_version((query, key))
+    _mark_written(query, key)
     return query, key
+
+
+def qk_norm_rope_cache_(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    columns: Tensor,
+    *,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Do what `qk_norm_rope` does to one token of each row: the query in place, the key on its way into a cache.
+
+    One launch for what decoding does in a layer before `decode_attention`. No shape, grid or buffer depends on the
+    columns and no host reads them on CUDA, so a CUDA graph that holds the call serves every token.
+
+    Shapes: T rows of one token, H query heads, K key heads, D head width, S columns of the caches.
+
+    Args:
+        query, key, query_weight, key_weight, cos, sin, eps: arguments of `qk_norm_rope`; `query` is overwritten, its
+            last axis has stride 1, and `key` is left as it is.
+        value: (T, K, D) in the dtype of `query`; goes into its cache unchanged.
+        key_cache: (T, K, S, D) in the dtype of `query`, of which one column of each row is written; the last axis has
+            stride 1.
+        value_cache: (T, K, S, D) likewise.
+        columns: (T,) int32 column that each row's token goes into. A row whose column is not in 0 to S - 1 leaves the
+            caches as they are.
+
+    Returns:
+        `query` itself.
+
+    Raises:
+        ValueError: as `qk_norm_rope_`, or values, caches or columns do not fit.
+        RuntimeError: gradients are recorded and an input requires one.
+    """
+    check_call(query, key, query_weight, key_weight, cos, sin)
+    check_places(query, key, Places(value, key_cache, value_cache, columns))
+    _refuse_gradients(INTO_CACHE, query, key, query_weight, key_weight, value, key_cache, value_cache)
+    refuse_transforms(INTO_CACHE, query, key, value, query_weight, key_weight, cos, sin, key_cache, value_cache)
+    arguments = (query, key, query_weight, key_weight, cos, sin, eps, value, key_cache, value_cache, columns)
+    # On the CPU the dispatcher would only add its own time, where nothing traces the call.
+    direct = query.device.type == "cpu" and type(query) is Tensor and not torch.compiler.is_compiling()
+    (_into_cache if direct else _qk_norm_rope_cache_)(*arguments)
+    _mark_written(query, key_cache, value_cache)
+    return query
 
 
 def choices(device: torch.device) -> Mapping[str, Choice]:
@@ -110,34 +157,25 @@ def choices_in_place(device: torch.device) -> Mapping[str, Choice]:
     return back_ends.choices(IN_PLACE, device, torch.bfloat16)
 
 
+def choices_into_cache(device: torch.device) -> Mapping[str, Choice]:
+    """Say what serves the form for a cache on a device."""
+    return back_ends.choices(INTO_CACHE, device, torch.bfloat16)
+
+
 def shape_class(query: Tensor) -> str:
     """Return the name that the table has for a class of shapes."""
     return FEW if query.shape[0] <= FEW_TOKENS else MANY
 
 
-def _check(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Raise a ValueError unless the arguments fit together."""
-    if query.ndim != 3 or key.ndim != 3 or query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
-        raise ValueError(
-            f"qk_norm_rope: query {tuple(query.shape)} and key {tuple(key.shape)}, expected (T, H, D) and (T, K, D)"
-        )
-    num_tokens, _, head_dim = query.shape
-    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"qk_norm_rope: head width {head_dim} must be even and at most {MAX_HEAD_DIM}")
-    if query_weight.shape != (head_dim,) or key_weight.shape != (head_dim,):
-        raise ValueError(
-            f"qk_norm_rope: weights {tuple(query_weight.shape)} and {tuple(key_weight.shape)}, heads {head_dim} wide"
-        )
-    table = (num_tokens, head_dim // 2)
-    if cos.shape != table or sin.shape != table:
-        raise ValueError(f"qk_norm_rope: tables {tuple(cos.shape)} and {tuple(sin.shape)}, expected {table} twice")
-    if query.dtype != key.dtype:
-        raise ValueError(f"qk_norm_rope: query is {query.dtype} and key is {key.dtype}")
-    if not query.device == key.device == query_weight.device == key_weight.device == cos.device == sin.device:
-        names = ("key", "query_weight", "key_weight", "cos", "sin")
-        others = zip(names, (key, query_weight, key_weight, cos, sin), strict=True)
-        strangers = ", ".join(f"{name} on {x.device}" for name, x in others if x.device != query.device)
-        raise ValueError(f"qk_norm_rope: query is on {query.device}, {strangers}: expected one device")
+def _refuse_gradients(op: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise RuntimeError(f"{op} keeps nothing for a backward pass: use qk_norm_rope, or torch.no_grad()")
+
+
+def _mark_written(*tensors: Tensor) -> None:
+    """Let a graph that has kept tensors notice that they were written; the compiler sees to that itself."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
 
 
 def _runs_triton(op: str, query: Tensor) -> bool:
@@ -186,8 +224,31 @@ def _in_place(*arguments: Any) -> None:
 _library.impl("qk_norm_rope_", _in_place, "CompositeExplicitAutograd")
 _qk_norm_rope_ = torch.ops.medmo_kernels.qk_norm_rope_.default
 
+_library.define(
+    "qk_norm_rope_cache_(Tensor(a!) query, Tensor key, Tensor query_weight, Tensor key_weight, Tensor cos, Tensor sin, "
+    "float eps, Tensor value, Tensor(b!) key_cache, Tensor(c!) value_cache, Tensor columns) -> ()"
+)
+
+
+def _into_cache(*arguments: Any) -> None:
+    call, places = Call(*arguments[:7]), Places(*arguments[7:])
+    query, key, query_weight, key_weight, cos, sin, eps = call
+    if _runs_triton(INTO_CACHE, query):
+        from .launch import into_cache
+
+        into_cache(call, places)
+        return
+    query.copy_(norm_rope(query, query_weight, cos, sin, eps))
+    keep_tokens(places.key_cache, norm_rope(key, key_weight, cos, sin, eps), places.columns)
+    keep_tokens(places.value_cache, places.value, places.columns)
+
+
+_library.impl("qk_norm_rope_cache_", _into_cache, "CompositeExplicitAutograd")
+_qk_norm_rope_cache_ = torch.ops.medmo_kernels.qk_norm_rope_cache_.default
+
 
 @torch.library.register_fake("medmo_kernels::qk_norm_rope_", lib=_library)
+@torch.library.register_fake("medmo_kernels::qk_norm_rope_cache_", lib=_library)
 def _(query: Tensor, *rest: Any) -> None:
     return None
 

@@ -1,4 +1,4 @@
-"""The norm and rotation of one tensor, and its gradients, in few passes of torch's ops; serves the CPU."""
+"""The norm and rotation of one tensor, its gradients, and the way into a cache, in torch's ops; serves the CPU."""
 
 import torch
 from torch import Tensor
@@ -47,3 +47,18 @@ def norm_rope_backward(
     dw_D = (rstd.transpose(1, 2) @ products_THD).sum((0, 1)) if weights else w_D.new_empty(0)
     slope = (products_THD @ w_D).view_as(rstd).mul_(rstd.pow(3)).div_(-x.shape[-1])
     return dy_THD.mul_(w_D).mul_(rstd).addcmul_(x_THD, slope).to(x.dtype), dw_D
+
+
+def keep_tokens(cache: Tensor, tokens: Tensor, columns: Tensor) -> None:
+    """Write one token of each row, (B, K, D), into its column of a (B, K, S, D) cache, where there is such a column."""
+    rows, size = cache.shape[0], cache.shape[2]
+    if columns.device.type == "cpu":
+        places = columns.tolist()
+        if places and 0 <= places[0] < size and places.count(places[0]) == rows:
+            cache[:, :, places[0]] = tokens
+            return
+    if not size:
+        return
+    row, column = torch.arange(rows, device=cache.device), columns.long().clamp(0, size - 1)
+    kept = torch.where((column == columns).view(-1, 1, 1), tokens, cache[row, :, column])
+    cache[row, :, column] = kept

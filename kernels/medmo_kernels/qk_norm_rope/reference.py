@@ -1,4 +1,4 @@
-"""The definition of qk_norm_rope."""
+"""The definitions of qk_norm_rope and of its form for a cache."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,15 @@ class Call(NamedTuple):
     eps: float
 
 
+class Places(NamedTuple):
+    """Tensors of a call that writes into a cache, besides those of `Call`; see `qk_norm_rope_cache_`."""
+
+    value: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    columns: Tensor
+
+
 def qk_norm_rope_reference(
     query: Tensor,
     key: Tensor,
@@ -30,6 +39,31 @@ def qk_norm_rope_reference(
 ) -> tuple[Tensor, Tensor]:
     """Normalise every head, scale it and rotate it by its token's angles; see `qk_norm_rope`."""
     return _norm_rope(query, query_weight, cos, sin, eps), _norm_rope(key, key_weight, cos, sin, eps)
+
+
+def qk_norm_rope_cache_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    columns: Tensor,
+    *,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return new queries and new caches; `qk_norm_rope_cache_` writes them into the memory of the old ones."""
+    query, key = qk_norm_rope_reference(query, key, query_weight, key_weight, cos, sin, eps=eps)
+    column = torch.arange(key_cache.shape[2], device=columns.device)
+    here_B1S1 = (column == columns[:, None])[:, None, :, None]
+    caches = (
+        torch.where(here_B1S1, new.unsqueeze(2).to(old.dtype), old)
+        for new, old in ((key, key_cache), (value, value_cache))
+    )
+    return query, *caches
 
 
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:

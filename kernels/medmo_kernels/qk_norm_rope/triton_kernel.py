@@ -1,5 +1,8 @@
 """One pass over queries and keys: RMSNorm of each head, weight, rotation; and one pass back.
 
+A third kernel serves decoding: queries are turned in place, keys on their way into a cache, and values go with them, to
+a column that the device knows.
+
 A program owns a run of tokens and one block of heads, of the queries or of the keys: [BLOCK_HEADS, BLOCK_HALF] tiles of
 both halves of the heads. It reads the weight once, a token's angles once per block of heads (they are in cache for the
 token's other blocks, whose programs are neighbours), and each element once. The backward pass computes the reciprocal
@@ -25,7 +28,7 @@ import triton.language as tl
 @triton.jit
 def _forward_block(
     x_ptr, out_ptr, weight_ptr, cos_ptr, sin_ptr,
-    x_token_stride, out_token_stride, first_token, last_token, block, eps,
+    x_token_stride, out_token_stride, out_head_stride, first_token, last_token, block, eps,
     NUM_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     heads = block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
@@ -33,6 +36,7 @@ def _forward_block(
     in_half = cols < HALF
     mask = (heads < NUM_HEADS)[:, None] & in_half[None, :]  # [BLOCK_HEADS, BLOCK_HALF]
     tile = heads[:, None] * (2 * HALF) + cols[None, :]
+    out_tile = heads[:, None] * out_head_stride + cols[None, :]
     w1 = tl.load(weight_ptr + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
     w2 = tl.load(weight_ptr + HALF + cols, mask=in_half, other=0.0).to(tl.float32)[None, :]
     for token in range(first_token, last_token):  # int64
@@ -45,7 +49,7 @@ def _forward_block(
         rstd = tl.rsqrt(mean_square + eps)[:, None]
         y1 = x1 * rstd * w1
         y2 = x2 * rstd * w2
-        out_row = out_ptr + token * out_token_stride + tile
+        out_row = out_ptr + token * out_token_stride + out_tile
         tl.store(out_row, (y1 * cos - y2 * sin).to(out_ptr.dtype.element_ty), mask=mask)
         tl.store(out_row + HALF, (y2 * cos + y1 * sin).to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -65,15 +69,63 @@ def _forward_kernel(
     if block < QUERY_BLOCKS:
         _forward_block(
             query_ptr, query_out_ptr, query_weight_ptr, cos_ptr, sin_ptr,
-            query_token_stride, query_out_token_stride, first_token, last_token, block, eps,
+            query_token_stride, query_out_token_stride, 2 * HALF, first_token, last_token, block, eps,
             NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
     else:
         _forward_block(
             key_ptr, key_out_ptr, key_weight_ptr, cos_ptr, sin_ptr,
-            key_token_stride, key_out_token_stride, first_token, last_token, block - QUERY_BLOCKS, eps,
+            key_token_stride, key_out_token_stride, 2 * HALF, first_token, last_token, block - QUERY_BLOCKS, eps,
             NUM_KV_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
         )  # fmt: skip
+
+
+@triton.jit
+def _copy_block(
+    x_ptr, out_ptr, out_head_stride, block,
+    NUM_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    heads = block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    cols = tl.arange(0, 2 * BLOCK_HALF)
+    mask = (heads < NUM_HEADS)[:, None] & (cols < 2 * HALF)[None, :]
+    x = tl.load(x_ptr + heads[:, None] * (2 * HALF) + cols[None, :], mask=mask, other=0.0)
+    tl.store(out_ptr + heads[:, None] * out_head_stride + cols[None, :], x, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_columns"])
+def _cache_kernel(
+    query_ptr, key_ptr, value_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr,
+    key_cache_ptr, value_cache_ptr, columns_ptr, num_columns, eps,
+    query_token_stride, key_token_stride, value_token_stride,
+    key_row_stride, key_head_stride, key_column_stride, value_row_stride, value_head_stride, value_column_stride,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    """Turn one block of a token's query heads in place, or put one block of its key and value heads into the cache."""
+    QUERY_BLOCKS: tl.constexpr = (NUM_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    BLOCKS: tl.constexpr = QUERY_BLOCKS + (NUM_KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    block = tl.program_id(0) % BLOCKS
+    token = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    if block < QUERY_BLOCKS:
+        _forward_block(
+            query_ptr, query_ptr, query_weight_ptr, cos_ptr, sin_ptr,
+            query_token_stride, query_token_stride, 2 * HALF, token, token + 1, block, eps,
+            NUM_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+        )  # fmt: skip
+    else:
+        column = tl.load(columns_ptr + token).to(tl.int64)
+        if (column >= 0) & (column < num_columns):
+            _forward_block(
+                key_ptr, key_cache_ptr + column * key_column_stride, key_weight_ptr, cos_ptr, sin_ptr,
+                key_token_stride, key_row_stride, tl.cast(key_head_stride, tl.int64), token, token + 1,
+                block - QUERY_BLOCKS, eps, NUM_KV_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+            )  # fmt: skip
+            _copy_block(
+                value_ptr + token * value_token_stride,
+                value_cache_ptr + token * value_row_stride + column * value_column_stride,
+                tl.cast(value_head_stride, tl.int64), block - QUERY_BLOCKS,
+                NUM_KV_HEADS, HALF, BLOCK_HEADS, BLOCK_HALF,
+            )  # fmt: skip
 
 
 @triton.jit
