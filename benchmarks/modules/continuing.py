@@ -64,12 +64,13 @@ class OurContinuing:
 
     def rewind(self) -> None:
         """Go back to the prompts; columns behind them are written again."""
-        (self.cache.width, own), self.positions = self.start, self.first
+        (width, own), self.positions = self.start, self.first
         self.cache.own = list(own)
+        self.cache.go_to(width)
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Continue every prompt by one token."""
-        hidden = self.model.decoder.step(tokens, self.positions, self.cache.attend)
+        hidden = self.model.decoder.step(tokens, self.positions, self.cache)
         self.cache.advance()
         self.positions = self.positions + 1
         return F.linear(hidden, self.model.head_weight)

@@ -5,13 +5,13 @@ Shapes: T packed tokens, B sequences in step-by-step decoding, E embedding width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..generation.kv_cache import AttendStep, KeepKV
+from ..generation.kv_cache import KeepKV, StepCache
 from ..modules.attention import TextAttention
 from ..modules.mlp import SwiGLU
 from ..modules.norm import RMSNorm
@@ -68,10 +68,10 @@ class DecoderLayer(nn.Module):
         x = (x if rows is None else x[rows]) + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), kv
 
-    def step(self, x: Tensor, table: RopeTable, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Transform one token (B, E) of each sequence; `attend` looks back into a cache."""
-        attn = self.self_attn
-        x = x + attn.o_proj(attend(*attn.project(self.input_layernorm(x), table)).flatten(1))
+    def step(self, x: Tensor, table: RopeTable, cache: StepCache, index: int) -> Tensor:
+        """Transform one token (B, E) of each sequence as layer `index`, which looks back into a cache."""
+        query = self.self_attn.project_step(self.input_layernorm(x), table, cache.place(index))
+        x = x + self.self_attn.o_proj(cache.look_back(index, query).flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -170,13 +170,13 @@ class Qwen3Decoder(nn.Module):
             x = x[rows]
         return self.norm(x)
 
-    def step(self, token_ids: Tensor, positions: Tensor, attend: AttendStep) -> Tensor:
+    def step(self, token_ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """Run one text token of each sequence against a cache.
 
         Args:
             token_ids: (B,) tokens.
             positions: (B,) positions, the same on all three axes.
-            attend: function that stores key and value and looks back.
+            cache: keys and values of the tokens before, which takes those of these tokens.
 
         Returns:
             (B, E) hidden states after the final norm.
@@ -185,5 +185,5 @@ class Qwen3Decoder(nn.Module):
         x = self.embed_tokens(token_ids)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
-            x = layer.step(x, table, lambda q, k, v, index=index: attend(index, q, k, v))
+            x = layer.step(x, table, cache, index)
         return self.norm(x)

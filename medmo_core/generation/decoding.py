@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..batch import Batch
-from .kv_cache import AttendStep, KeepKV, KVCache, sharing_pays
+from .kv_cache import KeepKV, KVCache, StepCache, sharing_pays
 from .sampling import Sampler, Sampling
 
 TURNOVER = 0.8
@@ -50,7 +50,7 @@ class Generation:
 class StepDecoder(Protocol):
     """A decoder that can run one token of each sequence against a cache."""
 
-    def step(self, token_ids: Tensor, positions: Tensor, attend: AttendStep) -> Tensor:
+    def step(self, token_ids: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
         """Return the (B, E) states of (B,) tokens at (B,) positions."""
         ...
 
@@ -195,7 +195,7 @@ class _Decoding:
             assert self.cache is not None
             if len(running) <= TURNOVER * len(self.rows):
                 self.keep(running)
-            hidden = self.model.decoder.step(self.tokens, self.positions, self.cache.attend)
+            hidden = self.model.decoder.step(self.tokens, self.positions, self.cache)
             self.cache.advance()
             self.positions = self.positions + 1
             self.tokens = self.sample(hidden, self.rows)

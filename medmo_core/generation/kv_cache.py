@@ -1,5 +1,9 @@
 """The keys and values that a decoder looks back at while it continues prompts, token by token.
 
+From one arrangement of rows to the next the storage stays where it is and is handed over whole; which column comes
+next, and so how far rows are filled, is a number on the device that `advance` raises. So nothing that is launched for
+a token depends on which token it is, and the host reads nothing back.
+
 Shapes: n prompts, B rows (the continuations still running), T packed prompt tokens, P tokens of the longest prompt,
 S columns of the rows' own cache, H query heads, K key/value heads, D head width.
 """
@@ -7,6 +11,7 @@ S columns of the rows' own cache, H query heads, K key/value heads, D head width
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +20,6 @@ from medmo_kernels.decode_attention import decode_attention
 
 KeepKV = Callable[[int, Tensor, Tensor], None]
 """Called with the layer's index and its (T, K, D) keys and values."""
-AttendStep = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Called with the layer's index and one token's (B, H, D) query and (B, K, D) key and value; returns (B, H, D)."""
 SHARE_FROM = 4096
 """On the CPU prompts are shared where that saves copies of this many tokens: below, one pass over copies is faster than
 two passes (measured on two cores: 8 prompts of 300 tokens: 8 rows each gain 2x, 2 rows each lose a sixth)."""
@@ -30,6 +33,32 @@ def sharing_pays(lengths: Sequence[int], num_generations: int, device: torch.dev
     return (num_generations - 1) * sum(lengths) >= (SHARE_FROM if device.type == "cpu" else 1)
 
 
+class Place(NamedTuple):
+    """Where one layer's keys and values of the token at hand belong.
+
+    Attributes:
+        key: (B, K, S, D) keys of the rows.
+        value: (B, K, S, D) values.
+        columns: (B,) int32 column of each row's token.
+    """
+
+    key: Tensor
+    value: Tensor
+    columns: Tensor
+
+
+class StepCache(Protocol):
+    """A cache that one token of each row can be run against, layer by layer."""
+
+    def place(self, layer: int) -> Place:
+        """Say where a layer writes the token's keys and values."""
+        ...
+
+    def look_back(self, layer: int, q_BHD: Tensor) -> Tensor:
+        """Attend to everything up to what was written last: (B, H, D)."""
+        ...
+
+
 class KVCache:
     """Keys and values of every layer of a decoder, for rows that come and go.
 
@@ -41,7 +70,7 @@ class KVCache:
         cache.expect([12, 30])                                             # prompts 0 and 1
         decoder(x, positions, cu_seqlens, keep_kv=cache.keep_prompt)       # run the prompts once
         cache.arrange([], prompts=[0] * 8 + [1] * 8)                       # 16 rows
-        hidden = decoder.step(tokens, positions, cache.attend)
+        hidden = decoder.step(tokens, positions, cache)
         cache.advance()
         cache.arrange([0, 3, 9])                                           # drop finished rows; others could start
 
@@ -66,6 +95,8 @@ class KVCache:
         self._prompt_of: Tensor | None = None
         self._prompt_lengths: Tensor | None = None
         self._left_pad: Tensor | None = None
+        self._columns = self._stops = torch.empty(0, dtype=torch.int32)  # (B,): the column at hand, and the one behind
+        self._steps = torch.empty(0, dtype=torch.int32)  # (2, B): both, to be raised at once
 
     def expect(self, lengths: Sequence[int]) -> None:
         """Announce prompts, whose keys and values come next; they are numbered on from those before."""
@@ -116,17 +147,27 @@ class KVCache:
 
     def attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
         """Store one token of each row in the column at hand and attend to everything up to it: (B, H, D)."""
+        key, value, columns = self.place(layer)
+        column = columns[:1].long()  # one for all rows
+        key.index_copy_(2, column, k_BKD.unsqueeze(2))
+        value.index_copy_(2, column, v_BKD.unsqueeze(2))
+        return self.look_back(layer, q_BHD)
+
+    def place(self, layer: int) -> Place:
+        """Say where a layer writes the keys and values of the token at hand."""
+        return Place(*self.own[layer], self._columns)
+
+    def look_back(self, layer: int, q_BHD: Tensor) -> Tensor:
+        """Attend to everything up to the column at hand, which has been written: (B, H, D)."""
         keys, values = self.own[layer]
-        keys[:, :, self.width], values[:, :, self.width] = k_BKD, v_BKD
-        stop = self.width + 1
-        keys, values = keys[:, :, :stop], values[:, :, :stop]
         if not self.shared:
-            return decode_attention(q_BHD, keys, values, left_pad=self._left_pad)
+            return decode_attention(q_BHD, keys, values, self._stops, left_pad=self._left_pad)
         prompt_key, prompt_value = self.prompts[layer]
         return decode_attention(
             q_BHD,
             keys,
             values,
+            self._stops,
             left_pad=self._left_pad,
             prompt_key=prompt_key,
             prompt_value=prompt_value,
@@ -136,9 +177,17 @@ class KVCache:
 
     def advance(self) -> None:
         """Go on to the next column, once every layer has attended."""
+        self._steps.add_(1)
         self.width += 1
         if self.width == self.own[0][0].shape[2]:
             self.arrange(range(len(self._owners)), waiting=self._held)
+
+    def go_to(self, width: int) -> None:
+        """Make a column the one at hand, as at its time: what was written from there on is written again."""
+        rows, device = len(self._owners), self.own[0][0].device
+        self.width = width
+        self._steps = torch.tensor([[width], [width + 1]], dtype=torch.int32, device=device).repeat(1, rows)
+        self._columns, self._stops = self._steps
 
     def _longest(self, numbers: Sequence[int]) -> int:
         return max((self._lengths[number] for number in numbers), default=0)
@@ -192,6 +241,7 @@ class KVCache:
         def index(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
+        self.go_to(self.width)
         self._left_pad = index(self._starts) if any(self._starts) else None
         if self.shared:
             self._prompt_of = index([self._held.index(owner) for owner in self._owners])

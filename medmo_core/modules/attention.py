@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from medmo_kernels.attention import attention
-from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_
+from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_cache_
 
 from ..errors import InputError
+from ..generation.kv_cache import Place
 from .norm import RMSNorm
 from .rope import RopeTable
 
@@ -117,12 +118,22 @@ class TextAttention(nn.Module):
 
     def project(self, x: Tensor, table: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
         """Make rotated queries and keys, and values: (T, H, D), (T, K, D), (T, K, D)."""
-        q_THD = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
-        k_TKD = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        v_TKD = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        q_THD, k_TKD, v_TKD = self._heads(x)
         # Nobody else holds the two projections: without gradients they are overwritten.
         norm_rope = qk_norm_rope if torch.is_grad_enabled() else qk_norm_rope_
         q_THD, k_TKD = norm_rope(q_THD, k_TKD, self.q_norm.weight, self.k_norm.weight, *table, eps=self.q_norm.eps)
+        return q_THD, k_TKD, v_TKD
+
+    def project_step(self, x: Tensor, table: RopeTable, place: Place) -> Tensor:
+        """Make one token's rotated queries (B, H, D), and leave its rotated keys and its values in their place."""
+        q_BHD, k_BKD, v_BKD = self._heads(x)
+        norms = self.q_norm.weight, self.k_norm.weight
+        return qk_norm_rope_cache_(q_BHD, k_BKD, v_BKD, *norms, *table, *place, eps=self.q_norm.eps)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_THD = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
+        k_TKD = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        v_TKD = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return q_THD, k_TKD, v_TKD
 
     def forward(

@@ -93,14 +93,14 @@ def test_refilled_rows_sample_what_all_at_once_do(
 def watch(model: MedMO, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[int, int]]]:
     """Return a function that gives the rows and the stored prompts of every step since the start."""
     seen: list[tuple[int, int]] = []
-    attend = KVCache.attend
+    look_back = KVCache.look_back
 
-    def counting(self: KVCache, layer: int, q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def counting(self: KVCache, layer: int, q: torch.Tensor) -> torch.Tensor:
         if layer == 0:
             seen.append((q.shape[0], self.prompts[0][0].shape[0]))
-        return attend(self, layer, q, *rest)
+        return look_back(self, layer, q)
 
-    monkeypatch.setattr(KVCache, "attend", counting)
+    monkeypatch.setattr(KVCache, "look_back", counting)
     return lambda: seen
 
 

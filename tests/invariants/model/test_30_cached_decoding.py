@@ -97,15 +97,17 @@ def test_a_batch_of_mixed_lengths_equals_its_rows_alone(model: MedMO) -> None:
 
 
 def test_a_cache_that_forgets_a_token_is_noticed(model: MedMO, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = KVCache.attend
+    plain = KVCache.look_back
     calls = 0
 
-    def forgetful(self: KVCache, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forgetful(self: KVCache, layer: int, q: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return plain(self, layer, q, k, torch.zeros_like(v) if calls == 2 else v)
+        if calls == 2:
+            self.place(layer).value[:, :, self.width] = 0.0
+        return plain(self, layer, q)
 
-    monkeypatch.setattr(KVCache, "attend", forgetful)
+    monkeypatch.setattr(KVCache, "look_back", forgetful)
     with pytest.raises(AssertionError):
         check(model)
     assert calls > 2

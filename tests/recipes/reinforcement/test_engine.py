@@ -63,13 +63,13 @@ def test_rows_and_settings_of_the_rollout_are_kept(
     kit: Kit, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    attend = KVCache.attend
+    look_back = KVCache.look_back
 
-    def counting(self: KVCache, layer: int, q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def counting(self: KVCache, layer: int, q: torch.Tensor) -> torch.Tensor:
         rows.append(q.shape[0])
-        return attend(self, layer, q, *rest)
+        return look_back(self, layer, q)
 
-    monkeypatch.setattr(KVCache, "attend", counting)
+    monkeypatch.setattr(KVCache, "look_back", counting)
     engine = InPlaceEngine(kit.model, ())
     engine.sample(requests, ROLLOUT, seed=0)
     assert max(rows) == ROLLOUT.rows_per_pass
