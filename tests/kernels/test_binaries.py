@@ -68,6 +68,7 @@ CALLS = {
         "main": lambda: (count(600), 64, 64, 16, (False,)), "tower": lambda: (count(600), 64, 64, 16, (False, True))},
     "qk_norm_rope": {"text": lambda: (count(), 8, 2, 128, 1.0)},
     "qk_norm_rope_": {"text": lambda: (count(), 8, 2, 128, 1.0)},
+    "qk_norm_rope_cache_": {"text": lambda: ((count(), 8, 2, 128, 1.0), (0,), count())},
 }
 found = {}
 with_kernels = {spec.name: spec for spec in specs() if spec.compile.sizes}

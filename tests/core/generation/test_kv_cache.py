@@ -8,6 +8,7 @@ from medmo_core.batch import Batch
 from medmo_core.generation import kv_cache
 from medmo_core.generation.kv_cache import KVCache
 from medmo_core.models import PRESETS, MedMO
+from medmo_kernels import runtime
 from medmo_kernels.attention import attention_reference
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -63,6 +64,30 @@ class Model:
                 expected = attention_reference(padded, k, v, torch.tensor([0, len(k)]), True)[-1]
                 torch.testing.assert_close(out[row], expected)
         self.cache.advance()
+
+
+def test_the_kernels_write_and_look_back(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of a decoder by the Triton kernels, in whatever cache, give what the plain forms give."""
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    decoder = MedMO.from_config(PRESETS["debug"]).decoder.requires_grad_(False)
+    lengths, owners = [7, 3], [0, 0, 1]
+    generator = torch.Generator().manual_seed(1)
+    blocks = [torch.randn(2, sum(lengths), 2, 16, generator=generator) for _ in decoder.layers]
+    outs: list[list[Tensor]] = []
+    for mode in ("auto", "triton"):
+        monkeypatch.setenv(runtime.SWITCH, mode)
+        cache = KVCache(shared=shared)
+        cache.expect(lengths)
+        for layer, (key, value) in enumerate(blocks):
+            cache.keep_prompt(layer, key, value)
+        cache.arrange([], owners)
+        outs.append([])
+        for token in range(3):
+            positions = torch.tensor([7, 7, 3]) + token
+            outs[-1].append(decoder.step(torch.tensor([5, 6, 7]) + token, positions, cache))
+            cache.advance()
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [[5, 1, 7], [4, 4, 4]], ids=["ragged", "equal"])
