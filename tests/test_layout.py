@@ -102,7 +102,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "benchmarks.suite": ("medmo_core", "medmo_kernels", "medmo_recipes.settings"),
     "benchmarks.peers": ("medmo_core", "medmo_kernels"),
     "benchmarks.studies": ("medmo_core", "medmo_recipes"),
-    "benchmarks.report": ("benchmarks.suite", "benchmarks.studies", "medmo_kernels", "medmo_recipes.settings"),
+    "benchmarks.report": (
+        "benchmarks.suite",
+        "benchmarks.studies",
+        "medmo_core",
+        "medmo_kernels",
+        "medmo_recipes.settings",
+    ),
     "benchmarks.modules": ("benchmarks.suite", "benchmarks.peers", "medmo_core", "medmo_kernels", "medmo_recipes"),
     "benchmarks.recipes": (
         "benchmarks.suite",

@@ -1,4 +1,4 @@
-"""What some calls would launch on a GPU that need not be there: kernels of ours and ops of torch, with their shapes.
+"""Launches that calls would make on a GPU that need not be there: kernels of ours and ops of torch, with their shapes.
 
 Tensors are on the meta device: they have shapes and no numbers. So whatever reads one on the host is an error, a model
 of 8B costs nothing, and a launch can depend on shapes and on what the host knows alone. Kernels are those for a Hopper.

@@ -70,7 +70,7 @@ class DecoderLayer(nn.Module):
 
     def step(self, x: Tensor, table: RopeTable, cache: StepCache, index: int) -> Tensor:
         """Transform one token (B, E) of each sequence as layer `index`, which looks back into a cache."""
-        query = self.self_attn.project_step(self.input_layernorm(x), table, cache.place(index))
+        query = self.self_attn.project_step(self.input_layernorm(x), table, *cache.place(index))
         x = x + self.self_attn.o_proj(cache.look_back(index, query).flatten(1))
         return x + self.mlp(self.post_attention_layernorm(x))
 

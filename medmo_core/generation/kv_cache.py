@@ -34,7 +34,7 @@ def sharing_pays(lengths: Sequence[int], num_generations: int, device: torch.dev
 
 
 class Place(NamedTuple):
-    """Where one layer's keys and values of the token at hand belong.
+    """The place of one layer's keys and values of the token at hand.
 
     Attributes:
         key: (B, K, S, D) keys of the rows.

@@ -15,7 +15,6 @@ from medmo_kernels.attention import attention
 from medmo_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_, qk_norm_rope_cache_
 
 from ..errors import InputError
-from ..generation.kv_cache import Place
 from .norm import RMSNorm
 from .rope import RopeTable
 
@@ -124,11 +123,25 @@ class TextAttention(nn.Module):
         q_THD, k_TKD = norm_rope(q_THD, k_TKD, self.q_norm.weight, self.k_norm.weight, *table, eps=self.q_norm.eps)
         return q_THD, k_TKD, v_TKD
 
-    def project_step(self, x: Tensor, table: RopeTable, place: Place) -> Tensor:
-        """Make one token's rotated queries (B, H, D), and leave its rotated keys and its values in their place."""
+    def project_step(
+        self, x: Tensor, table: RopeTable, key_cache: Tensor, value_cache: Tensor, columns: Tensor
+    ) -> Tensor:
+        """Make rotated queries of one token a row, and write its rotated keys and its values into caches.
+
+        Args:
+            x: (B, embed_dim).
+            table: rotary table of (B, D / 2).
+            key_cache: (B, K, S, D).
+            value_cache: (B, K, S, D).
+            columns: (B,) int32 column of each row's token.
+
+        Returns:
+            (B, H, D) queries.
+        """
         q_BHD, k_BKD, v_BKD = self._heads(x)
+        caches = key_cache, value_cache, columns
         norms = self.q_norm.weight, self.k_norm.weight
-        return qk_norm_rope_cache_(q_BHD, k_BKD, v_BKD, *norms, *table, *place, eps=self.q_norm.eps)
+        return qk_norm_rope_cache_(q_BHD, k_BKD, v_BKD, *norms, *table, *caches, eps=self.q_norm.eps)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_THD = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
