@@ -121,6 +121,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tools.house": (),
     "tools.embedded_set": ("medmo_core.datasets",),
     "tools.mutants": (),
+    "tools.compile_kernels": ("medmo_kernels",),
     "tools": ("tools", "benchmarks.report", "benchmarks.suite", "medmo_core", "medmo_kernels", "medmo_recipes"),
 }
 GROUND = ("choices", "durable", "errors", "moved", "nearest", "notice", "optional", "printable")

@@ -74,10 +74,16 @@ class Compile:
     Attributes:
         sizes: (size, dtype) of real models by name; backward is included.
         gate: function of (name of a kernel, its compile-time constants) that returns its requirements.
+        kinds: function of a size that returns others by name, for calls of the same kind with other numbers (one
+            segment, lengths that nothing divides): where one needs another binary, that is compiled and held too.
+        passes: function of (name of a kernel, the whole numbers it is called with) that returns how often its loop with
+            matrix products runs, or None where it has none or several.
     """
 
     sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
     gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
+    kinds: Callable[[Any], Mapping[str, Any]] = field(default=lambda size: {})
+    passes: Callable[[str, Mapping[str, int]], int | None] = field(default=lambda kernel, numbers: None)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ import torch
 from medmo_kernels.attention.cases import Size as Packing
 from medmo_kernels.decode_attention.cases import Size as Step
 from medmo_kernels.patch_embed.cases import Size as Patches
-from tools.compile_kernels import binaries, specs
+from tools.compile_kernels.launches import binaries
+from tools.compile_kernels.pretended import specs
 
 draw = random.Random(0)
 ODD = (1, 3, 7, 16, 17, 48, 64, 255, 256)  # 1, multiples of 16, and neither; either side of every limit in the code

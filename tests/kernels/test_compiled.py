@@ -44,39 +44,41 @@ def test_every_row_of_every_table_is_compiled(records: Path) -> None:
     assert result["unused_rows"] == []
 
 
-def test_boxes_move_whole_and_prices_are_gathered() -> None:
-    """One load and one store of 16 bytes a box, no exchange between threads; five shuffles a search for one minimum."""
-    code = """
-import collections, pathlib, re, sys, tempfile
-from tools import compile_kernels as c
-
-def counted(op, size, kernel, names):
-    spec = next(spec for spec in c.specs() if spec.name == op)
-    path = pathlib.Path(tempfile.mkdtemp()) / "kernel.cubin"
-    for found, compiled, _, _ in c.launches(spec, size, 90):
-        if found.fn.__name__ == kernel:
-            path.write_bytes(compiled.asm["cubin"])
-    return collections.Counter(re.findall(rf"\\b(?:{names})[A-Z0-9_.]*", c.told_by("nvdisasm", "-c", "-ndf", path)))
-
-assert counted("giou", "4096 pairs, fp32", "aligned_backward_kernel", "LDG|STG|LDS|STS|BAR") == {
-    "LDG.E.128": 2, "LDG.E": 1, "STG.E.128": 2}
-shuffles = counted("box_match", "iou", "box_match_kernel", "SHFL")
-assert sum(shuffles.values()) <= 36, shuffles
-"""
+def run(code: str) -> None:
+    """Run a program in another process, for the same reason."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
     assert done.returncode == 0, done.stderr
 
 
+def test_boxes_move_whole_and_prices_are_gathered() -> None:
+    """One load and one store of 16 bytes a box, no exchange between threads; five shuffles a search for one minimum."""
+    run("""
+import collections
+from tools.compile_kernels import cubin, launches, pretended, sass
+
+def counted(op, size, kernel, kinds):
+    spec = next(spec for spec in pretended.specs() if spec.name == op)
+    (found,) = (launch for launch in launches.launches(spec, size, 90) if launch.kernel == kernel)
+    code = sass.parse(cubin.disassemble(found.compiled.asm["cubin"]))
+    return collections.Counter(sass.name(x) for x in code.instructions if sass.kind(x) in kinds)
+
+assert counted("giou", "4096 pairs, fp32", "aligned_backward_kernel", ("LDG", "STG", "LDS", "STS", "BAR")) == {
+    "LDG.E.128": 2, "LDG.E": 1, "STG.E.128": 2}
+shuffles = counted("box_match", "iou", "box_match_kernel", ("SHFL",))
+assert sum(shuffles.values()) <= 36, shuffles
+""")
+
+
 def test_a_kernel_that_breaks_its_gate_is_reported() -> None:
     """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is reported."""
-    code = """
+    run('''
 import dataclasses
-from tools import compile_kernels as c
 from medmo_kernels.spec import Gate
+from tools.compile_kernels import cubin, pretended, records
 
-sass = '''
+sass = """
 /*0010*/ @!P0 LDGSTS.E.BYPASS.128 [R3], desc[UR8][R4.64] ;
 /*0020*/      LDGSTS.E [R3+0x10], desc[UR8][R4.64+0x10] ;
 /*0030*/      LDG.E.128 R8, desc[UR8][R6.64] ;
@@ -85,19 +87,15 @@ sass = '''
 /*0060*/      I2F R5, R12 ;
 /*0070*/      LDL.64 R2, [R1] ;
 /*0080*/      HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
-'''
-counted = c.count_instructions(sass)
+"""
+counted = cubin.count_instructions(sass)
 assert counted == (1, 1, 2, ("I2F", "I2FP.F32.U32", "LDG.E.U8", "LDGSTS.E")), counted
 
-spec = next(s for s in c.specs() if s.name == "giou")
+spec = next(s for s in pretended.specs() if s.name == "giou")
 gate = lambda kernel, constants: Gate(wide_copies=True)
 spec = dataclasses.replace(spec, compile=dataclasses.replace(spec.compile, gate=gate))
-c.read_cubin = lambda cubin, disassemble: c.Cubin(255, 8, 2, 0, 4, ("LDGSTS.E",) if disassemble else ())
-for record in c.inspect(spec, next(iter(spec.compile.sizes)), 90):
+records.read_cubin = lambda code, listed: cubin.Cubin(255, 8, 2, 0, 4, ("LDGSTS.E",) if listed else ())
+for record in records.inspect(spec, next(iter(spec.compile.sizes)), 90):
     stack, narrow, copies = record.faults
     assert "8 bytes of stack" in stack and "LDGSTS.E" in narrow and "4 copies" in copies, record.faults
-"""
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
+''')

@@ -108,6 +108,11 @@ def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     return Gate(hgmma=constants["BLOCK_N"] > 64, wide_copies=constants["NUM_WORDS"] % (constants["BLOCK_K"] // 4) == 0)
 
 
+def _passes(kernel: str, numbers: Mapping[str, int]) -> int | None:
+    """Count the tiles of BLOCK_K pixels in a row of them."""
+    return math.ceil(4 * numbers["NUM_WORDS"] / numbers["BLOCK_K"]) if kernel == "forward_kernel" else None
+
+
 _TOLERANCE = {
     torch.float64: Tolerance(1e-12, "another order of summation and folded constants"),
     torch.float32: Tolerance(4e-6, "at most 1,536 products in another order, folded constants"),
@@ -174,6 +179,7 @@ SPECS = (
                 "patches of 14": (Size(64, 1024, 14, 1, None, 0, True, *IMAGENET), torch.bfloat16),
             },
             gate=_gate,
+            passes=_passes,
         ),
         bench=Bench(
             sizes={

@@ -113,6 +113,11 @@ def _shape_class(arguments: Arguments) -> str:
     return shape_class(arguments["features"].dtype, num_patches // MERGE_SIZE**2, num_mergers)
 
 
+def _passes(kernel: str, numbers: Mapping[str, int]) -> int | None:
+    """Count the tiles of BLOCK_K features in a normalised token."""
+    return numbers["depth"] // numbers["BLOCK_K"] if kernel == "_fc1_gelu_kernel" else None
+
+
 def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     return Gate(hgmma=kernel == "_fc1_gelu_kernel" and constants["INPUT_PRECISION"] != "ieee")
 
@@ -200,6 +205,7 @@ SPECS = (
                 "fp32": ((16, 32, 64, 16, TOWER), torch.float32),
             },
             gate=_gate,
+            passes=_passes,
         ),
         bench=Bench(
             sizes={
