@@ -4,8 +4,9 @@
     medmo evaluate --checkpoint exported/ --data my.jsonl --split test --out results/
     medmo evaluate --checkpoint exported/ --data embedded:pair
 
-Greedy answers are scored as VQA accuracy, box IoU and F1 at 0.5, and report fact F1; captions are ranked for each image
-(and images for each caption) by log-likelihood per token. Beside each stands its baseline, fitted on training data: the
+Greedy answers are scored as VQA accuracy, box IoU and F1 at 0.5 of what is there, and report fact F1; how often they
+deny what is there, or say boxes where nothing is, stands apart. Captions are ranked for each image (and images for
+each caption) by log-likelihood per token. Beside each stands its baseline, fitted on training data: the
 commonest answer per kind of question, the best constant box per label, chance. Brackets are 95 % intervals
 over images, and so speak of these scans only. The embedded images are scored under fixed random crops (the bar) and
 whole (`_full`), pairs of them (`embedded:pair`) when asked for. In `_shuffled` each question comes with another image:

@@ -47,7 +47,7 @@ class Evaluation:
 def paired_gain(
     after: Sequence[Prediction], before: Sequence[Prediction], metric: str
 ) -> tuple[float, Interval | None]:
-    """Compare two checkpoints on the same samples.
+    """Compare two checkpoints on the same samples, those that have the metric.
 
     Returns:
         Mean difference and its 95 % interval over images, None where they are too few.
@@ -55,6 +55,7 @@ def paired_gain(
     Raises:
         InputError: the predictions are not about the same samples in the same order.
     """
+    after, before = ([p for p in predictions if metric in p.scores] for predictions in (after, before))
     if [p.sample_id for p in after] != [p.sample_id for p in before]:
         raise InputError("two evaluations can be paired only when both answered the same samples in the same order")
     values, others = ([p.scores[metric] for p in predictions] for predictions in (after, before))

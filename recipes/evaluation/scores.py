@@ -22,10 +22,16 @@ from .baselines import FittedBaselines
 
 METRICS: dict[str, tuple[str, ...]] = {
     "vqa": ("vqa_accuracy",),
-    "grounding": ("grounding_iou", "grounding_f1"),
+    "grounding": ("grounding_iou", "grounding_f1", "grounding_iou_said", "grounding_denied", "grounding_invented"),
     "report": ("report_fact_f1",),
 }
-"""Task -> its metrics."""
+"""Task -> its metrics, each the mean over the answers that have it.
+
+Of grounding, IoU and F1 are those of questions about something that is there; `grounding_iou_said` is the IoU where the
+answer says boxes, `grounding_denied` the share of answers that say that there is nothing, and `grounding_invented` the
+share of answers with boxes where nothing is there. An answer that cannot be read says neither."""
+WITHOUT_BASELINE = ("grounding_iou_said", "grounding_denied", "grounding_invented")
+"""Metrics in which a box that is always the same is not compared: it never says that there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def score_texts(
     scores: list[dict[str, float]] = []
     for index, (sample, text) in enumerate(zip(samples, texts, strict=True)):
         if index in pairs:
-            scores.append(dict(zip(METRICS["grounding"], pairs[index], strict=True)))
+            scores.append(_pointing_scores(sample, boxes[index], *pairs[index]))
         elif sample.task == "vqa" and sample.answer is not None:
             scores.append({"vqa_accuracy": float(vqa_correct(text, sample.answer))})
         elif sample.task == "report" and sample.facts:
@@ -192,6 +198,14 @@ def score_texts(
                 "vqa needs an answer, grounding an image and its boxes, report facts"
             )
     return scores
+
+
+def _pointing_scores(sample: Sample, said: AnyBoxes | None, iou: float, f1: float) -> dict[str, float]:
+    has_said = said is not None and len(said) > 0
+    if not sample.sought:
+        return {"grounding_invented": float(has_said)}
+    scores = {"grounding_iou": iou, "grounding_f1": f1, "grounding_denied": float(said is not None and not has_said)}
+    return {**scores, "grounding_iou_said": iou} if has_said else scores
 
 
 def _comparable(sample: Sample, said: AnyBoxes | None) -> AnyBoxes:
@@ -216,7 +230,7 @@ def _baseline_scores(samples: Sequence[Sample], baselines: FittedBaselines | Non
     chosen = [samples[index] for index, _, _ in answers]
     scored = score_texts(chosen, [text for _, text, _ in answers], [boxes for _, _, boxes in answers])
     for (index, _, _), scores in zip(answers, scored, strict=True):
-        results[index] = scores
+        results[index] = {metric: value for metric, value in scores.items() if metric not in WITHOUT_BASELINE}
     return results
 
 
@@ -224,9 +238,10 @@ def mean_score(predictions: Sequence[Prediction], metric: str) -> Score:
     """Average one metric, with an interval over images.
 
     Args:
-        predictions: all of one task.
+        predictions: answers of one task, one of which at least has the metric; the others are left out.
         metric: one of the task's.
     """
+    predictions = [p for p in predictions if metric in p.scores]
     values = [p.scores[metric] for p in predictions]
     images = [p.image for p in predictions]
     low, high = mean_interval(values, images) or (None, None)

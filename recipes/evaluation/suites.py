@@ -8,7 +8,7 @@ from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.open_source import open_source
 from medmo_core.datasets.catalogue import find_data_set
-from medmo_core.datasets.embedded.tasks import eval_samples
+from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
 from medmo_core.errors import InputError
 from medmo_core.models.medmo import MedMO
 
@@ -20,6 +20,8 @@ from .retrieval import distinct_captions, evaluate_retrieval
 from .scores import METRICS, mean_score, score_answers
 
 NUM_BASELINE_SAMPLES = 400
+ABSENT_SHARE = 0.25
+"""Questions for what a picture does not show, per question for what it shows: a fifth of all."""
 
 
 def evaluate(
@@ -39,7 +41,8 @@ def evaluate(
         processor: processor of the model's checkpoint.
         samples: task (vqa, grounding, report, retrieval) -> samples with their truth; other tasks are refused.
         baselines: baselines fitted on training data, scored beside the model.
-        shuffled: tasks whose questions are asked again with another sample's image.
+        shuffled: tasks whose questions are asked again with another sample's image; of grounding those about something
+            that is there.
         suffix: ending of the names of metrics and predictions.
         asking: batch size, longest answer and seed.
 
@@ -56,8 +59,9 @@ def evaluate(
         if not chosen:
             raise InputError(f"task {task!r}: no samples to score")
         asked = {task + suffix: list(chosen)}
-        if task in shuffled:
-            asked[f"{task}{suffix}_shuffled"] = shuffle_images(chosen, asking.seed)
+        present = [sample for sample in chosen if task != "grounding" or sample.sought]
+        if task in shuffled and present:
+            asked[f"{task}{suffix}_shuffled"] = shuffle_images(present, asking.seed)
         limit = asking.max_new_tokens or answer_limit(processor, chosen)
         for key, questions in asked.items():
             texts = answer(
@@ -65,10 +69,12 @@ def evaluate(
                 on_progress=partial(_report_part, asking, key, len(questions)),
             )  # fmt: skip
             # Truth, baseline and image of the sample itself, also where another image was shown.
-            predictions = score_answers(chosen, texts, processor.text, baselines)
+            own = present if key.endswith("_shuffled") else chosen
+            predictions = score_answers(own, texts, processor.text, baselines)
             result.predictions[key], result.samples[key] = predictions, questions
             for metric in METRICS[task]:
-                result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric)
+                if any(metric in p.scores for p in predictions):
+                    result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric)
     return result
 
 
@@ -102,6 +108,8 @@ def evaluate_embedded(
     for crops, suffix in (("fixed", ""), ("none", "_full")):
         tasks = sizes if crops == "fixed" else {"vqa": num_samples, "grounding": num_samples}
         samples = {task: eval_samples(task, split, crops=crops, n=n, seed=asking.seed) for task, n in tasks.items()}
+        if crops == "fixed":
+            samples["grounding"] += absent_samples(split, n=round(ABSENT_SHARE * num_samples), seed=asking.seed)
         if "retrieval" in samples:
             samples["retrieval"] = distinct_captions(processor.text, samples["retrieval"])[:num_captions]
         part = evaluate(

@@ -121,7 +121,9 @@ def picture(sample: Sample, prediction: Prediction) -> Picture:
         raise ValueError(f"{sample.id}: a picture shows the boxes of one image, and the sample has another number")
     said = torch.tensor(prediction.boxes_px, dtype=torch.float64).reshape(-1, 4)
     predicted = Boxes(said, "pixel", where.size, tuple(prediction.box_labels)).resize(size)
-    caption = f"{_cut(prediction.question)} IoU {prediction.scores['grounding_iou']:.2f}"
+    scored = prediction.scores.get("grounding_iou")
+    verdict = "nothing is there" if scored is None else f"IoU {scored:.2f}"
+    caption = f"{_cut(prediction.question)} {verdict}"
     return Picture(overlay_boxes(pixels, predicted, where.resize(size)), caption)
 
 

@@ -21,6 +21,9 @@ METRIC_NAMES = {
     "vqa_accuracy": "VQA accuracy",
     "grounding_iou": "Grounding mean IoU",
     "grounding_f1": "Grounding F1 at IoU 0.5",
+    "grounding_iou_said": "Grounding IoU, where boxes are said",
+    "grounding_denied": "Said nothing where there is something",
+    "grounding_invented": "Said boxes where there is nothing",
     "report_fact_f1": "Report fact F1",
     "retrieval_recall1": "Caption for an image, recall@1",
     "retrieval_median_rank": "Caption for an image, median rank",
@@ -77,8 +80,9 @@ def _control(result: Evaluation) -> Verdict:
 
 def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -> Verdict:
     gain, ends = paired_gain(after, before, "grounding_iou")
-    slices = len({p.image for p in before})
-    measured = f"{gain:+.4f} {told(ends, '+.4f')}, {len(before)} questions about {slices} slices, paired"
+    compared = [p for p in before if "grounding_iou" in p.scores]
+    slices = len({p.image for p in compared})
+    measured = f"{gain:+.4f} {told(ends, '+.4f')}, {len(compared)} questions about {slices} slices, paired"
     return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, _is_gain(ends))
 
 

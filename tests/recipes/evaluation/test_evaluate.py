@@ -55,7 +55,9 @@ def test_a_perfect_model_scores_one_and_a_silent_one_nothing(
     truth = {s.id: kit.processor.text.target_text(s) for chosen in asked.values() for s in chosen}
     say(kit, monkeypatch, truth)
     perfect = evaluate(kit.model, kit.processor, asked, shuffled=())
-    assert perfect.metrics.keys() == {"vqa_accuracy", "grounding_iou", "grounding_f1", "report_fact_f1"}
+    grounding = {"grounding_iou", "grounding_f1", "grounding_iou_said", "grounding_denied"}
+    assert perfect.metrics.keys() == {"vqa_accuracy", *grounding, "report_fact_f1"}
+    assert perfect.metrics.pop("grounding_denied").value == 0.0
     for name, score in perfect.metrics.items():
         assert score.value == pytest.approx(1.0, abs=0.02), name  # a coordinate is a thousandth of 64 px
         assert (score.n, score.num_images, score.num_scans, score.baseline) == (4, 4, 4, None)
@@ -120,8 +122,18 @@ def test_an_answer_without_boxes_is_not_the_answer_no_boxes(kit: Kit, samples: d
     from dataclasses import replace
 
     empty = [replace(samples["grounding"][0], boxes=())]
-    assert score_answers(empty, ["[]"], kit.processor.text)[0].scores["grounding_iou"] == 1.0
-    assert score_answers(empty, ["I do not know."], kit.processor.text)[0].scores["grounding_iou"] == 0.0
+    there = samples["grounding"][:1]
+    boxes = kit.processor.text.target_text(there[0])
+    for asked, said, expected in (
+        (empty, "[]", {"grounding_invented": 0.0}),
+        (empty, "I do not know.", {"grounding_invented": 0.0}),
+        (empty, boxes, {"grounding_invented": 1.0}),
+        (there, "[]", {"grounding_iou": 0.0, "grounding_f1": 0.0, "grounding_denied": 1.0}),
+        (there, "I do not know.", {"grounding_iou": 0.0, "grounding_f1": 0.0, "grounding_denied": 0.0}),
+    ):
+        assert score_answers(asked, [said], kit.processor.text)[0].scores == expected, said
+    right = score_answers(there, [boxes], kit.processor.text)[0].scores
+    assert right["grounding_iou_said"] == right["grounding_iou"] > 0.9 and right["grounding_denied"] == 0.0
     with pytest.raises(ValueError, match="c0: a sample of task 'retrieval' cannot be scored as it is"):
         score_answers(samples["retrieval"][:1], ["text"], kit.processor.text)
 

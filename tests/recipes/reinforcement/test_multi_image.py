@@ -315,7 +315,10 @@ def test_the_command_scores_pairs_of_the_embedded_set_beside_their_baseline(
     scores = json.loads((tmp_path / "scores/metrics.json").read_text())["metrics"]
     assert 0.0 < scores["grounding_iou"]["baseline"] < 0.6
     lines = [json.loads(line) for line in (tmp_path / "scores/predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 16 and all("truth_images" in line for line in lines)
+    kinds = [line["set"] for line in lines]
+    assert kinds.count("grounding") == 8 and all("truth_images" in line for line in lines)
+    present = sum(bool(line["truth_px"]) for line in lines if line["set"] == "grounding")
+    assert kinds.count("grounding_shuffled") == present, "what is not there needs no control"
 
 
 def test_a_reward_that_reads_one_image_only_is_noticed(
