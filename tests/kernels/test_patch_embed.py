@@ -143,6 +143,33 @@ def test_centred_pixels_are_exact_in_16_bits(dtype: torch.dtype) -> None:
     assert torch.equal(centred.double(), pixels.double() - 127.5)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_byte_meets_its_weight_and_is_exact(
+    dtype: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns that see one value of a patch each, in both orders in which the kernel reads pixels and weights."""
+    monkeypatch.setenv(runtime.SWITCH, "triton")
+    monkeypatch.setattr(runtime, "DEFAULT_CAPABILITY", capability)
+    pixels = ((torch.arange(256)[:, None] + 37 * torch.arange(108)) % 256).to(torch.uint8)
+    out = patch_embed(pixels, torch.eye(108, dtype=dtype).view(108, 3, 1, 6, 6))
+    expected = (pixels.double() / 127.5 - 1).to(dtype)
+    torch.testing.assert_close(out, expected, rtol=0, atol=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel multiplies in fp16, whose range is narrow: a power of two on a column is one on its tokens."""
+    monkeypatch.setenv(runtime.SWITCH, "triton")
+    weight, bias, _ = (x.to(dtype) for x in weights(7, 4, 1))
+    powers = torch.tensor([-100.0, -60, -20, 0, 20, 60, 100], dtype=torch.float64).exp2().to(dtype)
+    pixels = random_inputs(5, 2, 4)
+    out = patch_embed(pixels, weight, bias)
+    scaled = patch_embed(pixels, weight * powers.view(-1, 1, 1, 1, 1), bias * powers)
+    assert torch.equal(scaled, out * powers)
+    assert torch.equal(patch_embed(pixels, torch.zeros_like(weight), bias), bias.expand(5, -1))
+
+
 def test_views_and_unaligned_rows_are_read_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel reads words of four bytes from rows that begin anywhere."""
     monkeypatch.setenv(runtime.SWITCH, "triton")

@@ -96,7 +96,8 @@ def test_the_cpu_refuses_a_row_of_no_prompt(stranger: int, dtype: torch.dtype) -
         decode_attention(x[:, :, 0], x, x, prompt_of=prompt_of, **prompts)
 
 
-PLACES = [(-0.5, 0.25), (-3, 9), (3.75, -1), (2.99, 3.01), (1.5, FAR), (-FAR, 0), (3, 3), (0, 0), (1.25, 2.5)]
+INF = float("inf")
+PLACES = [(-0.5, 0.25), (-3, 9), (3.75, -1), (2.99, 3.01), (1.5, FAR), (-INF, 0), (3, 3), (0, 0), (1.25, INF)]
 
 
 @pytest.mark.parametrize("mode", ["auto", "triton"])

@@ -13,9 +13,11 @@ from ..grids import cdiv, next_power_of_2
 from ..placement import on_device_of_tensors
 from ..tables import tuned
 from . import triton_kernel as kernels
-from .reference import Call
+from .reference import MAX_PIXEL, Call
 
 ROOM = "patch_embed"
+CENTRE = 128 / MAX_PIXEL
+"""What the kernel subtracts from pixels, as a share of the largest one."""
 
 
 @on_device_of_tensors
@@ -26,17 +28,19 @@ def forward(call: Call) -> Tensor:
     embed_dim, num_taps, num_pixels = weight.shape[0], weight.shape[2], weight.shape[3] * weight.shape[4]
     blocks, options, _ = tuned(ROOM, "forward", weight)
     packed_width = cdiv(width, blocks["BLOCK_K"]) * blocks["BLOCK_K"]
-    packed = weight.new_empty(embed_dim, packed_width)
-    folded_bias = torch.empty(embed_dim, dtype=torch.float32, device=weight.device)
+    # In fp16 for bf16 too: pixels become fp16 in half the instructions, and each column has its own power of two.
+    packed_dtype = torch.float32 if weight.dtype == torch.float32 else torch.float16
+    packed = weight.new_empty(embed_dim, packed_width, dtype=packed_dtype)
+    factors = weight.new_empty(2, embed_dim, dtype=torch.float32)
     out = weight.new_empty(num_rows, embed_dim)
     if out.numel() == 0:
         return out
-    # With one deviation for all channels the packed weights are the given ones, or their sums, and nothing else.
-    scale = 1 / (255 * call.image_std[0])
+    # With one deviation for all channels the packed weights are the given ones, or their sums, by a power of two.
+    scale = 1 / (MAX_PIXEL * call.image_std[0])
     ratios = [call.image_std[0] / std for std in call.image_std]
-    shifts = [(0.5 - mean) / std for mean, std in zip(call.image_mean, call.image_std, strict=True)]
+    shifts = [(CENTRE - mean) / std for mean, std in zip(call.image_mean, call.image_std, strict=True)]
     kernels.pack_kernel[(embed_dim,)](
-        dense(weight), dense(call.bias), packed, folded_bias, *ratios, *shifts,
+        dense(weight), dense(call.bias), packed, factors, scale, *ratios, *shifts,
         TAPS=num_taps, FOLDS=width == 3 * num_pixels, PIXELS=num_pixels, WIDTH=width, PACKED_WIDTH=packed_width,
         HAS_BIAS=call.bias is not None, BLOCK_K=blocks["BLOCK_K"], BLOCK=next_power_of_2(packed_width),
         **tuned(ROOM, "pack", weight).options,
@@ -45,7 +49,7 @@ def forward(call: Call) -> Tensor:
         options = {**options, "maxnreg": 255}
     grid = (cdiv(num_rows, blocks["BLOCK_M"]) * cdiv(embed_dim, blocks["BLOCK_N"]),)
     kernels.forward_kernel[grid](
-        words(call.patches), packed, folded_bias, dense(table), dense_fp32(call.coordinates), out, scale, num_rows,
+        words(call.patches), packed, factors, dense(table), dense_fp32(call.coordinates), out, num_rows,
         NUM_WORDS=width // 4, EMBED_DIM=embed_dim, SIDE=1 if table is None else math.isqrt(table.shape[0]),
         HAS_POSITIONS=table is not None, **blocks, **options,
     )  # fmt: skip

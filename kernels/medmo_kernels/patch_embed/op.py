@@ -40,9 +40,10 @@ def patch_embed(
 ) -> Tensor:
     """Embed patches and add learned positions.
 
-    A still shows the same frame to every temporal tap, so its weights are summed over the taps. Raw pixels u enter as
-    u - 127.5: W ((u / 255 - mean) / std) + b becomes [W / (255 std)] (u - 127.5) + [b + W ((0.5 - mean) / std)]. A
-    patch at (row, column) of the position table adds the four entries around it, weighted bilinearly.
+    A still shows the same frame to every temporal tap, so its weights are summed over the taps. Raw pixels u enter
+    about a centre c, 127.5 or in Triton 128: W ((u / 255 - mean) / std) + b becomes [W / (255 std)] (u - c) +
+    [b + W ((c / 255 - mean) / std)]. A patch at (row, column) of the position table adds the four entries around it,
+    weighted bilinearly.
 
     Shapes: N patches, D embedding width, p patch size, T frames in a video row, S entries along a side of the table.
     Units: coordinates in steps of the table, 0 .. S - 1; a place beyond the table reads its edge.

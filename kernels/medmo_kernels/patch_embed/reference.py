@@ -63,13 +63,13 @@ def bilinear_taps(coordinates: Tensor, side: int) -> tuple[Tensor, Tensor]:
     Numerics: fp32, for every dtype of the table.
 
     Args:
-        coordinates: (N, 2) row and column in table units, 0 .. side - 1.
+        coordinates: (N, 2) row and column in table units, 0 .. side - 1; a place beyond the table is one on its edge.
         side: entries along one side of the table.
 
     Returns:
         (N, 4) int64 entries of the flattened table, and as many fp32 weights that add up to 1.
     """
-    places = coordinates.detach().to(torch.float32)
+    places = coordinates.detach().to(torch.float32).clamp(0, side - 1)
     lower = places.floor()
     fraction = places - lower
     taps = torch.stack([lower, lower + 1], dim=2).long().clamp(0, side - 1)  # (N, axis, tap)
