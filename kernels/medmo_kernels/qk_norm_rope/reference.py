@@ -59,11 +59,8 @@ def qk_norm_rope_cache_reference(
     query, key = qk_norm_rope_reference(query, key, query_weight, key_weight, cos, sin, eps=eps)
     column = torch.arange(key_cache.shape[2], device=columns.device)
     here_B1S1 = (column == columns[:, None])[:, None, :, None]
-    caches = (
-        torch.where(here_B1S1, new.unsqueeze(2).to(old.dtype), old)
-        for new, old in ((key, key_cache), (value, value_cache))
-    )
-    return query, *caches
+    keys = torch.where(here_B1S1, key.unsqueeze(2), key_cache)
+    return query, keys, torch.where(here_B1S1, value.unsqueeze(2), value_cache)
 
 
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:

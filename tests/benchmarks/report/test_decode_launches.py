@@ -22,7 +22,7 @@ TORCH = ["_fused_rms_norm", "mm", "mm", "mm"], ["mm", "add", "_fused_rms_norm", 
 def test_no_launch_depends_on_the_token(shared: bool, prompt: int) -> None:
     """Ops, shapes, strides, grids, numbers handed to kernels, buffers: all equal, until the columns are filled."""
     decoding = FakeDecoding(TEXT, shared=shared, rows=4, prompt=prompt)
-    first = decoding.step().events
+    first = last = decoding.step().events
     width = decoding.cache.width
     for _ in range(GROWTH - 4):
         last = decoding.step().events

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from medmo_core.batch import Batch
 from medmo_core.generation import kv_cache
@@ -88,6 +89,28 @@ def test_the_kernels_write_and_look_back(shared: bool, monkeypatch: pytest.Monke
             outs[-1].append(decoder.step(torch.tensor([5, 6, 7]) + token, positions, cache))
             cache.advance()
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_compiles_whole_and_once() -> None:
+    """No part of a traced step holds the token's number: the graph of the first token serves the next ones."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    decoder = MedMO.from_config(PRESETS["debug"]).decoder.requires_grad_(False)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(decoder.step, backend=counter, fullgraph=True)
+    outs: list[list[Tensor]] = [[], []]
+    for found, step in zip(outs, (decoder.step, compiled), strict=True):
+        cache = KVCache(shared=True)
+        cache.expect([7, 3])
+        for layer, _ in enumerate(decoder.layers):
+            cache.keep_prompt(layer, torch.ones(10, 2, 16) * layer, torch.ones(10, 2, 16))
+        cache.arrange([], [0, 0, 1])
+        for token in range(3):
+            with torch.no_grad():
+                found.append(step(torch.tensor([5, 6, 7]) + token, torch.tensor([7, 7, 3]) + token, cache))
+            cache.advance()
+    torch.testing.assert_close(*outs)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("lengths", [[5, 1, 7], [4, 4, 4]], ids=["ragged", "equal"])
