@@ -1,10 +1,47 @@
 """Tensors that fit are handed on as they are, others are copied with the same values; numbers of a launch."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
-from medmo_kernels import fit
+import medmo_kernels
+from medmo_kernels import fit, runtime, verify
 from medmo_kernels.grids import cdiv, next_power_of_2
+from medmo_kernels.spec import OpSpec
+
+SPECS: list[OpSpec] = [
+    spec for path in sorted(Path(medmo_kernels.__path__[0]).glob("*/launch.py"))
+    for spec in importlib.import_module(f"medmo_kernels.{path.parent.name}.cases").SPECS
+]  # fmt: skip
+
+
+def numbers_of(spec: OpSpec, size: str) -> dict[str, Tensor]:
+    """Return the lengths, offsets, places and the like of a call."""
+    arguments = verify.arguments_of(spec, spec.kernel_sizes[size], torch.float32)
+    return {name: x for name, x in arguments.items()
+            if isinstance(x, Tensor) and x.ndim == 1 and x.numel() > 1 and not x.is_floating_point()}  # fmt: skip
+
+
+TELLING = {spec.name: max(spec.kernel_sizes, key=lambda size, spec=spec: len(numbers_of(spec, size)))
+           for spec in SPECS if spec.kernel_sizes}  # fmt: skip
+NUMBERED = [spec for spec in SPECS if spec.name in TELLING and numbers_of(spec, TELLING[spec.name])]
+
+
+@pytest.mark.parametrize("spec", NUMBERED, ids=lambda spec: spec.name)
+def test_numbers_that_lie_apart_are_those_numbers(spec: OpSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of a table of places will do: the kernels never read what lies between."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv(runtime.SWITCH, "triton")
+    arguments = verify.arguments_of(spec, spec.kernel_sizes[TELLING[spec.name]], torch.float32)
+    apart = {
+        name: torch.stack([x, torch.full_like(x, 999)], dim=1)[:, 0]
+        for name, x in numbers_of(spec, TELLING[spec.name]).items()
+    }
+    found, expected = (verify.run(spec, spec.function, given) for given in ({**arguments, **apart}, arguments))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def heads(offset: int, width: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:

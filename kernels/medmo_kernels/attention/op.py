@@ -133,7 +133,7 @@ def _on_device(numbers: Tensor, device: torch.device) -> Tensor:
             f"attention: cu_seqlens and prompt_of must be on {device} before a CUDA graph is captured: a copy from "
             f"{numbers.device} cannot be part of it"
         )
-    return numbers.to(device, torch.int32, non_blocking=True)
+    return numbers.to(device, torch.int32, non_blocking=True).contiguous()
 
 
 def choices(device: torch.device) -> dict[str, Choice]:

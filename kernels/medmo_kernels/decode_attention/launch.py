@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..fit import unit_stride
+from ..fit import dense, unit_stride
 from ..grids import LOG2E, cdiv, next_power_of_2
 from ..placement import on_device_of_tensors
 from ..tables import Tuned, tuned
@@ -100,9 +100,11 @@ def _fitting(call: Call) -> tuple[Call, Tensor, Tensor]:
 
     Where there is no prompt, its keys and values are pointers that no program follows.
     """
+    numbers = {name: dense(getattr(call, name)) for name in ("lengths", "left_pad", "prompt_lengths", "prompt_of")}
     call = call._replace(
-        query=unit_stride(call.query), key_cache=unit_stride(call.key_cache), value_cache=unit_stride(call.value_cache)
-    )
+        query=unit_stride(call.query), key_cache=unit_stride(call.key_cache),
+        value_cache=unit_stride(call.value_cache), **numbers,
+    )  # fmt: skip
     if call.prompt_key is None or call.prompt_value is None or not call.prompt_key.shape[2]:
         key, value = call.key_cache, call.value_cache
         call = call._replace(prompt_lengths=None, prompt_of=None)

@@ -59,7 +59,7 @@ def pairwise_forward(sets: Sets, width: int, giou_only: bool) -> Tensor:
     if out.numel():
         blocks, options, _ = tuned(ROOM, "pairwise", pred)
         problem = None if sets.pred_offsets is None else problem_of(sets.pred_offsets, num_rows)
-        tensors = (dense(pred), dense(target), out, problem, sets.pred_offsets, sets.target_offsets)
+        tensors = (dense(pred), dense(target), out, problem, dense(sets.pred_offsets), dense(sets.target_offsets))
         kernels.pairwise_forward_kernel[(cdiv(num_rows, blocks["ROWS"]), cdiv(width, blocks["COLS"]))](
             *tensors, num_rows, pred.shape[-2], target.shape[-2], width,
             RAGGED=sets.pred_offsets is not None, GIOU_ONLY=giou_only, **blocks, **options,
@@ -72,8 +72,8 @@ def pairwise_backward(sets: Sets, grad: Tensor, giou_only: bool) -> tuple[Tensor
     """Return the gradients of both sets, in their dtypes: one launch for each."""
     width = grad.shape[sets.pred.ndim - 1]
     dtypes = sets.pred.dtype, sets.target.dtype
-    pred_side = dense(real(sets.pred)), sets.pred_offsets
-    target_side = dense(real(sets.target)), sets.target_offsets
+    pred_side = dense(real(sets.pred)), dense(sets.pred_offsets)
+    target_side = dense(real(sets.target)), dense(sets.target_offsets)
     grad, found = dense(grad), []
     blocks, options, _ = tuned(ROOM, "pairwise", pred_side[0])
     for (own, own_offsets), (other, other_offsets) in ((pred_side, target_side), (target_side, pred_side)):
