@@ -4,6 +4,7 @@ The stages' budgets are steps in the `tiny_*` configs, so that one seed gives on
 """
 
 import json
+import shlex
 import time
 from importlib import import_module
 from pathlib import Path
@@ -56,6 +57,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
     out.mkdir(parents=True, exist_ok=True)
     outcome = Outcome()
     configs = stage_configs(out, size, seed)
+    outcome.commands = [command_line(stage, size, config) for stage, config in configs.items()]
 
     with timed(outcome, "evaluate random"):
         kit = load_kit(configs["align"], "cpu")
@@ -91,6 +93,20 @@ def stage_configs(out: Path, size: str, seed: int) -> dict[str, RunConfig]:
     return configs
 
 
+def stage_words(stage: str, size: str, config: RunConfig) -> list[str]:
+    """Return the command line of a stage, behind its module."""
+    train = config.train
+    words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
+    return [*words, "train.num_threads=1", f"train.out_dir={train.out_dir}", f"train.seed={train.seed}"]
+
+
+def command_line(stage: str, size: str, config: RunConfig) -> str:
+    """Return what a user types to run a stage as it was run."""
+    count = NUM_PROCESSES[size]
+    launcher = ["python"] if count == 1 else ["torchrun", "--standalone", f"--nproc-per-node={count}"]
+    return shlex.join([*launcher, "-m", f"medmo_recipes.{stage}", *stage_words(stage, size, config)])
+
+
 def launch_stage(stage: str, size: str, config: RunConfig) -> None:
     """Run a stage under torchrun, as a user would; in this process where one is enough.
 
@@ -99,9 +115,7 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
     Raises:
         StageFailed: the stage failed; it has said why.
     """
-    words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
-    words += ["train.num_threads=1", f"train.out_dir={config.train.out_dir}", f"train.seed={config.train.seed}"]
-    module = f"medmo_recipes.{stage}"
+    words, module = stage_words(stage, size, config), f"medmo_recipes.{stage}"
     if NUM_PROCESSES[size] == 1:
         status = import_module(module).main(words)
     else:

@@ -39,7 +39,9 @@ def write_page(folder: Path, result: Evaluation, provenance: Mapping[str, Any]) 
         title=f"Evaluation of {provenance['checkpoint']}",
         subtitle=f"{provenance['data']}, split {provenance['split']}",
         metrics=metric_table(result),
-        gallery=[{"png": base64_png(png_bytes(p.image)), "caption": p.caption} for p in pictures(result)],
+        gallery=[
+            {"png": base64_png(png_bytes(p.image)), "caption": f"{p.question} {p.caption}"} for p in pictures(result)
+        ],
         gallery_note=GALLERY_NOTE,
         answers=[answer_table(key, result.predictions[key]) for key in result.predictions],
         provenance=list(_flat(provenance)),
@@ -123,8 +125,8 @@ def picture(sample: Sample, prediction: Prediction) -> Picture:
     predicted = Boxes(said, "pixel", where.size, tuple(prediction.box_labels)).resize(size)
     scored = prediction.scores.get("grounding_iou")
     verdict = "nothing is there" if scored is None else f"IoU {scored:.2f}"
-    caption = f"{_cut(prediction.question)} {verdict}"
-    return Picture(overlay_boxes(pixels, predicted, where.resize(size)), caption)
+    drawn = overlay_boxes(pixels, predicted, where.resize(size))
+    return Picture(drawn, verdict, question=_cut(prediction.question), answer=_cut(prediction.text))
 
 
 def _flat(provenance: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from ..evaluation.scores import Prediction, Score, image_key
 from ..reinforcement.sharpening import SampledRewards
 from ..settings.run_config import RunConfig
 from ..training.monitoring.log import read_metrics
-from .evaluation_page import pictures
+from .gallery import RULE, ranked_pictures
 from .report import Cell, Picture, Report, Table, Verdict
 
 METRIC_NAMES = {
@@ -30,7 +30,6 @@ METRIC_NAMES = {
     "retrieval_image_recall1": "Image for a caption, recall@1",
     "retrieval_image_median_rank": "Image for a caption, median rank",
 }
-NUM_PICTURES = 8
 
 
 def stage_table(result: Evaluation) -> str:
@@ -135,7 +134,7 @@ def format_verdicts(outcome: "Outcome") -> str:
 
 def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed: int) -> None:
     """Write held_out.png and report.html."""
-    shown = pictures(outcome.evaluations["reinforce"], NUM_PICTURES)
+    shown = ranked_pictures(outcome.evaluations["reinforce"])
     contact(shown).save(out / "held_out.png")
     minutes = sum(outcome.seconds.values()) / 60
     Report(
@@ -147,19 +146,28 @@ def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed:
         verdicts=verdicts(outcome),
         tables=[
             score_table(outcome, "", "Held-out scans, fixed random crops (the bar)"),
+            structure_table(outcome),
             score_table(outcome, "_full", "Held-out scans, full slices (shown beside)"),
             score_table(outcome, "_shuffled", "Control: every question with another image"),
             sampling_table(outcome),
         ],
         curves={stage: read_metrics(out / stage / "metrics.jsonl")[0] for stage in configs},
         gallery=shown,
-        gallery_note="Solid green: true box. Dashed orange: predicted box, after reinforce, greedy decoding.",
+        gallery_note=f"{RULE} Solid green: true box. Dashed orange: predicted box, after reinforce, greedy decoding. "
+        "A click, or the space bar, enlarges a picture.",
         provenance=[
             f"seed {seed}",
             *(f"{stage}: {c.train.steps} steps of {c.train.docs_per_step}" for stage, c in configs.items()),
             *(f"{name}: {seconds:.0f} s" for name, seconds in outcome.seconds.items()),
             "Organ boxes are silver labels (TotalSegmentator's own predictions). Sources and licences: NOTICE.",
         ],
+        commands=outcome.commands,
+        links={
+            f"{stage}: {what}": page
+            for stage in configs
+            for what, page in (("curves", f"{stage}/summary.png"), ("completions", f"{stage}/rollouts/index.html"))
+            if (out / page).exists()
+        },
     ).write(out / "report.html")
 
 
@@ -181,6 +189,33 @@ def score_table(outcome: "Outcome", suffix: str, title: str) -> Table:
 
 def _score_cell(score: Score | None) -> Cell:
     return Cell("") if score is None else Cell(f"{score.value:.3f}", interval(score.low, score.high))
+
+
+def structure_table(outcome: "Outcome") -> Table:
+    """Tabulate, structure by structure, how well the boxes of what is there lie, stage by stage."""
+    found: dict[str, dict[str, list[Prediction]]] = {}
+    for stage, evaluation in outcome.evaluations.items():
+        pairs = zip(evaluation.samples.get("grounding", ()), evaluation.predictions.get("grounding", ()), strict=True)
+        for sample, prediction in pairs:
+            if "grounding_iou" in prediction.scores:
+                names = ", ".join(sorted({sample.boxes[index].label for index in sample.sought}))
+                found.setdefault(names, {}).setdefault(stage, []).append(prediction)
+    rows = []
+    for name, stages in sorted(found.items()):
+        known = next(iter(stages.values()))
+        detail = f"{counted(len(known), 'question')}, {counted(len({p.image for p in known}), 'slice')}"
+        constant = fmean(p.baseline.get("grounding_iou", 0.0) for p in known)
+        cells = [_structure_cell(stages.get(stage, ())) for stage in outcome.evaluations]
+        rows.append([Cell(name, detail), *cells, Cell(f"{constant:.3f}")])
+    note = "Mean IoU; below it how many of the answers said that nothing is there. So few questions have no interval."
+    return Table("Structure by structure", note, ["structure", *outcome.evaluations, "constant box"], rows)
+
+
+def _structure_cell(predictions: Sequence[Prediction]) -> Cell:
+    if not predictions:
+        return Cell("")
+    denied = sum(p.scores["grounding_denied"] for p in predictions)
+    return Cell(f"{fmean(p.scores['grounding_iou'] for p in predictions):.3f}", f"{denied:.0f} said nothing")
 
 
 def sampling_table(outcome: "Outcome") -> Table:
@@ -216,6 +251,7 @@ class Outcome:
         sampled_after: the same of the reinforced model, at temperature 1.
         seconds: part of the run -> wall clock.
         num_parameters: number of parameters of the model.
+        commands: command lines that started the stages.
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
@@ -223,3 +259,4 @@ class Outcome:
     sampled_after: SampledRewards | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     num_parameters: int = 0
+    commands: list[str] = field(default_factory=list)

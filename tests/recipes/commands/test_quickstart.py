@@ -1,6 +1,7 @@
 """The quickstart's machinery, at a size that learns nothing: every file is written, and one seed gives one result."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -34,6 +35,7 @@ def test_metrics_follow_the_schema(folder: Path) -> None:
             assert {"value", "low", "high", "baseline", "n"} <= set(metrics[name])
             assert 0 <= metrics[name]["value"] <= 1 and metrics[name]["n"] > 0
         assert {"grounding_iou_full", "vqa_accuracy_full", "grounding_iou_shuffled"} <= set(metrics)
+        assert {"grounding_denied", "grounding_invented"} <= set(metrics)
     assert set(values["sampled_box_reward_of_instruct"]) == {"1", "0.7", "0.5", "0.3"}
     assert "research use only" in values["notice"]
     assert len(values["verdicts"]) == 5
@@ -43,6 +45,11 @@ def test_the_report_shows_everything(folder: Path) -> None:
     html = (folder / "report.html").read_text(encoding="utf-8")
     for text in ("Research use only", "fixed random crops", "full slices", "shuffled", "sharpening", "this scan only"):
         assert text in html
+    for text in ("Structure by structure", "said nothing", "worst third", "python -m medmo_recipes.instruct", "slices"):
+        assert text in html
+    for link in re.findall(r'href="([^"]+)"', html):
+        assert (folder / link).exists(), link
+    assert "nan" not in re.sub(r"base64,[^\"]+", "", html)
     assert html.count("data:image/png;base64,") > 1
     assert (folder / "held_out.png").read_bytes()[:4] == b"\x89PNG"
 

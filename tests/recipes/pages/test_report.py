@@ -22,9 +22,11 @@ def make_report() -> Report:
             "align": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}],
             "reinforce": [{"step": 1, "reward": 0.1}],
         },
-        gallery=[Picture(Image.new("RGB", (8, 8), "red"), "where is it?")],
+        gallery=[Picture(Image.new("RGB", (8, 8), "red"), "IoU 0.5", "best", "where is it?", "[<box>]")],
         gallery_note="green is true",
         provenance=["seed 0"],
+        commands=["torchrun a&b"],
+        links={"completions": "reinforce/rollouts/index.html"},
     )
 
 
@@ -35,6 +37,9 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     expected = ("A title", "boxes beat a constant", "n = 3", "where is it?", "green is true", "seed 0")
     assert all(text in html for text in (*expected, "Research use only"))
     assert html.count("data:image/png;base64,") == 2
+    assert "torchrun a&amp;b" in html and '<a href="reinforce/rollouts/index.html">completions</a>' in html
+    assert "<strong>best</strong>" in html and "<code>[&lt;box&gt;]</code>" in html
+    assert html.count('type="checkbox"') == 1 and "@media print" in html and "prefers-color-scheme: dark" in html
     assert "http" not in html.replace("http-equiv", "")
     assert '<td class="yes">yes</td>' in html and '<td class="no">no</td>' in html
 
@@ -61,9 +66,18 @@ def test_smoothing_leaves_out_spikes_and_starts_with_enough_values() -> None:
 @pytest.mark.parametrize(("steps", "legend"), [(3, ["each step"]), (200, ["each step", "running median"])])
 def test_every_line_of_the_curves_is_named(steps: int, legend: list[str]) -> None:
     points = [{"step": step, "loss": 1.0 / step} for step in range(1, steps + 1)]
-    (axes, empty) = curves_figure({"align": points, "instruct": []}).axes
+    (axes,) = curves_figure({"align": points, "instruct": []}).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == legend
+    (empty,) = curves_figure({"align": []}).axes
     assert empty.get_legend() is None
+
+
+def test_stages_follow_one_another_with_a_border_and_rewards_stand_apart() -> None:
+    losses, rewards = ([{"step": step, key: 1.0} for step in (1, 2, 5)] for key in ("loss", "reward"))
+    left, right = curves_figure({"align": losses, "instruct": losses, "reinforce": rewards}).axes
+    assert [line.get_xdata()[0] for line in left.lines] == [1, 6, 5], "the second begins after the first, at a border"
+    assert [text.get_text().strip() for text in left.texts] == ["align", "instruct"] and left.get_title() == "loss"
+    assert [text.get_text().strip() for text in right.texts] == ["reinforce"] and len(right.lines) == 1
 
 
 def test_names_on_the_contact_sheet_stand_apart() -> None:
