@@ -12,7 +12,7 @@ from PIL import Image
 from medmo_core.durable import write_text
 from medmo_core.optional import import_optional
 
-from ..training.monitoring.summary import running_median
+from ..training.monitoring.smoothing import running_median
 from .page_templates import page_template
 
 

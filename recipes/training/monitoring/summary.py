@@ -1,7 +1,6 @@
 """Summary of a run on one page: summary.md and summary.png, made from the files in its folder."""
 
 import json
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from medmo_core.printable import markdown
 
 from .log import RunLog, count, duration, read_metrics
 from .meter import Meter
+from .smoothing import running_median
 
 SHOWN_SKIPPED = 20
-SMOOTHED_OVER = 50  # the thick line of a curve is a running median over two such parts of the run
 NO_PLOT = missing("matplotlib", "demo", "summary.png")
 INK, QUIET, ACCENT, SECOND = "#1b1b1b", "#8a949e", "#1f5fa8", "#c8591b"
 COLOURS = (ACCENT, SECOND, "#3a8f5c", "#7a4fa3", "#9c7a1d", "#4a5a68")
@@ -193,15 +192,3 @@ def _curve(axes: Any, lines: Sequence[Mapping[str, float]], name: str, title: st
         return
     axes.plot(steps, values, color=ACCENT, linewidth=0.6, alpha=0.35)
     axes.plot(steps, middles, color=ACCENT, linewidth=1.8, label="training (running median)")
-
-
-def running_median(values: Sequence[float]) -> list[float] | None:
-    """Return the smoothed line of a curve: medians over two of `SMOOTHED_OVER` parts; None where values are few.
-
-    Towards the ends the window shrinks equally on both sides: one that is cut on one side would lag behind a trend.
-    """
-    window = len(values) // SMOOTHED_OVER
-    if window < 2:
-        return None
-    halves = (min(window, i, len(values) - 1 - i) for i in range(len(values)))
-    return [statistics.median(values[i - half : i + half + 1]) for i, half in enumerate(halves)]

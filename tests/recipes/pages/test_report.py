@@ -9,7 +9,7 @@ from PIL import Image
 from medmo_core.datasets.embedded.contact_sheet import name_places
 from medmo_recipes.pages.page_templates import TEMPLATES, page_template
 from medmo_recipes.pages.report import Cell, Picture, Report, Table, Verdict, curves_figure, curves_png
-from medmo_recipes.training.monitoring.summary import running_median
+from medmo_recipes.training.monitoring.smoothing import running_median
 
 
 def make_report() -> Report:
