@@ -7,10 +7,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from medmo_core.batch import Batch
 from medmo_core.generation import kv_cache
-from medmo_core.generation.kv_cache import KVCache
+from medmo_core.generation.kv_cache import KVCache, Place
 from medmo_core.models import PRESETS, MedMO
 from medmo_kernels import runtime
 from medmo_kernels.attention import attention_reference
+from medmo_kernels.decode_attention import decode_attention
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
@@ -89,6 +90,56 @@ def test_the_kernels_write_and_look_back(shared: bool, monkeypatch: pytest.Monke
             outs[-1].append(decoder.step(torch.tensor([5, 6, 7]) + token, positions, cache))
             cache.advance()
     torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+
+
+class FixedRows:
+    """Rows that each begin at column 0 of a storage that never moves, filled to lengths of their own."""
+
+    def __init__(self, blocks: list[Tensor], lengths: list[int], room: int) -> None:
+        self.own = [torch.full((2, len(lengths), KV_HEADS, room, 16), float("nan"), dtype=b.dtype) for b in blocks]
+        for storage, block in zip(self.own, blocks, strict=True):
+            for row, prompt in enumerate(block.split(lengths, dim=1)):
+                storage[:, row, :, : lengths[row]] = prompt.transpose(1, 2)
+        self.columns = torch.tensor(lengths, dtype=torch.int32)
+
+    def place(self, layer: int) -> Place:
+        return Place(*self.own[layer], self.columns)
+
+    def look_back(self, layer: int, q_BHD: Tensor) -> Tensor:
+        return decode_attention(q_BHD, *self.own[layer], self.columns + 1)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("auto", torch.float64), ("triton", torch.float32)])
+def test_rows_of_lengths_of_their_own_may_wait(
+    mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fixed set of rows would do: one that has ended is given no column, writes nothing and changes nobody."""
+    if mode == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv(runtime.SWITCH, mode)
+    torch.manual_seed(0)
+    decoder = MedMO.from_config(PRESETS["debug"]).decoder.requires_grad_(False).to(dtype)
+    lengths, generator = [7, 3, 5], torch.Generator().manual_seed(1)
+    blocks = [torch.randn(2, sum(lengths), KV_HEADS, 16, generator=generator).to(dtype) for _ in decoder.layers]
+    moving, fixed = KVCache(shared=False), FixedRows(blocks, lengths, room=16)
+    moving.expect(lengths)
+    for layer, (key, value) in enumerate(blocks):
+        moving.keep_prompt(layer, key, value)
+    moving.arrange([], [0, 1, 2])
+    kept = [0, 1, 2]
+    for token in range(4):
+        if token == 2:
+            kept = [0, 2]
+            moving.arrange(kept)
+            fixed.columns[1], before = -1, [x[:, 1].clone() for x in fixed.own]
+        tokens, positions = torch.tensor([5, 6, 7]) + token, torch.tensor(lengths) + token
+        expected = decoder.step(tokens[kept], positions[kept], moving)
+        moving.advance()
+        out = decoder.step(tokens, positions, fixed)
+        fixed.columns += (fixed.columns >= 0).int()
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(out[kept], expected, rtol=tolerance, atol=tolerance)
+    assert all(torch.equal(x[:, 1].nan_to_num(), y.nan_to_num()) for x, y in zip(fixed.own, before, strict=True))
 
 
 def test_a_step_compiles_whole_and_once() -> None:
