@@ -1,6 +1,10 @@
-"""Triton's interpreter with bf16 numbers and every load and store checked: `with checked_interpreter() as found:`."""
+"""Triton's interpreter with bf16 numbers and every load and store checked: `with checked_interpreter() as found:`.
 
-from collections.abc import Iterator
+What a load gives where it is masked off and names no `other` is undefined on a GPU; here it is NaN, or the largest
+integer.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -11,8 +15,8 @@ from triton.runtime import interpreter
 
 from .bfloat16 import BFLOAT16, as_bits, bfloat16_numbers
 from .checked_order import Order
-from .checked_tensors import Tensors
-from .findings import Fault, Findings, site
+from .checked_tensors import Access, Complaint, Tensors
+from .findings import Fault, Findings, Site, site
 
 DEFAULT_WARPS = 4
 """Warps of a launch that does not say how many it has."""
@@ -34,26 +38,28 @@ class CheckedMemory:
 
     def load(self, pointers: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
         """Load what lies in tensors, and `other` elsewhere."""
-        memory, allowed, accesses, faults = self.tensors.find(pointers, mask, dtype.itemsize)
-        self._findings.loads += bool(accesses)
-        here = site()
-        for access in accesses:
-            faults += self.order.load(access, here)
-        for fault in faults:
-            self._findings.add(Fault(self.kernel, here, *fault))
+        memory, allowed, touched = self._find(pointers, mask, dtype.itemsize, self.order.load)
+        self._findings.loads += touched
         bits = np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
         return self._compiled.load(memory, allowed, as_bits(other), bits).view(dtype)
 
     def store(self, pointers: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
         """Store what goes to tensors, and nothing elsewhere."""
-        memory, allowed, accesses, faults = self.tensors.find(pointers, mask, values.dtype.itemsize)
-        self._findings.stores += bool(accesses)
+        memory, allowed, touched = self._find(pointers, mask, values.dtype.itemsize, self.order.store)
+        self._findings.stores += touched
+        self._compiled.store(memory, as_bits(values), allowed)
+
+    def _find(
+        self, pointers: np.ndarray, mask: np.ndarray, size: int, touch: Callable[[Access, Site], list[Complaint]]
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Note what is wrong; return addresses in memory, which of them may be accessed, and whether any is."""
+        memory, allowed, accesses, faults = self.tensors.find(pointers, mask, size)
         here = site()
         for access in accesses:
-            faults += self.order.store(access, here)
+            faults += touch(access, here)
         for fault in faults:
             self._findings.add(Fault(self.kernel, here, *fault))
-        self._compiled.store(memory, as_bits(values), allowed)
+        return memory, allowed, bool(accesses)
 
     def __getattr__(self, name: str) -> Any:
         if name in HARMLESS:
@@ -61,24 +67,22 @@ class CheckedMemory:
         raise NotImplementedError(f"{name} would go unchecked: teach it to {type(self).__module__}.CheckedMemory")
 
 
-@contextmanager
-def checked_interpreter() -> Iterator[Findings]:
-    """Run kernels with bf16 numbers and check all their accesses while the context lasts.
+def _shown(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return numbers that show where they are used."""
+    if dtype == np.bool_:
+        return np.ones(shape, dtype)
+    return np.full(shape, np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else np.nan, dtype)
 
-    Yields:
-        What is found. Faults are noted, not raised; an access outside a tensor is not executed.
 
-    Raises:
-        NotImplementedError: (inside Triton's InterpreterError) a kernel does what no check covers, such as an atomic.
-    """
-    findings = Findings()
-    memory = CheckedMemory(interpreter._interpreter, findings)
+def _exchanges(memory: CheckedMemory) -> list[tuple[Any, str, Any]]:
+    """Return what of the interpreter is exchanged: an owner, the name of its attribute, and the new value."""
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     stock = {
         "launch": executor.__call__,
         "program": builder.set_grid_idx,
         "barrier": builder.create_barrier,
         "convert": interpreter._implicit_cvt,
+        "load": builder.create_masked_load,
     }
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -101,14 +105,40 @@ def checked_interpreter() -> Iterator[Findings]:
             converted.handle.data = np.array([memory.tensors.address_of(argument)], np.uint64)
         return converted
 
+    def load(self: Any, pointers: Any, mask: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+        """Give the rest of a block what shows where it is used, unless the kernel says what it wants there."""
+        if other is None:
+            dtype = pointers.get_element_ty()
+            other = interpreter.TensorHandle(_shown(pointers.data.shape, interpreter._get_np_dtype(dtype)), dtype)
+        return stock["load"](self, pointers, mask, other, *args, **kwargs)
+
+    return [
+        (interpreter, "_interpreter", memory),
+        (interpreter, "_implicit_cvt", convert),
+        (executor, "__call__", launch),
+        (builder, "set_grid_idx", begin_program),
+        (builder, "create_barrier", pass_barrier),
+        (builder, "create_masked_load", load),
+    ]
+
+
+@contextmanager
+def checked_interpreter() -> Iterator[Findings]:
+    """Run kernels with bf16 numbers and check all their accesses while the context lasts.
+
+    Yields:
+        What is found. Faults are noted, not raised; an access outside a tensor is not executed.
+
+    Raises:
+        RuntimeError: this context lasts already.
+        NotImplementedError: (inside Triton's InterpreterError) a kernel does what no check covers, such as an atomic.
+    """
+    if isinstance(interpreter._interpreter, CheckedMemory):
+        raise RuntimeError("kernels are checked already: leave one `with checked_interpreter()` before the next")
+    findings = Findings()
+    memory = CheckedMemory(interpreter._interpreter, findings)
     with ExitStack() as stack:
         stack.enter_context(bfloat16_numbers())
-        for target, name, value in (
-            (interpreter, "_interpreter", memory),
-            (interpreter, "_implicit_cvt", convert),
-            (executor, "__call__", launch),
-            (builder, "set_grid_idx", begin_program),
-            (builder, "create_barrier", pass_barrier),
-        ):
-            stack.enter_context(patch.object(target, name, value))
+        for exchange in _exchanges(memory):
+            stack.enter_context(patch.object(*exchange))
         yield findings

@@ -42,6 +42,21 @@ def exchange_kernel(x_ptr, BARRIER: tl.constexpr, N: tl.constexpr, WRITE_FIRST: 
 
 
 @triton.jit
+def readers_kernel(x_ptr, ONE_LOAD: tl.constexpr, BARRIER: tl.constexpr, N: tl.constexpr):
+    """Let each lane of the upper half overwrite what it and, before it, one of the lower half have read."""
+    lanes = tl.arange(0, N)
+    upper = lanes >= N // 2
+    if ONE_LOAD:
+        tl.load(x_ptr + tl.where(upper, lanes, N - 1 - lanes))
+    else:
+        tl.load(x_ptr + N - 1 - lanes)
+        tl.load(x_ptr + lanes)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.store(x_ptr + lanes, 1.0, mask=upper)
+
+
+@triton.jit
 def scalar_kernel(x_ptr, BARRIER: tl.constexpr, WRITE_FIRST: tl.constexpr):
     """Let one lane write what all read."""
     if WRITE_FIRST:
@@ -133,6 +148,14 @@ def test_lanes_are_in_step_at_barriers_only(write_first: bool) -> None:
     assert (race in kinds(OTHER=False, BARRIER=False, N=LANES // 2)) == write_first
     assert race not in kinds(OTHER=False, BARRIER=False, N=LANES // 2, num_warps=2)
     assert race not in kinds(OTHER=False, BARRIER=True, N=LANES // 2)
+
+
+@pytest.mark.parametrize("one_load", [True, False])
+@pytest.mark.parametrize("barrier", [True, False])
+def test_all_readers_count_and_not_the_last(one_load: bool, barrier: bool) -> None:
+    found = launched(readers_kernel, 1, torch.zeros(LANES), ONE_LOAD=one_load, BARRIER=barrier, N=LANES)
+    assert found.kinds == (set() if barrier else {Kind.WRITES_LANE})
+    assert barrier or "64 of 64 elements" in str(found)
 
 
 @pytest.mark.parametrize("write_first", [True, False])

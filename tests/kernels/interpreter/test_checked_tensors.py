@@ -51,8 +51,20 @@ def either_kernel(pair, out_ptr, N: tl.constexpr):
 
 
 @triton.jit
+def described_kernel(x_ptr, out_ptr, num_rows, N: tl.constexpr):
+    x = tl.make_tensor_descriptor(x_ptr, [num_rows, N], [N, 1], [N, N]).load([0, 0])
+    tl.store(out_ptr + tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :], x)
+
+
+@triton.jit
 def atomic_kernel(x_ptr):
     tl.atomic_add(x_ptr, 1.0)
+
+
+@triton.jit
+def rest_kernel(x_ptr, out_ptr, last, N: tl.constexpr):
+    lanes = tl.arange(0, N)
+    tl.store(out_ptr + lanes, tl.load(x_ptr + lanes, mask=lanes < last))
 
 
 def copied(x: torch.Tensor, out: torch.Tensor, first: int, last: int, shift: int = 0) -> Findings:
@@ -73,6 +85,18 @@ def test_what_is_masked_off_is_not_touched() -> None:
     found = copied(torch.empty(0), torch.empty(0), 5, 5, shift=1 << 30)
     assert not found.faults and (found.launches, found.loads, found.stores) == (1, 0, 0)
     assert copied(torch.empty(0), torch.zeros(16), 5, 6).kinds == {Kind.OUTSIDE}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.bool])
+def test_what_a_mask_leaves_undefined_shows(dtype: torch.dtype) -> None:
+    x, out = torch.zeros(16, dtype=dtype), torch.zeros(16, dtype=dtype)
+    with checked_interpreter() as found:
+        rest_kernel[(1,)](x, out, 12, N=16)
+    assert not found.faults and not out[:12].any()
+    if dtype.is_floating_point:
+        assert out[12:].isnan().all()
+    else:
+        assert (out[12:] == (True if dtype == torch.bool else torch.iinfo(dtype).max)).all()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +183,14 @@ def test_a_block_may_touch_two_tensors(last: int, kinds: set[Kind]) -> None:
     assert found.kinds == kinds and torch.equal(out[::2], x[::2]) and torch.equal(out[1:last:2], y[1:last:2])
 
 
+@pytest.mark.parametrize(("num_rows", "kinds"), [(5, set()), (6, {Kind.OUTSIDE})])
+def test_what_a_descriptor_says_of_a_tensor_is_checked(num_rows: int, kinds: set[Kind]) -> None:
+    x, out = torch.randn(5, 16), torch.ones(16, 16)
+    with checked_interpreter() as found:
+        described_kernel[(1,)](x, out, num_rows, N=16)
+    assert found.kinds == kinds and torch.equal(out[:5], x) and not out[5:].any()
+
+
 def test_what_goes_unchecked_is_an_error() -> None:
     x = torch.zeros(1)
     with checked_interpreter(), pytest.raises(interpreter.InterpreterError, match="atomic_rmw would go unchecked"):
@@ -176,5 +208,7 @@ def test_the_interpreter_is_as_before_afterwards() -> None:
     before = state()
     with pytest.raises(KeyError), checked_interpreter():
         assert state() != before
+        with pytest.raises(RuntimeError, match="checked already"), checked_interpreter():
+            pass
         raise KeyError
     assert state() == before
