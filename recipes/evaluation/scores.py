@@ -254,7 +254,7 @@ def mean_score(predictions: Sequence[Prediction], metric: str) -> Score:
         num_scans=len({p.scan for p in predictions}),
     )
     # A question the baseline has never met counts as answered wrongly by it.
-    if not any(p.baseline for p in predictions):
+    if not any(metric in p.baseline for p in predictions):
         return score
     others = [p.baseline.get(metric, 0.0) for p in predictions]
     gain_low, gain_high = paired_interval(values, others, images) or (None, None)

@@ -42,6 +42,12 @@ def test_a_question_without_a_baseline_counts_as_wrong_for_it() -> None:
     assert (score.baseline, score.gain) == (0.5, 0.5)
 
 
+def test_a_metric_that_no_baseline_has_stands_alone() -> None:
+    answers = [replace(said(1.0, "a", vqa_accuracy=1.0), scores={"vqa_accuracy": 1.0, "grounding_denied": 0.0})]
+    assert mean_score(answers, "grounding_denied").baseline is None
+    assert mean_score(answers, "vqa_accuracy").baseline == 1.0
+
+
 def test_the_gain_is_over_images_too() -> None:
     """Copies of an answer make its gain no surer."""
     once, copied = (
