@@ -1,5 +1,6 @@
 """Laws of the projector: it is transformers' patch merger, mergers do not mix, and every row of the table is right."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from medmo_core.modules import PatchMerger, Projector
@@ -118,6 +120,69 @@ def test_every_row_of_the_table(row: Any, monkeypatch: pytest.MonkeyPatch) -> No
     size = (5, 16, 72, 8, (False,) if row.get("mergers") == "one" else (True, False))
     with verify.poisoned():
         verify.check(SPEC, verify.arguments_of(SPEC, size, dtype))
+
+
+def computed(function: str, x: Tensor) -> Tensor:
+    """Return what a function of the kernels' GELU makes of numbers, as many as a power of two."""
+    import triton
+    import triton.language as tl
+
+    from medmo_kernels.projector import triton_kernel_gelu as kernels
+
+    @triton.jit
+    def kernel(x, out, FUNCTION: tl.constexpr, SIZE: tl.constexpr):
+        lanes = tl.arange(0, SIZE)
+        tl.store(out + lanes, FUNCTION(tl.load(x + lanes)))
+
+    out = torch.empty_like(x)
+    kernel[(1,)](x, out, getattr(kernels, function), x.numel())
+    return out
+
+
+def exact_gelu(x: Tensor) -> Tensor:
+    return torch.tensor([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.tolist()], dtype=torch.float64)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_gelu_is_as_exact_as_the_form_with_erf() -> None:
+    """In fp32, against math.erf in float64: a bound of its own, and never worse than torch's fp32 GELU at its worst."""
+    x = torch.linspace(-14, 14, 1 << 16)
+    truth, plain = exact_gelu(x), torch.nn.functional.gelu(x)
+    error = (computed("gelu", x).double() - truth).abs()
+    assert (error - 2**-24 * truth.abs()).max() <= 6e-8
+    assert error.max() <= (plain.double() - truth).abs().max()
+    ends = computed("gelu", torch.tensor([0.0, -3e38, 3e38, float("inf"), float("-inf"), float("nan"), 1e-30, -1e-30]))
+    expected = torch.tensor([0, 0, 3e38, float("inf"), 0, float("nan"), 5e-31, -5e-31])
+    torch.testing.assert_close(ends, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_slopes_of_gelu_are_as_exact_as_torchs() -> None:
+    from medmo_kernels.projector import launch
+
+    x = torch.linspace(-14, 14, 1 << 14).view(1, 128, 128)
+    slope, leaf, wide = torch.ones_like(x), x.clone().requires_grad_(), x.double().requires_grad_()
+    activated, _ = launch._gelu_backward(slope, x, True)
+    (plain,) = torch.autograd.grad(torch.nn.functional.gelu(leaf).sum(), leaf)
+    (truth,) = torch.autograd.grad(torch.nn.functional.gelu(wide).sum(), wide)
+    assert (slope.double() - truth).abs().max() <= (plain.double() - truth).abs().max()
+    value = exact_gelu(x.flatten())
+    assert ((activated.double().flatten() - value).abs() - 2**-23 * value.abs()).max() <= 6e-8
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_no_polynomial_of_its_degree_is_much_better_than_gelus() -> None:
+    """The derivation: the least error of max(a, 1) Q(a), Q being 2 to the power of the polynomial."""
+    a = 2.75 * (1 - torch.cos(torch.pi * (torch.arange(512, dtype=torch.float64) + 0.5) / 512))  # within 0 .. 5.5
+    share = torch.special.ndtr(-a)
+    found = (a.clamp(min=1) * (computed("beyond", a) - share)).abs().max().item()
+    weight = (a.clamp(min=1) * share * math.log(2) * 1e7)[:, None]
+    errors = weight * (a[:, None] / 5.5) ** torch.arange(1, 9)  # the first coefficient is -1: Q(0) = 1/2
+    wanted = weight[:, 0] * (torch.special.log_ndtr(-a) / math.log(2) + 1)
+    one = torch.ones(512, 1, dtype=torch.float64)
+    rows = torch.cat([torch.cat([errors, -one], 1), torch.cat([-errors, -one], 1)])
+    best = linprog([0] * 8 + [1], rows.numpy(), torch.cat([wanted, -wanted]).numpy(), bounds=[(None, None)] * 9)
+    assert best.fun * 1e-7 <= found <= 1.25 * best.fun * 1e-7  # coefficients are rounded to fp32
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -19,8 +19,8 @@ H200, a floor by operations that was not measured. What decides the speed beside
 - Programs of one stretch of rows follow each other: pixels come from L2 after the first, and the table rows that
   neighbouring patches share from L1.
 
-Counted in what triton 3.9 compiles for sm_90 (8B), a tile of 128 x 128 takes 178 + 12 x 145 + 1,084 instructions a warp
-(before, in, after the loop): 6,004 cycles of issue for each quarter of a multiprocessor beside 6,144 of its matrix
+Counted in what triton 3.9 compiles for sm_90 (8B), a tile of 128 x 128 takes 178 + 12 x 145 + 1,085 instructions a warp
+(before, in, after the loop): 6,006 cycles of issue for each quarter of a multiprocessor beside 6,144 of its matrix
 instructions.
 
 Gradient of the table, same image: every patch's gradient row is read by four entries, 59 MB of L2 traffic over 15 MB of
