@@ -64,7 +64,7 @@ def crowded(few_are_pred: bool) -> Findings:
 
 
 SEARCH = "box_match.triton_kernel_search"
-BARRIERS = inspect.getsource(kernels_of(SEARCH)).count(BARRIER) if importlib.util.find_spec("triton") else 0
+BARRIERS = inspect.getsource(kernels_of(SEARCH)).count(BARRIER)
 
 
 @pytest.mark.parametrize("few_are_pred", [True, False])
