@@ -1,14 +1,8 @@
 """Facts about the kernels that need no GPU: the least time each op can take, and what the compiler made of it."""
 
-from pathlib import Path
-
 from . import kernel_pages
 from .page_section import section_of
 from .tables import table
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "kernels/README.md"
-TOOL = "benchmarks.report.kernel_pages"
 
 
 def sections() -> list[str]:
@@ -21,7 +15,7 @@ def sections() -> list[str]:
         "Of each op's kernels as compiled for the GPUs named: the most registers and shared memory, all stack "
         "together, and Hopper's matrix instructions (HGMMA). Kernel by kernel: "
         "[kernels/README.md](../kernels/README.md#as-compiled).",
-        compiled(section_of(PAGE, TOOL)),
+        compiled(section_of(kernel_pages.PAGE, kernel_pages.TOOL)),
     ]
 
 
@@ -31,7 +25,7 @@ def compiled(section: str) -> str:
     Args:
         section: text written by `benchmarks/report/kernel_pages.py`, which a test holds to what the compiler makes.
     """
-    lines = section.split("### As compiled")[1].splitlines()
+    lines = section.split(kernel_pages.COMPILED)[1].split("\n### ")[0].splitlines()
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     chips = [(place, name.split(":")[0]) for place, name in enumerate(head) if name.startswith("sm_")]
     by_op: dict[str, list[list[str]]] = {}

@@ -74,6 +74,8 @@ class Compile:
     Attributes:
         sizes: (size, dtype) of real models by name; backward is included.
         gate: function of (name of a kernel, its compile-time constants) that returns its requirements.
+        classes: sizes of the other classes of shapes that the table gives to Triton, which no model at hand has;
+            `make kernels` compiles them, the test suite leaves them out for their time.
         kinds: function of a size that returns others by name, for calls of the same kind with other numbers (one
             segment, lengths that nothing divides): where one needs another binary, that is compiled and held too.
         passes: function of (name of a kernel, the whole numbers it is called with) that returns how often its loop with
@@ -82,8 +84,14 @@ class Compile:
 
     sizes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
     gate: Callable[[str, Mapping[str, Any]], Gate] = no_gate
+    classes: dict[str, tuple[Any, torch.dtype]] = field(default_factory=dict)
     kinds: Callable[[Any], Mapping[str, Any]] = field(default=lambda size: {})
     passes: Callable[[str, Mapping[str, int]], int | None] = field(default=lambda kernel, numbers: None)
+
+    def calls(self, name: str) -> list[tuple[str, Any, torch.dtype]]:
+        """Return name, size and dtype of the calls that one of the sizes or classes stands for, itself first."""
+        size, dtype = (self.sizes | self.classes)[name]
+        return [(name, size, dtype), *((f"{name}, {kind}", x, dtype) for kind, x in self.kinds(size).items())]
 
 
 @dataclass(frozen=True)

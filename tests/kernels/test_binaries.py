@@ -67,7 +67,7 @@ CALLS = {
     "patch_embed": {"still": lambda: Patches(4 * count(), 64, side=48), "no table": lambda: Patches(4 * count(), 64)},
     "projector": {
         "main": lambda: (count(600), 64, 64, 16, (False,)), "tower": lambda: (count(600), 64, 64, 16, (False, True))},
-    "qk_norm_rope": {"text": lambda: (count(), 8, 2, 128, 1.0)},
+    "qk_norm_rope": {"text": lambda: (draw.choice((count(), 4101)), 2, 1, 128, 1.0)},
     "qk_norm_rope_": {"text": lambda: (count(), 8, 2, 128, 1.0)},
     "qk_norm_rope_cache_": {"text": lambda: ((count(), 8, 2, 128, 1.0), (0,), count())},
 }

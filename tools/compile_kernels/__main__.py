@@ -1,13 +1,13 @@
 """Compile every shipped Triton kernel ahead of time, with no GPU, and hold the result to its gate.
 
-    python -m tools.compile_kernels                         # all rooms, for sm_80, sm_90 and sm_100
+    python -m tools.compile_kernels                         # all rooms and classes of shapes, for sm_80, sm_90, sm_100
     python -m tools.compile_kernels --rooms giou            # one room
     python -m tools.compile_kernels --rooms giou --cycles   # for sm_90, with the cycles of every loop with products
 
-Each op runs at its `compile.sizes` (backward included) with launches intercepted: nothing is executed, every kernel is
-compiled exactly as its launcher would launch it on such a device. The cubin shows registers, stack, shared memory and
-matrix instructions. The exit status is 1 where a kernel breaks its gate. `make kernels-oldest` does the same under the
-oldest supported Triton.
+Each op runs at its `compile.sizes` and `classes` (backward included) with launches intercepted: nothing is executed,
+every kernel is compiled exactly as its launcher would launch it on such a device. The cubin shows registers, stack,
+shared memory and matrix instructions. The exit status is 1 where a kernel breaks its gate. `make kernels-oldest` does
+the same under the oldest supported Triton.
 """
 
 import argparse
@@ -35,14 +35,14 @@ def compile_one(task: tuple[str, str, int]) -> tuple[list[Record], set[str]]:
 
 
 def compile_all(
-    rooms: Sequence[str], capabilities: Sequence[int], jobs: int, cycles: bool
+    rooms: Sequence[str], capabilities: Sequence[int], jobs: int, cycles: bool, models: bool
 ) -> tuple[list[Record], set[str]]:
     """Compile the named rooms (all of them where none is named) and print progress; also return the rows read."""
     tasks = [
         (spec.name, size, capability)
         for spec in specs()
         if not rooms or spec.name in rooms or spec.function.__module__.split(".")[1] in rooms
-        for size in spec.compile.sizes
+        for size in (spec.compile.sizes if models else spec.compile.sizes | spec.compile.classes)
         for capability in capabilities
     ]
     if not tasks:
@@ -82,13 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rooms", nargs="*", default=[], help="rooms or ops; default: all")
     parser.add_argument("--capabilities", nargs="*", type=int, default=list(CAPABILITIES))
+    parser.add_argument("--models", action="store_true", help="only what the models at hand call, not every class")
     parser.add_argument("--cycles", action="store_true", help=f"compile for sm_{COUNTED} and print cycles")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the records here")
     arguments = parser.parse_args(argv)
     started = time.perf_counter()
     capabilities = [COUNTED] if arguments.cycles else arguments.capabilities
-    records, used = compile_all(arguments.rooms, capabilities, arguments.jobs, arguments.cycles)
+    records, used = compile_all(arguments.rooms, capabilities, arguments.jobs, arguments.cycles, arguments.models)
     unused = [] if arguments.rooms else unused_rows(used, capabilities)
     for name in unused:
         print(f"never compiled: {name}")

@@ -1,7 +1,7 @@
 """The launches of an op: compiled kernels with their constants, or only the keys of the binaries that calls need."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +32,12 @@ class Launch(NamedTuple):
 
 
 def launches(spec: OpSpec, size: str, capability: int) -> list[Launch]:
-    """Run an op at one of its compile sizes, and at the other calls of its kind, and return what it would launch.
+    """Run an op at one of its compile sizes or classes, and at the other calls of its kind; return what it launches.
 
     A binary that several launches share is returned once.
     """
     found: dict[str, Launch] = {}
-    for label, what, dtype in calls(spec, size):
+    for label, what, dtype in spec.compile.calls(size):
         with on_pretended_device(capability, _noting(label, found)):
             run_op(spec, what, dtype)
     return list(found.values())
@@ -61,14 +61,6 @@ def _noting(label: str, found: dict[str, Launch]) -> Callable[..., None]:
         found.setdefault(compiled.hash, Launch(label, self.fn.__name__, compiled, constants, numbers, seconds))
 
     return compile_only
-
-
-def calls(spec: OpSpec, size: str) -> Iterator[tuple[str, Any, torch.dtype]]:
-    """Yield name, size and dtype of one of the compile sizes of an op, and of the other calls of its kind."""
-    what, dtype = spec.compile.sizes[size]
-    yield size, what, dtype
-    for kind, other in spec.compile.kinds(what).items():
-        yield f"{size}, {kind}", other, dtype
 
 
 def binaries(spec: OpSpec, sizes: Iterable[Any], dtype: torch.dtype, capability: int) -> dict[str, set[str]]:

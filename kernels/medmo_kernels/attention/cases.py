@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance, tensor_bytes
-from .op import BACK_ENDS, _attention, attention, choices, shape_class
+from .op import BACK_ENDS, HEAD_DIMS, _attention, attention, choices, shape_class
 from .reference import attention_reference, dense_attention, turned, visible_pairs
 
 MAX_STACK = {"_backward_key": 24, "_backward_query": 16}
@@ -161,6 +161,41 @@ _IMAGES = {
 }
 _FIRST = "vision 8B, 1280 px, 8 images"
 
+_MODELS = {
+    "vision 8B": (Size([1024, 600], *VISION["8B"], rotary=True), torch.bfloat16),
+    "vision 4B": (Size([1024, 600], *VISION["4B"], rotary=True), torch.bfloat16),
+    "text": (Size([1024, 600], *TEXT), torch.bfloat16),
+    "text, shared prompt": (SHARED, torch.bfloat16),
+    "fp32": (Size([100, 40], 2, 1, 128, True, [-1, 0], True), torch.float32),
+}
+
+
+def _other_classes() -> dict[str, tuple[Size, torch.dtype]]:
+    """Return a size of every class of shapes that none of `_MODELS` belongs to in 16 bits."""
+    sizes = [
+        Size([160, 96], *heads, head_dim, causal, prompts, rotary)
+        for head_dim in HEAD_DIMS
+        for heads, causal, prompts in (((16, 16), False, None), ((8, 2), True, None), ((8, 2), True, [-1, 0]))
+        for rotary in (False, True)
+    ]
+    known = {_class_of(size) for size, dtype in _MODELS.values() if dtype == torch.bfloat16}
+    return {_class_of(size): (size, torch.bfloat16) for size in sizes if _class_of(size) not in known}
+
+
+def _class_of(size: Size) -> str:
+    return shape_class(size.head_dim, size.causal, size.prompts is not None, size.rotary)
+
+
+def _kinds(size: Size) -> dict[str, Size]:
+    """Return packings of one and of several segments, of lengths that 16 divides and does not divide."""
+    packings = {"one segment": [160], "one odd segment": [161], "several": [32, 48, 80], "several odd": [31, 1, 0, 80]}
+    prompts = [-1, 0, 0, 0]
+    return {
+        name: size._replace(lengths=lengths, prompts=None if size.prompts is None else prompts[: len(lengths)])
+        for name, lengths in packings.items()
+    }
+
+
 SPECS = (
     OpSpec(
         name="attention",
@@ -197,20 +232,7 @@ SPECS = (
         choices=choices,
         back_ends=BACK_ENDS,
         shape_class=_shape_class,
-        compile=Compile(
-            sizes={
-                "vision 8B": (Size([1024, 600], 16, 16, 72, False, rotary=True), torch.bfloat16),
-                "vision 8B, no rotation": (Size([1024, 600], 16, 16, 72, False), torch.bfloat16),
-                "vision 4B": (Size([1024, 600], 16, 16, 64, False, rotary=True), torch.bfloat16),
-                "head_dim 80": (Size([1024, 600], 16, 16, 80, False), torch.bfloat16),
-                "text": (Size([1024, 600], *TEXT), torch.bfloat16),
-                "text, shared prompt": (SHARED, torch.bfloat16),
-                "head_dim 64, shared prompt": (Size([1600, 24], 32, 8, 64, True, [-1, 0]), torch.bfloat16),
-                "head_dim 72, shared prompt, rotary": (Size([1600, 24], 8, 2, 72, True, [-1, 0], True), torch.bfloat16),
-                "fp32": (Size([100, 40], 2, 1, 128, True, [-1, 0], True), torch.float32),
-            },
-            gate=_gate,
-        ),
+        compile=Compile(sizes=_MODELS, classes=_other_classes(), gate=_gate, kinds=_kinds),
         bench=Bench(
             sizes={
                 _FIRST: _IMAGES[_FIRST],

@@ -174,6 +174,7 @@ SPECS = (
                 "giou": ((_DENSE, "giou"), torch.bfloat16),
                 "medmo": ((_DENSE, "medmo"), torch.float32),
             },
+            kinds=lambda size: {"few boxes": ([(1, 1), (16, 3)], size[1])},
         ),
         bench=Bench(
             sizes={"512 of 64 x 64": ([(64, 64)] * 512, "giou"), "512 of 16 x 16": ([(16, 16)] * 512, "giou")},

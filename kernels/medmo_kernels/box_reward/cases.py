@@ -118,6 +118,7 @@ SPECS = (
                 "f1": ((_DENSE, "f1", {}), torch.float32),
                 "medmo": ((_DENSE, "medmo", {}), torch.float32),
             },
+            kinds=lambda size: {"few boxes": ([(1, 1), (16, 3)], *size[1:])},
         ),
         bench=Bench(
             sizes={

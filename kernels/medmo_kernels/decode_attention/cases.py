@@ -1,14 +1,14 @@
 """Cases of decode_attention for the walker, the compiler gate and the benchmark."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance
-from .op import BACK_ENDS, choices, decode_attention, shape_class
+from .op import BACK_ENDS, FEW_ROWS, choices, decode_attention, shape_class
 from .reference import decode_attention_reference
 
 
@@ -118,6 +118,14 @@ def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     return Gate(hgmma=kernel == "decode_parts_kernel" and constants["HAS_PROMPT"] and constants["PROMPT_M"] >= 64)
 
 
+def _kinds(size: Size) -> dict[str, Size]:
+    """Return caches of other lengths, and of one and of many rows where no prompts decide about the tiles."""
+    if size.prompts:
+        return {"odd": replace(size, prompts=[77] * len(size.prompts), rows=[(0, 33)] * len(size.rows), columns=33)}
+    return {name: replace(size, rows=[(0, columns)] * rows, columns=columns)
+            for name, rows, columns in (("one odd row", 1, 33), ("many rows", FEW_ROWS + 1, 96))}  # fmt: skip
+
+
 def _shifted_prompts(**kwargs: Any) -> Tensor:
     if kwargs.get("prompt_of") is not None:
         kwargs["prompt_of"] = (kwargs["prompt_of"] + 1) % kwargs["prompt_key"].shape[0]
@@ -225,6 +233,7 @@ SPECS = (
                 "head_dim 64, 4 prompts, 30 rows": (_group(30, 4, 64, (16, 4, 64)), torch.bfloat16),
             },
             gate=_gate,
+            kinds=_kinds,
         ),
         bench=Bench(
             sizes={

@@ -142,6 +142,7 @@ SPECS = (
         shape_class=lambda arguments: SHAPE,
         compile=Compile(
             sizes={"4096 pairs": (4096, torch.bfloat16), "4096 pairs, fp32": (4096, torch.float32)},
+            kinds=lambda size: {"one": 1, "odd": 4097},
         ),
         bench=Bench(
             sizes={"1M pairs": 1 << 20},
@@ -167,6 +168,7 @@ SPECS = (
         shape_class=lambda arguments: SHAPE,
         compile=Compile(
             sizes={"4096 pairs, fp32": (4096, torch.float32)},
+            kinds=lambda size: {"one": 1, "odd": 4097},
         ),
         bench=Bench(
             sizes={"1M pairs": 1 << 20},
@@ -193,6 +195,7 @@ SPECS = (
         shape_class=lambda arguments: SHAPE,
         compile=Compile(
             sizes={"64 x 64 x 64": ((64, 64, 64), torch.bfloat16), "fp32": ((64, 64, 64), torch.float32)},
+            kinds=lambda size: {"one": (1, 1), "odd": (3, 17, 33)},
         ),
         bench=Bench(
             sizes={"512 x 64 x 64": (512, 64, 64)},
@@ -218,6 +221,7 @@ SPECS = (
         shape_class=lambda arguments: SHAPE,
         compile=Compile(
             sizes={"64 of 64 x 64, fp32": ([(64, 64)] * 64, torch.float32)},
+            kinds=lambda size: {"one": [(1, 1)], "odd": [(3, 17), (20, 0)]},
         ),
         bench=Bench(
             sizes={"512 x 64 x 64": [(64, 64)] * 512},

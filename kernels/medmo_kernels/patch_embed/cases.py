@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance
-from .op import BACK_ENDS, _patch_embed, choices, patch_embed, shape_class
+from .op import BACK_ENDS, FEW_PATCHES, _patch_embed, choices, patch_embed, shape_class
 from .reference import patch_embed_reference
 
 HALF = (0.5, 0.5, 0.5)
@@ -108,6 +108,12 @@ def _gate(kernel: str, constants: Mapping[str, Any]) -> Gate:
     return Gate(hgmma=constants["BLOCK_N"] > 64, wide_copies=constants["NUM_WORDS"] % (constants["BLOCK_K"] // 4) == 0)
 
 
+def _kinds(size: Size) -> dict[str, Size]:
+    """Return other numbers of patches; the class of many for one model only, for its time on a CPU."""
+    many = {"many": size._replace(num_patches=FEW_PATCHES + 4)} if (size.embed_dim, size.frames) == (1024, 1) else {}
+    return {"one": size._replace(num_patches=1), "odd": size._replace(num_patches=65)} | many
+
+
 def _passes(kernel: str, numbers: Mapping[str, int]) -> int | None:
     """Count the tiles of BLOCK_K pixels in a row of them."""
     return math.ceil(4 * numbers["NUM_WORDS"] / numbers["BLOCK_K"]) if kernel == "forward_kernel" else None
@@ -179,6 +185,7 @@ SPECS = (
                 "patches of 14": (Size(64, 1024, 14, 1, None, 0, True, *IMAGENET), torch.bfloat16),
             },
             gate=_gate,
+            kinds=_kinds,
             passes=_passes,
         ),
         bench=Bench(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Arguments, Bench, Compile, Gate, OpSpec, Tolerance
-from .op import BACK_ENDS, choices, projector, shape_class
+from .op import BACK_ENDS, FEW_TOKENS, choices, projector, shape_class
 from .reference import ProjectorWeights, projector_reference
 
 MERGE_SIZE = 2
@@ -113,6 +113,11 @@ def _shape_class(arguments: Arguments) -> str:
     return shape_class(arguments["features"].dtype, num_patches // MERGE_SIZE**2, num_mergers)
 
 
+def _kinds(size: Size) -> dict[str, Size]:
+    """Return other numbers of tokens on the same side of the limit of few."""
+    return {f"{n} tokens": (n, *size[1:]) for n in ((1, 17) if size[0] <= FEW_TOKENS else (257, 272))}
+
+
 def _passes(kernel: str, numbers: Mapping[str, int]) -> int | None:
     """Count the tiles of BLOCK_K features in a normalised token."""
     return numbers["depth"] // numbers["BLOCK_K"] if kernel == "_fc1_gelu_kernel" else None
@@ -205,6 +210,7 @@ SPECS = (
                 "fp32": ((16, 32, 64, 16, TOWER), torch.float32),
             },
             gate=_gate,
+            kinds=_kinds,
             passes=_passes,
         ),
         bench=Bench(

@@ -157,6 +157,11 @@ def _constant_norm(**kwargs: Any) -> tuple[Tensor, Tensor]:
     return right[0], right[1] + wrong - wrong.detach()
 
 
+def _kinds(size: Size) -> dict[str, Size]:
+    """Return few tokens, each a run, and so many that a program walks over several; 16 divides neither number."""
+    return {"few tokens": (7, *size[1:]), "long runs": (4101, *size[1:])}
+
+
 SPECS = (
     OpSpec(
         name="qk_norm_rope",
@@ -197,6 +202,7 @@ SPECS = (
                 "width 256": ((1800, 16, 2, 256, 1.0), torch.bfloat16),
                 "text, fp32": ((1800, 32, 8, 128, 1.0), torch.float32),
             },
+            kinds=_kinds,
         ),
         bench=Bench(
             sizes={
@@ -230,6 +236,7 @@ SPECS = (
         shape_class=lambda arguments: shape_class(arguments["query"]),
         compile=Compile(
             sizes={"text": ((1800, 32, 8, 128, 1.0), torch.bfloat16)},
+            kinds=_kinds,
         ),
         bench=Bench(
             sizes={
@@ -275,6 +282,7 @@ SPECS = (
                 "text": (((8, 32, 8, 128, 1.0), (700,), 4096), torch.bfloat16),
                 "width 64": (((8, 16, 8, 64, 1.0), (700,), 1024), torch.bfloat16),
             },
+            kinds=lambda size: {"many odd rows": ((65, *size[0][1:]), (3,), 31)},
         ),
         bench=Bench(
             sizes={

@@ -5,10 +5,12 @@ a column that the device knows.
 
 A program owns a run of tokens and one block of heads, of the queries or of the keys: [BLOCK_HEADS, BLOCK_HALF] tiles of
 both halves of the heads. It reads the weight once, a token's angles once per block of heads (they are in cache for the
-token's other blocks, whose programs are neighbours), and each element once. The backward pass computes the reciprocal
-root mean square again: the row is in registers anyway. Each of its programs adds up its own share of the weight
-gradient in registers; torch sums the shares, so the result does not depend on who finishes first. A configuration
-allows `max_runs` runs: few tokens (decoding) make runs of one, many make runs that are worth a program and its share.
+token's other blocks, whose programs are neighbours), and each element once. As compiled for sm_90 the lanes hand the
+angles round through shared memory, two barriers a token, and move heads 16 bytes at a time, 8 where half a head is no
+multiple of 16 bytes (width 72). The backward pass computes the reciprocal root mean square again: the row is in
+registers anyway. Each of its programs adds up its own share of the weight gradient in registers; torch sums the shares,
+so the result does not depend on who finishes first. A configuration allows `max_runs` runs: few tokens (decoding) make
+runs of one, many make runs that are worth a program and its share.
 A run of one has another binary, without the loop; all other numbers of tokens share one.
 
 A token's heads lie one behind the other, so a head's place is known at compile time; tokens may lie apart.
