@@ -5,9 +5,9 @@ momentum M = U S V^T by about U V^T, so that rare directions are learned as fast
 Newton and Schulz needs matrix products alone; its coefficients give singular values between 0.7 and 1.2, which is
 enough. With the factor 0.2 sqrt(longer side) an update has the size of AdamW's, and so has the learning rate.
 
-A matrix divided over processes is gathered, and each process makes the whole direction and keeps its rows: the result
-does not depend on their number. The three projections of a fused `qkv` are three matrices. Embeddings, position tables,
-the head, kernels of convolutions, norms and biases move by AdamW.
+A matrix divided over processes is gathered; the processes share the work of making whole directions, and each keeps its
+rows: the result does not depend on their number. The three projections of a fused `qkv` are three matrices. Embeddings,
+position tables, the head, kernels of convolutions, norms and biases move by AdamW.
 
 Reference: Jordan et al., Muon: an optimizer for hidden layers (2024), https://kellerjordan.github.io/posts/muon/; the
 scale and decay: Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982.
@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..distributed.shards import local_rows
@@ -54,7 +55,7 @@ class Muon:
         for batch in _batches([part for part in parts if part.is_matrix]):
             pieces = _pieces(batch[0])
             wholes = [_ahead(part, hyper) for part in batch]
-            directions = orthogonal(torch.cat([whole.view(pieces, -1, whole.shape[1]) for whole in wholes]))
+            directions = _shared(torch.cat([whole.view(pieces, -1, whole.shape[1]) for whole in wholes]))
             for part, direction in zip(batch, directions.split(pieces), strict=True):
                 _move(part, direction, rate * part.lr_scale)
 
@@ -82,6 +83,24 @@ def _ahead(part: TrainedParameter, hyper: Hyper) -> Tensor:
     momentum.lerp_(gradient, 1 - MOMENTUM)
     ahead = part.whole(gradient.lerp(momentum, MOMENTUM))
     return ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
+
+
+def _shared(matrices: Tensor) -> Tensor:
+    """Return `orthogonal` of matrices that all processes hold: each makes some of them, and gets the others.
+
+    Shapes: (n, rows, columns) to the same.
+    """
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if processes == 1:
+        return orthogonal(matrices)
+    share = -(-len(matrices) // processes)
+    first = share * dist.get_rank()
+    mine = matrices.new_zeros(share, *matrices.shape[1:])
+    made = orthogonal(matrices[first : first + share])
+    mine[: len(made)] = made
+    parts = [torch.empty_like(mine) for _ in range(processes)]
+    dist.all_gather(parts, mine)
+    return torch.cat(parts)[: len(matrices)]
 
 
 def _move(part: TrainedParameter, direction: Tensor, rate: float) -> None:
