@@ -28,7 +28,8 @@ memory, at least 4 us, beside the launches that sort the taps by entry (neither 
 sums its taps in their order: no atomics, equal bit for bit in every run. The gradient of the weights is no kernel of
 ours (see `op.py`).
 """
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton's launch options and compile-time constants are unknown to type checkers.
 
 import triton
