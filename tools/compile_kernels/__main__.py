@@ -67,8 +67,8 @@ def describe(record: Record, cycles: bool) -> list[str]:
         return lines
     for number, loop in enumerate(r.budget.loops):
         lines.append(f"    loop {number}, one pass: matrix {loop.matrix:g}, issue {loop.issue:g}, special "
-                     f"{loop.special:g} cycles; {loop.drains} drains, {loop.barriers} barriers, {loop.fences} "
-                     "memory barriers")  # fmt: skip
+                     f"{loop.special:g} cycles; drains {loop.drains}, barriers {loop.barriers}, memory barriers "
+                     f"{loop.fences}")  # fmt: skip
     lines.append(f"    outside loops: issue {r.budget.outside:g} cycles")
     if r.passes and len(r.budget.loops) == 1:
         (loop,) = r.budget.loops

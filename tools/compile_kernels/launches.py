@@ -8,7 +8,7 @@ import torch
 
 from medmo_kernels.spec import OpSpec
 
-from .pretended import JITFunction, on_pretended_device, run_op, triton
+from .pretended import JITFunction, knobs, on_pretended_device, run_op
 
 
 class Launch(NamedTuple):
@@ -71,11 +71,11 @@ def binaries(spec: OpSpec, sizes: Iterable[Any], dtype: torch.dtype, capability:
         found.setdefault(fn.name, set()).add(key)
         return True  # ends the launch before its compilation
 
-    triton.knobs.runtime.jit_cache_hook = note
+    knobs.runtime.jit_cache_hook = note
     try:
         with on_pretended_device(capability, JITFunction.run):
             for size in sizes:
                 run_op(spec, size, dtype)
     finally:
-        triton.knobs.runtime.jit_cache_hook = None
+        knobs.runtime.jit_cache_hook = None
     return found

@@ -16,7 +16,8 @@ heads of its key head. No atomics: 7 matrix products against 5 of an atomic back
 
 Strides are passed in units of 8 elements, so that the compiler knows 16-bit rows to be aligned to 16 bytes; else it
 copies them word by word and without the asynchronous pipeline. It needs to know no more of them, so one binary serves
-every layout, number of tokens and number of segments.
+every layout, number of tokens and number of segments. As compiled for sm_90 the columns of LO are copied 16 bytes at a
+time, those of HI 8, and 4 in the loop of the key gradient.
 
 fp32 inputs are multiplied as three TF32 products each ("tf32x3", a few units of fp32's last place): plain fp32 products
 unroll into scalar instructions with kilobytes of stack. 16-bit inputs do not know the difference.
