@@ -60,7 +60,7 @@ from tools.compile_kernels import cubin, launches, pretended, sass
 
 def counted(op, size, kernel, kinds):
     spec = next(spec for spec in pretended.specs() if spec.name == op)
-    (found,) = (launch for launch in launches.launches(spec, size, 90) if launch.kernel == kernel)
+    found = next(launch for launch in launches.launches(spec, size, 90) if launch.kernel == kernel)
     code = sass.parse(cubin.disassemble(found.compiled.asm["cubin"]))
     return collections.Counter(sass.name(x) for x in code.instructions if sass.kind(x) in kinds)
 

@@ -164,6 +164,7 @@ _FIRST = "vision 8B, 1280 px, 8 images"
 _MODELS = {
     "vision 8B": (Size([1024, 600], *VISION["8B"], rotary=True), torch.bfloat16),
     "vision 4B": (Size([1024, 600], *VISION["4B"], rotary=True), torch.bfloat16),
+    "head_dim 80": (Size([1024, 600], 16, 16, 80, False), torch.bfloat16),
     "text": (Size([1024, 600], *TEXT), torch.bfloat16),
     "text, shared prompt": (SHARED, torch.bfloat16),
     "fp32": (Size([100, 40], 2, 1, 128, True, [-1, 0], True), torch.float32),
