@@ -7,7 +7,8 @@
 #   make bench         time all that this machine can run beside its peers, then write benchmarks/RESULTS.md; minutes
 # For those who change kernels (no GPU needed):
 #   make kernels         compile every shipped kernel for sm_80, sm_90 and sm_100, rewrite the tables in kernels/README.md
-#   make kernels-check   compile them and compare with those tables: a step of CI, which the suite does for sm_90 alone
+#   make kernels-check   compile them and compare with those tables, naming loops that cost more: a step of CI; the suite
+#                        compiles what models at hand call, for sm_90 alone
 #   make kernels-oldest  the same compilation under the oldest supported Triton
 # For those who change the core:
 #   make mutants         plant small faults in the modules of tools/mutants/areas.toml and see the tests notice; not in CI

@@ -1,4 +1,4 @@
-"""Patch embedding in Triton: uint8 pixels to tokens in one launch, and the gradient of the position table.
+"""Patch embedding in Triton: uint8 pixels to tokens, and the gradient of the position table.
 
 Shapes: N patches, K values of a patch, D embedding width, S entries along a side of the position table, C = 3 channels,
 T temporal taps of the weights, P pixels of a patch in one channel and frame.
