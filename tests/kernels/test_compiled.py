@@ -71,6 +71,25 @@ assert sum(shuffles.values()) <= 36, shuffles
 """)
 
 
+def test_products_of_attention_queue_behind_one_another(records: Path) -> None:
+    """One wait for the matrix units a pass and product that something reads, however many columns a head has."""
+    result = json.loads(records.read_text())
+    of_size = {(r["size"], r["kernel"]): r["budget"] for r in result["records"] if r["op"] == "attention"}
+    drains = {key: {loop["drains"] for loop in budget["loops"]} for key, budget in of_size.items() if budget}
+    expected = {
+        ("vision 8B", "_forward"): {1},
+        ("vision 8B", "_backward_query"): {2},
+        ("vision 8B", "_backward_key"): {2},
+        ("vision 4B", "_forward"): {1},
+        ("vision 4B", "_backward_query"): {1},
+        ("vision 4B", "_backward_key"): {1},
+        ("text", "_backward_query"): {1},
+    }
+    assert {key: drains[key] for key in expected} == expected
+    first = [budget["loops"][0] for (size, _), budget in of_size.items() if size == "vision 8B" and budget]
+    assert len(first) == 3 and all(loop["issue"] < loop["matrix"] for loop in first), first
+
+
 def test_a_kernel_that_breaks_its_gate_is_reported() -> None:
     """The gate itself must bite: a kernel that spills, or that copies pixels a few bytes at a time, is reported."""
     run('''

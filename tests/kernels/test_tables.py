@@ -25,7 +25,7 @@ SPECS = [
 ]  # fmt: skip
 PEER = {"device": "Test 200", "commit": "abc1234", "date": "2026-01-02", "ratio": 1.12, "over": "triton"}
 GPU = torch.device("cuda", 0)
-CONDITIONS = ("head_dim", "tokens", "mergers", "block_half", "tile_m")
+CONDITIONS = ("head_dim", "vision", "tokens", "mergers", "block_half", "tile_m")
 IDS = [spec.name for _, spec in SPECS]
 
 

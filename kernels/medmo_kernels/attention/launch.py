@@ -34,7 +34,7 @@ def attention_forward(query: Tensor, key: Tensor, value: Tensor, packing: Packin
     if packing.is_rotary:
         key = _turned(key, packing)
     grid, constants = _shared(query, key, packing)
-    config = _tuned("forward", query)
+    config = _tuned("forward", query, packing)
     kernels._forward[grid(config.blocks["BLOCK_M"], num_heads)](
         query, key, value, out, lse, *_places(packing), num_tokens, packing.num_segments,
         *strides_in_8(query, key, value), packing.scale * LOG2E, **constants, **config.blocks, **config.options,
@@ -59,19 +59,21 @@ def attention_backward(
     grid, constants = _shared(query, key, packing)
     strides = strides_in_8(query, key, value, grad)
     rest = (*_places(packing), num_tokens, packing.num_segments, *strides, packing.scale * LOG2E)
-    config = _tuned("backward_query", query)
+    config = _tuned("backward_query", query, packing)
     backward_kernels._backward_query[grid(config.blocks["BLOCK_M"], num_heads)](
         query, key, value, out, grad, lse, mean, by_query, *rest, **constants, **config.blocks, **config.options
     )
-    config = _tuned("backward_key", query)
+    config = _tuned("backward_key", query, packing)
     backward_kernels._backward_key[grid(config.blocks["BLOCK_N"], key.shape[1])](
         query, key, value, grad, lse, mean, by_key, by_value, *rest, **constants, **config.blocks, **config.options
     )
     return by_query, by_key, by_value
 
 
-def _tuned(kernel: str, query: Tensor) -> Tuned:
-    return tuned(ROOM, kernel, query, head_dim=query.shape[-1])
+def _tuned(kernel: str, query: Tensor, packing: Packing) -> Tuned:
+    """Look up a launch; `vision` stands for whole segments that are turned, whose loops need the fewest registers."""
+    vision = packing.is_rotary and not packing.causal
+    return tuned(ROOM, kernel, query, head_dim=query.shape[-1], vision=vision)
 
 
 def _places(packing: Packing) -> tuple[Tensor | None, ...]:

@@ -6,6 +6,10 @@ depends on the longest segment, and surplus programs end at once.
 
 Head widths. 72 and 80 columns are two matrix products of 64 and 16 columns (LO, HI), not one of 128.
 
+Queue. The matrix units work through a queue, and Triton empties it behind each product that its own pass of a loop
+reads. So a pass begins the products of the next block (`begin_products`) behind its own last one: the columns HI of
+every product, and all columns of one of the two in the backward where registers allow.
+
 Rotation. The rotated keys serve every tile of queries, so they are made once (`_rotate`: 4 bytes an element; turning
 them again for each tile would read four times the bytes that the products need). They are stored as interleaved pairs
 (x[0], x[D / 2], x[1], ...): scores do not mind an order of columns that queries and keys share, and no pair falls
@@ -17,7 +21,7 @@ heads of its key head. No atomics: 7 matrix products against 5 of an atomic back
 Strides are passed in units of 8 elements, so that the compiler knows 16-bit rows to be aligned to 16 bytes; else it
 copies them word by word and without the asynchronous pipeline. It needs to know no more of them, so one binary serves
 every layout, number of tokens and number of segments. As compiled for sm_90 the columns of LO are copied 16 bytes at a
-time, those of HI 8, and 4 in the loop of the key gradient.
+time, those of HI 8, and 4 in loops over 32 rows.
 
 fp32 inputs are multiplied as three TF32 products each ("tf32x3", a few units of fp32's last place): plain fp32 products
 unroll into scalar instructions with kilobytes of stack. 16-bit inputs do not know the difference.
@@ -38,10 +42,14 @@ import triton.language as tl
 from .triton_kernel_tiles import (
     LOG2E,
     add_product,
+    begin_products,
+    block_at,
     count_blocks,
+    end_products,
     find_prompt,
     find_tile,
     hide_unseen,
+    load_columns,
     load_head,
     load_head_turned,
     products,
@@ -60,11 +68,13 @@ def _attend(
     `lo`, `hi`: sums of weighted values [M, LO], [M, HI]; `top`: largest score so far in powers of 2, `total`: sum of
     weights [M].
     """
-    for block in tl.range(0, num_prompt + num_own):
-        start = tl.where(block < num_prompt, prompt + block * N, own + (block - num_prompt) * N)
-        limit = tl.where(block < num_prompt, prompt_end, own_end)
-        k_lo, k_hi = load_head(K, start, limit, k_row, D, LO, HI, N, MASKED)
-        scores = products(q_lo, q_hi, k_lo, k_hi, HI)  # [M, N]
+    num_blocks = num_prompt + num_own
+    start, limit = block_at(0, prompt, num_prompt, prompt_end, own, own_end, N)
+    begun = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, True) if HI else 0.0
+    for block in tl.range(0, num_blocks):
+        start, limit = block_at(block, prompt, num_prompt, prompt_end, own, own_end, N)
+        k_lo = load_columns(K, start, limit, k_row, D, 0, LO, N, MASKED)
+        scores = end_products(begun, q_lo, k_lo) if HI else products(q_lo, k_lo)  # [M, N]
         if MASKED:
             scores = hide_unseen(scores, row, start, limit, N, CAUSAL)
         new_top = tl.maximum(top, tl.max(scores, 1) * scale)
@@ -74,6 +84,12 @@ def _attend(
         top = new_top
         v_lo, v_hi = load_head(V, start, limit, v_row, D, LO, HI, N, MASKED)
         lo, hi = add_product(lo * shrink[:, None], hi * shrink[:, None], weights, v_lo, v_hi, HI)
+        if HI:
+            # Behind the last block it is begun again, for nothing: that costs less than a mask in every pass.
+            start, limit = block_at(
+                tl.minimum(block + 1, num_blocks - 1), prompt, num_prompt, prompt_end, own, own_end, N
+            )
+            begun = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, MASKED)
     return lo, hi, top, total
 
 

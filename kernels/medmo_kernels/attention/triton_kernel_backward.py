@@ -14,11 +14,15 @@ import triton.language as tl
 from .triton_kernel_tiles import (
     LOG2E,
     add_product,
+    begin_products,
+    block_at,
     count_blocks,
+    end_products,
     find_prompt,
     find_tile,
     hide_unseen,
     last_query,
+    load_columns,
     load_head,
     products,
     store_head,
@@ -34,17 +38,32 @@ def _query_gradient(
     D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Add what blocks of keys, as in `_attend`, give to the gradient [M, LO], [M, HI] of a tile of queries."""
-    for block in tl.range(0, num_prompt + num_own):
-        start = tl.where(block < num_prompt, prompt + block * N, own + (block - num_prompt) * N)
-        limit = tl.where(block < num_prompt, prompt_end, own_end)
+    AHEAD: tl.constexpr = HI > 0 or V.dtype.element_ty.primitive_bitwidth == 16  # fp32 has no queue to stay in
+    num_blocks = num_prompt + num_own
+    start, limit = block_at(0, prompt, num_prompt, prompt_end, own, own_end, N)
+    scored = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, True) if HI else 0.0
+    risen = begin_products(g_lo, g_hi, V, start, limit, v_row, D, LO, HI, N, True) if AHEAD else 0.0
+    for block in tl.range(0, num_blocks):
+        start, limit = block_at(block, prompt, num_prompt, prompt_end, own, own_end, N)
         k_lo, k_hi = load_head(K, start, limit, k_row, D, LO, HI, N, MASKED)
-        v_lo, v_hi = load_head(V, start, limit, v_row, D, LO, HI, N, MASKED)
-        scores = products(q_lo, q_hi, k_lo, k_hi, HI)  # [M, N]
+        v_lo = k_lo
+        if HI or not AHEAD:
+            v_lo = load_columns(V, start, limit, v_row, D, 0, LO, N, MASKED)
+        scores = end_products(scored, q_lo, k_lo) if HI else products(q_lo, k_lo)  # [M, N]
         if MASKED:
             scores = hide_unseen(scores, row, start, limit, N, CAUSAL)
         weights = tl.exp2(scores * scale - lse[:, None])
-        slopes = weights * (products(g_lo, g_hi, v_lo, v_hi, HI) - mean[:, None])  # [M, N]
+        if HI:
+            rise = end_products(risen, g_lo, v_lo)
+        else:
+            rise = risen if AHEAD else products(g_lo, v_lo)
+        slopes = weights * (rise - mean[:, None])  # [M, N]
         lo, hi = add_product(lo, hi, slopes, k_lo, k_hi, HI)
+        start, limit = block_at(tl.minimum(block + 1, num_blocks - 1), prompt, num_prompt, prompt_end, own, own_end, N)
+        if HI:
+            scored = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, MASKED)
+        if AHEAD:
+            risen = begin_products(g_lo, g_hi, V, start, limit, v_row, D, LO, HI, N, MASKED)
     return lo, hi
 
 
@@ -103,32 +122,42 @@ def _backward_query(
 
 @triton.jit
 def _key_gradient(
-    dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, first_head, begin, num_blocks, tail,
-    num_tail, limit, num_tokens, q_row, q_head, g_row, g_head, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, first_head, begin, num_blocks,
+    limit, num_tokens, q_row, q_head, g_row, g_head, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Add what blocks of queries of all heads give to the gradients [N, LO], [N, HI] of a tile of keys and values.
 
     Heads and blocks are one loop, whose copies run on from head to head; nested ones need the registers of both.
     """
-    for step in tl.range(0, (num_blocks + num_tail) * GROUP):
-        block = step // GROUP
-        head = first_head + step % GROUP
-        start = tl.where(block < num_blocks, begin + block * M, tail)
+    AHEAD: tl.constexpr = LO < 128  # wider accumulators leave no registers for it
+    num_steps = num_blocks * GROUP
+    q, g = Q + first_head * q_head, GRAD + first_head * g_head
+    scored = begin_products(k_lo, k_hi, q, begin, limit, q_row, D, LO, HI, M, True) if HI else 0.0
+    risen = begin_products(v_lo, v_hi, g, begin, limit, g_row, D, LO, HI, M, True) if AHEAD else 0.0
+    for step in tl.range(0, num_steps):
+        start, head = begin + step // GROUP * M, first_head + step % GROUP
         row = start + tl.arange(0, M)
-        inside = row < limit if MASKED else row >= 0
-        q_lo, q_hi = load_head(Q + head * q_head, start, limit, q_row, D, LO, HI, M, MASKED)
-        g_lo, g_hi = load_head(GRAD + head * g_head, start, limit, g_row, D, LO, HI, M, MASKED)
-        lse = tl.load(LSE + head * num_tokens + row, mask=inside, other=0.0) * LOG2E
-        mean = tl.load(MEAN + head * num_tokens + row, mask=inside, other=0.0)
-        scores = products(k_lo, k_hi, q_lo, q_hi, HI)  # [N, M]
+        q_lo, q_hi = load_head(Q + head * q_head, start, limit, q_row, D, LO, HI, M, True)
+        g_lo, g_hi = load_head(GRAD + head * g_head, start, limit, g_row, D, LO, HI, M, True)
+        lse = tl.load(LSE + head * num_tokens + row, mask=row < limit, other=0.0) * LOG2E
+        mean = tl.load(MEAN + head * num_tokens + row, mask=row < limit, other=0.0)
+        scores = end_products(scored, k_lo, q_lo) if HI else products(k_lo, q_lo)  # [N, M]
         if CAUSAL:
             scores = tl.where(column[:, None] <= row[None, :], scores, float("-inf"))
         weights = tl.exp2(scores * scale - lse[None, :])  # rows from `limit` on: 1, times a gradient of 0
         dv_lo, dv_hi = add_product(dv_lo, dv_hi, weights, g_lo, g_hi, HI)
-        slopes = weights * (products(v_lo, v_hi, g_lo, g_hi, HI) - mean[None, :])  # [N, M]
+        if HI:
+            rise = end_products(risen, v_lo, g_lo)
+        else:
+            rise = risen if AHEAD else products(v_lo, g_lo)
+        slopes = weights * (rise - mean[None, :])  # [N, M]
         dk_lo, dk_hi = add_product(dk_lo, dk_hi, slopes, q_lo, q_hi, HI)
+        start, head = begin + (step + 1) // GROUP * M, first_head + (step + 1) % GROUP
+        if HI:
+            scored = begin_products(k_lo, k_hi, Q + head * q_head, start, limit, q_row, D, LO, HI, M, True)
+        if AHEAD:
+            risen = begin_products(v_lo, v_hi, GRAD + head * g_head, start, limit, g_row, D, LO, HI, M, True)
     return dk_lo, dk_hi, dv_lo, dv_hi
 
 
@@ -157,23 +186,25 @@ def _backward_key(
     last = stop
     if PREFIX:
         last = last_query(segment, stop, SEQLENS, PROMPTS, num_segments, num_tokens)
-    # Blocks of queries that overlap this tile, those that all see it whole, and the ragged end.
+    # Blocks of queries that see this tile whole, and before them those that overlap it.
     num_edge, begin = 0, first
     if CAUSAL:
         num_edge = (tl.minimum(start + BLOCK_N, last) - start + BLOCK_M - 1) // BLOCK_M
         begin = tl.minimum(start + num_edge * BLOCK_M, last)
-    num_whole, tail, num_tail = count_blocks(begin, last, last, BLOCK_M)
+    num_whole = (last - begin + BLOCK_M - 1) // BLOCK_M
+    if not CAUSAL:
+        # Never less; but a way around the loop, as the compiler sees it, makes ptxas wait for each product by itself.
+        num_whole = tl.maximum(num_whole, 1)
     q_head, g_head = q_head * 8, g_head * 8
     dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
         dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, begin,
-        num_whole, 0, 0, last, num_tokens, q_row, q_head, g_row, g_head, scale,
-        GROUP, D, LO, HI, BLOCK_M, False, False,
+        num_whole, last, num_tokens, q_row, q_head, g_row, g_head, scale, GROUP, D, LO, HI, BLOCK_M, False,
     )  # fmt: skip
-    dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
-        dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, start,
-        num_edge, tail, num_tail, last, num_tokens, q_row, q_head, g_row, g_head, scale,
-        GROUP, D, LO, HI, BLOCK_M, True, CAUSAL,
-    )  # fmt: skip
+    if CAUSAL:
+        dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
+            dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, start,
+            num_edge, last, num_tokens, q_row, q_head, g_row, g_head, scale, GROUP, D, LO, HI, BLOCK_M, True,
+        )  # fmt: skip
     natural = scale / LOG2E
     store_head(DV + kv_head * D, dv_lo, dv_hi, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_N, False)
     store_head(

@@ -54,6 +54,14 @@ def count_blocks(begin, seen, end, N: tl.constexpr):
 
 
 @triton.jit
+def block_at(block, prompt, num_prompt, prompt_end, own, own_end, N: tl.constexpr):
+    """Return where a block of keys starts, and where its span ends: blocks of the prompt come before the own ones."""
+    of_prompt = block < num_prompt
+    start = tl.where(of_prompt, prompt + block * N, own + (block - num_prompt) * N)
+    return start, tl.where(of_prompt, prompt_end, own_end)
+
+
+@triton.jit
 def last_query(segment, end, SEQLENS, PROMPTS, num_segments, num_tokens):
     """Return where the tokens end that see a segment: behind its last branch, or at its own end.
 
@@ -77,7 +85,7 @@ def _block(X, start, limit, stride, FIRST: tl.constexpr, WIDTH: tl.constexpr, RO
 
 
 @triton.jit
-def _load(
+def load_columns(
     X, start, limit, stride, D: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -105,10 +113,10 @@ def _load_turned(
     X, COS, SIN, start, limit, stride, D: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
 ):
     """Load columns FIRST .. FIRST + WIDTH of the interleaved pairs, turned: [ROWS, WIDTH] in the dtype of X."""
-    cos = _load(COS, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
-    sin = _load(SIN, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
-    first = _load(X, start, limit, stride, D // 2, FIRST // 2, WIDTH // 2, ROWS, True).to(tl.float32)
-    second = _load(X + D // 2, start, limit, stride, D // 2, FIRST // 2, WIDTH // 2, ROWS, True).to(tl.float32)
+    cos = load_columns(COS, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
+    sin = load_columns(SIN, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
+    first = load_columns(X, start, limit, stride, D // 2, FIRST // 2, WIDTH // 2, ROWS, True).to(tl.float32)
+    second = load_columns(X + D // 2, start, limit, stride, D // 2, FIRST // 2, WIDTH // 2, ROWS, True).to(tl.float32)
     return tl.interleave(first * cos - second * sin, second * cos + first * sin).to(X.dtype.element_ty)
 
 
@@ -117,8 +125,8 @@ def _store_turned_back(
     X, x, COS, SIN, start, limit, stride, D: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
 ):
     """Turn a gradient [ROWS, WIDTH] of interleaved pairs back and write it in the tensor's own order of columns."""
-    cos = _load(COS, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
-    sin = _load(SIN, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
+    cos = load_columns(COS, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
+    sin = load_columns(SIN, start, limit, D // 2, D // 2, FIRST // 2, WIDTH // 2, ROWS, True)
     first, second = tl.split(tl.reshape(x, (ROWS, WIDTH // 2, 2)))
     _store(X, first * cos + second * sin, start, limit, stride, D // 2, FIRST // 2, WIDTH // 2, ROWS)
     _store(X + D // 2, second * cos - first * sin, start, limit, stride, D // 2, FIRST // 2, WIDTH // 2, ROWS)
@@ -130,10 +138,10 @@ def load_head(
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """Load whole rows: [ROWS, LO] and [ROWS, HI], the second meaningless where HI is 0."""
-    lo = _load(X, start, limit, stride, D, 0, LO, ROWS, MASKED)
+    lo = load_columns(X, start, limit, stride, D, 0, LO, ROWS, MASKED)
     hi = lo
     if HI:
-        hi = _load(X, start, limit, stride, D, LO, HI, ROWS, MASKED)
+        hi = load_columns(X, start, limit, stride, D, LO, HI, ROWS, MASKED)
     return lo, hi
 
 
@@ -166,12 +174,33 @@ def store_head(
 
 
 @triton.jit
-def products(a_lo, a_hi, b_lo, b_hi, HI: tl.constexpr):
-    """Return a b^T over all columns: [ROWS of a, ROWS of b] fp32."""
-    product = tl.dot(a_lo, tl.trans(b_lo), input_precision="tf32x3")
+def begin_products(
+    a_lo, a_hi, B, start, limit, stride, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, ROWS: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """Return a b^T of a block of rows b, over the columns HI alone where there are any: [M, ROWS] fp32.
+
+    Where the same pass of a loop reads a product, Triton empties the queue of the matrix units behind it; one that only
+    the next pass reads may stay in the queue. So a pass begins the products of the next block behind its own last one.
+    """
     if HI:
-        product = tl.dot(a_hi, tl.trans(b_hi), product, input_precision="tf32x3")
-    return product
+        b = load_columns(B, start, limit, stride, D, LO, HI, ROWS, MASKED)
+        return tl.dot(a_hi, tl.trans(b), input_precision="tf32x3")
+    else:
+        b = load_columns(B, start, limit, stride, D, 0, LO, ROWS, MASKED)
+        return tl.dot(a_lo, tl.trans(b), input_precision="tf32x3")
+
+
+@triton.jit
+def end_products(begun, a_lo, b_lo):
+    """Return a b^T over all columns, of which HI are `begun`: [M, ROWS] fp32."""
+    return tl.dot(a_lo, tl.trans(b_lo), begun, input_precision="tf32x3")
+
+
+@triton.jit
+def products(a, b):
+    """Return a b^T of heads without columns HI: [ROWS of a, ROWS of b] fp32."""
+    return tl.dot(a, tl.trans(b), input_precision="tf32x3")
 
 
 @triton.jit
