@@ -44,6 +44,17 @@ def test_every_row_of_every_table_is_compiled(records: Path) -> None:
     assert result["unused_rows"] == []
 
 
+def test_a_tile_of_patches_is_bound_by_its_products(records: Path) -> None:
+    """At most 6,500 cycles to issue beside 6,144 of the matrix units; no product is waited for inside the loop."""
+    found = json.loads(records.read_text())["records"]
+    tiles = {r["size"]: r for r in found if r["kernel"] == "forward_kernel" and r["size"] in ("4B", "8B")}
+    assert set(tiles) == {"4B", "8B"}
+    for tile in tiles.values():
+        (loop,) = tile["budget"]["loops"]
+        assert tile["passes"] * loop["matrix"] == 6144 and loop["drains"] == 0
+        assert tile["passes"] * loop["issue"] + tile["budget"]["outside"] <= 6500
+
+
 def run(code: str) -> None:
     """Run a program in another process, for the same reason."""
     environment = os.environ | {"TRITON_INTERPRET": "0"}
