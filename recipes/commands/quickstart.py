@@ -1,7 +1,7 @@
 """`medmo quickstart`: three stages on the embedded real images, measured before and after each.
 
     medmo quickstart                          the tiny model, minutes on two CPU cores
-    medmo quickstart --size debug             seconds: shows that the machinery runs, learns nothing
+    medmo quickstart --fast                   a minute: shows that the machinery runs, learns nothing
 
 Writes under --out: align/, instruct/ and reinforce/ (each a whole run; reinforce/final is the checkpoint in the
 official layout), metrics.json (`stages[name][metric] = {value, low, high, baseline, n, ...}`), held_out.png and
@@ -14,8 +14,6 @@ from pathlib import Path
 
 from medmo_core.notice import SHORT_NOTICE
 
-SIZES = ("tiny", "debug")
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
@@ -24,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shown = "(default: %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help=f"folder to write {shown}")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help=f"model and budgets {shown}")
+    parser.add_argument("--fast", action="store_true", help="a far smaller model for a few steps: see it move")
     parser.add_argument("--seed", type=int, default=0, help=f"of weights, data and sampling {shown}")
     return parser
 
@@ -35,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..pages.quickstart_page import format_verdicts  # late: help need not wait for PyTorch
     from .three_stages import run
 
-    outcome = run(arguments.out, size=arguments.size, seed=arguments.seed)
+    outcome = run(arguments.out, size="debug" if arguments.fast else "tiny", seed=arguments.seed)
     print(format_verdicts(outcome))
     print(f"\nopen {arguments.out / 'report.html'}   ({SHORT_NOTICE})")
     return 0

@@ -6,6 +6,8 @@ The stages' budgets are steps in the `tiny_*` configs, so that one seed gives on
 import json
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from medmo_core.inference.load import load
 from medmo_core.notice import SHORT_NOTICE
 
 from ..configs import CONFIGS
+from ..evaluation.ask import Asking
 from ..evaluation.suites import evaluate_embedded
 from ..pages import quickstart_page as pages
 from ..pages.quickstart_page import Outcome
@@ -26,12 +29,20 @@ from ..reinforcement.sharpening import SampledRewards, sampled_box_reward
 from ..settings.run_config import STAGES, ConfigError, RunConfig
 from ..training.distributed.torchrun import torchrun
 from ..training.model.kit import load_kit
+from .time_left import Whole
 
 NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
 SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
     "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},
 }
+
+
+COSTS = {"evaluate random": 31, "align": 18, "evaluate align": 41, "instruct": 587, "evaluate instruct": 53,
+         "sample instruct": 4, "reinforce": 83, "evaluate reinforce": 39, "sample reinforce": 5}  # fmt: skip
+"""Seconds of each part in one run on two idle cores: what the whole is reckoned from."""
+NUM_SUITES = 8
+"""Parts of an evaluation that report their progress, `evaluate_embedded`'s."""
 
 
 class StageFailed(UserError, RuntimeError):
@@ -55,27 +66,26 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
     if any((out / stage).exists() for stage in STAGES):
         raise ConfigError(f"{out} already holds a quickstart; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    outcome = Outcome()
+    outcome, whole = Outcome(), Whole(COSTS)
     configs = stage_configs(out, size, seed)
     outcome.commands = [command_line(stage, size, config) for stage, config in configs.items()]
 
-    with timed(outcome, "evaluate random"):
+    with timed(outcome, whole, "evaluate random"):
         kit = load_kit(configs["align"], "cpu")
         outcome.num_parameters = sum(p.numel() for p in kit.model.parameters())
-        measure(outcome, "random", kit, size)
+        measure(outcome, "random", kit, size, whole)
     for stage, config in configs.items():
-        say(f"\n{stage}: {config.train.steps} steps")
-        with timed(outcome, stage):
+        with timed(outcome, whole, stage), whole.watching(out / stage / "metrics.jsonl", config.train.steps):
             launch_stage(stage, size, config)
-        with timed(outcome, f"evaluate {stage}"):
+        with timed(outcome, whole, f"evaluate {stage}"):
             kit = load(out / stage / "final", device="cpu")
-            measure(outcome, stage, kit, size)
+            measure(outcome, stage, kit, size, whole)
         prompts = SIZES[size]["num_samples"] // 4
         if stage == "instruct":
-            with timed(outcome, "sample instruct"):
+            with timed(outcome, whole, "sample instruct"):
                 outcome.sampled = sampled_box_reward(kit, num_prompts=prompts, seed=seed)
         elif stage == "reinforce":
-            with timed(outcome, "sample reinforce"):
+            with timed(outcome, whole, "sample reinforce"):
                 outcome.sampled_after = sampled_box_reward(kit, num_prompts=prompts, temperatures=(1.0,), seed=seed)
         write_metrics(out, outcome, seed)
     pages.write(out, outcome, configs, seed)
@@ -124,16 +134,21 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
         raise StageFailed(f"{stage} ended with status {status}; its own message stands above")
 
 
-def measure(outcome: Outcome, name: str, kit: Kit, size: str) -> None:
+def measure(outcome: Outcome, name: str, kit: Kit, size: str, whole: Whole) -> None:
     """Score a model on the held-out scans and print its table. The questions never change with the seed."""
-    say(f"\nevaluate {name}")
-    counts = SIZES[size]
+    counts, heard = SIZES[size], set[str]()
+
+    def hear(part: str, done: int, total: int) -> None:
+        heard.add(part)
+        whole.reach((len(heard) - 1 + done / total) / NUM_SUITES)
+
     result = evaluate_embedded(
         kit.model,
         kit.processor,
         num_samples=counts["num_samples"],
         num_reports=counts["num_reports"],
         num_captions=counts["num_captions"],
+        asking=Asking(on_progress=hear),
     )
     outcome.evaluations[name] = result
     print(pages.stage_table(result), flush=True)
@@ -160,19 +175,10 @@ def mean_rewards(sampled: SampledRewards | None) -> dict[str, float]:
     return {} if sampled is None else {f"{t:g}": mean for t, mean in sampled.means().items()}
 
 
-class timed:  # noqa: N801 (reads as a statement)
-    """Stopwatch that records how long a part of the run took."""
-
-    def __init__(self, outcome: Outcome, name: str) -> None:
-        self.outcome, self.name = outcome, name
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.outcome.seconds[self.name] = time.perf_counter() - self.started
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
+@contextmanager
+def timed(outcome: Outcome, whole: Whole, name: str) -> Iterator[None]:
+    """Say that a part of the run begins, and record how long it took."""
+    started = time.perf_counter()
+    with whole.part(name):
+        yield
+    outcome.seconds[name] = time.perf_counter() - started

@@ -23,7 +23,7 @@ STAGES = ("random", "align", "instruct", "reinforce")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quickstart") / "first"
-    assert quickstart.main(["--size", "debug", "--out", str(out)]) == 0
+    assert quickstart.main(["--fast", "--out", str(out)]) == 0
     return out
 
 
