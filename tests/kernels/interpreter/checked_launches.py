@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 from torch import Tensor
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 from .bfloat16 import BFLOAT16, as_bits, bfloat16_numbers
@@ -29,6 +30,8 @@ class CheckedMemory:
 
     def __init__(self, compiled: Any, findings: Findings) -> None:
         self._compiled, self._findings = compiled, findings
+        self.names_other = False
+        """Whether the load at hand says what it gives where it is masked off."""
 
     def begin(self, kernel: str, arguments: dict[str, Any], num_warps: int) -> None:
         """Start a launch."""
@@ -83,6 +86,7 @@ def _exchanges(memory: CheckedMemory) -> list[tuple[Any, str, Any]]:
         "barrier": builder.create_barrier,
         "convert": interpreter._implicit_cvt,
         "load": builder.create_masked_load,
+        "say": TritonSemantic.load,
     }
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -105,9 +109,14 @@ def _exchanges(memory: CheckedMemory) -> list[tuple[Any, str, Any]]:
             converted.handle.data = np.array([memory.tensors.address_of(argument)], np.uint64)
         return converted
 
+    def say(self: Any, pointer: Any, mask: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note whether there is an `other`: a single 0 counts as none in the interpreter."""
+        with patch.object(memory, "names_other", other is not None):
+            return stock["say"](self, pointer, mask, other, *args, **kwargs)
+
     def load(self: Any, pointers: Any, mask: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
         """Give the rest of a block what shows where it is used, unless the kernel says what it wants there."""
-        if other is None:
+        if other is None and not memory.names_other:
             dtype = pointers.get_element_ty()
             other = interpreter.TensorHandle(_shown(pointers.data.shape, interpreter._get_np_dtype(dtype)), dtype)
         return stock["load"](self, pointers, mask, other, *args, **kwargs)
@@ -119,6 +128,7 @@ def _exchanges(memory: CheckedMemory) -> list[tuple[Any, str, Any]]:
         (builder, "set_grid_idx", begin_program),
         (builder, "create_barrier", pass_barrier),
         (builder, "create_masked_load", load),
+        (TritonSemantic, "load", say),
     ]
 
 

@@ -10,6 +10,7 @@ from medmo_kernels import runtime
 pytest.importorskip("ml_dtypes")
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
+from triton.language.semantic import TritonSemantic  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 from .checked_launches import checked_interpreter  # noqa: E402
@@ -67,6 +68,14 @@ def rest_kernel(x_ptr, out_ptr, last, N: tl.constexpr):
     tl.store(out_ptr + lanes, tl.load(x_ptr + lanes, mask=lanes < last))
 
 
+@triton.jit
+def number_of_kernel(x_ptr, out_ptr, place, OTHER: tl.constexpr):
+    if OTHER is None:
+        tl.store(out_ptr, tl.load(x_ptr + place, mask=place < 0))
+    else:
+        tl.store(out_ptr, tl.load(x_ptr + place, mask=place < 0, other=OTHER))
+
+
 def copied(x: torch.Tensor, out: torch.Tensor, first: int, last: int, shift: int = 0) -> Findings:
     with checked_interpreter() as found:
         copy_kernel[(1,)](x, out, first, last, shift, N=16)
@@ -97,6 +106,18 @@ def test_what_a_mask_leaves_undefined_shows(dtype: torch.dtype) -> None:
         assert out[12:].isnan().all()
     else:
         assert (out[12:] == (True if dtype == torch.bool else torch.iinfo(dtype).max)).all()
+
+
+@pytest.mark.parametrize("other", [0, 1, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_a_single_number_masked_off_is_what_the_kernel_says(dtype: torch.dtype, other: int | None) -> None:
+    """Though 0 counts as nothing said in the stock interpreter."""
+    out = torch.full((1,), 7, dtype=dtype)
+    with checked_interpreter() as found:
+        number_of_kernel[(1,)](torch.full((4,), 5, dtype=dtype), out, 2, OTHER=other)
+    shown = float("nan") if dtype == torch.float32 else torch.iinfo(dtype).max
+    expected = torch.tensor([shown if other is None else other], dtype=dtype)
+    assert not found.faults and torch.equal(out.nan_to_num(-1), expected.nan_to_num(-1))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +224,7 @@ def test_the_interpreter_is_as_before_afterwards() -> None:
     def state() -> list[Any]:
         builder = interpreter.InterpreterBuilder
         parts = (interpreter._interpreter, interpreter._implicit_cvt, interpreter._get_np_dtype)
-        return [*parts, *vars(builder).values(), interpreter.GridExecutor.__call__]
+        return [*parts, *vars(builder).values(), interpreter.GridExecutor.__call__, TritonSemantic.load]
 
     before = state()
     with pytest.raises(KeyError), checked_interpreter():
