@@ -6,9 +6,9 @@ depends on the longest segment, and surplus programs end at once.
 
 Head widths. 72 and 80 columns are two matrix products of 64 and 16 columns (LO, HI), not one of 128.
 
-Queue. The matrix units work through a queue, and Triton empties it behind each product that its own pass of a loop
-reads. So a pass begins the products of the next block (`begin_products`) behind its own last one: the columns HI of
-every product, and all columns of one of the two in the backward where registers allow.
+Queue. The matrix units of a Hopper work through a queue, and Triton empties it behind each product that its own pass of
+a loop reads. So with AHEAD, which the table decides, a pass begins the products of the next block (`begin_products`)
+behind its own last one: the columns HI of every product or, where there are none, one of the two of the backward whole.
 
 Rotation. The rotated keys serve every tile of queries, so they are made once (`_rotate`: 4 bytes an element; turning
 them again for each tile would read four times the bytes that the products need). They are stored as interleaved pairs
@@ -61,7 +61,8 @@ from .triton_kernel_tiles import (
 def _attend(
     lo, hi, top, total, q_lo, q_hi, row, K, V, prompt, num_prompt, prompt_end, own, num_own, own_end, k_row, v_row,
     scale,
-    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, N: tl.constexpr, AHEAD: tl.constexpr, MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Add blocks of keys, first of the prompt and then of the segment, to the running softmax of a tile of queries.
 
@@ -70,11 +71,15 @@ def _attend(
     """
     num_blocks = num_prompt + num_own
     start, limit = block_at(0, prompt, num_prompt, prompt_end, own, own_end, N)
-    begun = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, True) if HI else 0.0
+    begun = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, True) if HI and AHEAD else 0.0
     for block in tl.range(0, num_blocks):
         start, limit = block_at(block, prompt, num_prompt, prompt_end, own, own_end, N)
         k_lo = load_columns(K, start, limit, k_row, D, 0, LO, N, MASKED)
-        scores = end_products(begun, q_lo, k_lo) if HI else products(q_lo, k_lo)  # [M, N]
+        if HI:
+            part = begun if AHEAD else begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, MASKED)
+            scores = end_products(part, q_lo, k_lo)  # [M, N]
+        else:
+            scores = products(q_lo, k_lo)
         if MASKED:
             scores = hide_unseen(scores, row, start, limit, N, CAUSAL)
         new_top = tl.maximum(top, tl.max(scores, 1) * scale)
@@ -84,7 +89,7 @@ def _attend(
         top = new_top
         v_lo, v_hi = load_head(V, start, limit, v_row, D, LO, HI, N, MASKED)
         lo, hi = add_product(lo * shrink[:, None], hi * shrink[:, None], weights, v_lo, v_hi, HI)
-        if HI:
+        if HI and AHEAD:
             # Behind the last block it is begun again, for nothing: that costs less than a mask in every pass.
             start, limit = block_at(
                 tl.minimum(block + 1, num_blocks - 1), prompt, num_prompt, prompt_end, own, own_end, N
@@ -98,7 +103,7 @@ def _forward(
     Q, K, V, OUT, LSE, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
     q_row, q_head, k_row, k_head, v_row, v_head, scale,
     GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, CAUSAL: tl.constexpr,
-    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one segment and one head. `scale` counts in powers of 2."""
     tile = tl.program_id(0)
@@ -132,11 +137,11 @@ def _forward(
         prompt_whole, prompt_rest, prompt_edge = count_blocks(prompt, prompt_end, prompt_end, BLOCK_N)
     lo, hi, top, total = _attend(
         lo, hi, top, total, q_lo, q_hi, row, K, V, prompt, prompt_whole, prompt_end, first, own_whole, stop,
-        k_row, v_row, scale, D, LO, HI, BLOCK_N, False, False,
+        k_row, v_row, scale, D, LO, HI, BLOCK_N, AHEAD, False, False,
     )  # fmt: skip
     lo, hi, top, total = _attend(
         lo, hi, top, total, q_lo, q_hi, row, K, V, prompt_rest, prompt_edge, prompt_end, own_rest, own_edge, stop,
-        k_row, v_row, scale, D, LO, HI, BLOCK_N, True, CAUSAL,
+        k_row, v_row, scale, D, LO, HI, BLOCK_N, AHEAD, True, CAUSAL,
     )  # fmt: skip
     OUT += head * D
     lo, hi = lo / total[:, None], hi / total[:, None]

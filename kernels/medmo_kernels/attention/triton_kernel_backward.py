@@ -35,13 +35,13 @@ SIZES = [*("num_tokens", "num_segments", "q_row", "q_head", "k_row", "k_head", "
 def _query_gradient(
     lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt, num_prompt, prompt_end, own, num_own, own_end,
     k_row, v_row, scale,
-    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr,
+    D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, N: tl.constexpr, AHEAD: tl.constexpr, MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Add what blocks of keys, as in `_attend`, give to the gradient [M, LO], [M, HI] of a tile of queries."""
-    AHEAD: tl.constexpr = HI > 0 or V.dtype.element_ty.primitive_bitwidth == 16  # fp32 has no queue to stay in
     num_blocks = num_prompt + num_own
     start, limit = block_at(0, prompt, num_prompt, prompt_end, own, own_end, N)
-    scored = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, True) if HI else 0.0
+    scored = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, True) if HI and AHEAD else 0.0
     risen = begin_products(g_lo, g_hi, V, start, limit, v_row, D, LO, HI, N, True) if AHEAD else 0.0
     for block in tl.range(0, num_blocks):
         start, limit = block_at(block, prompt, num_prompt, prompt_end, own, own_end, N)
@@ -49,18 +49,23 @@ def _query_gradient(
         v_lo = k_lo
         if HI or not AHEAD:
             v_lo = load_columns(V, start, limit, v_row, D, 0, LO, N, MASKED)
-        scores = end_products(scored, q_lo, k_lo) if HI else products(q_lo, k_lo)  # [M, N]
+        if HI:
+            part = scored if AHEAD else begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, MASKED)
+            scores = end_products(part, q_lo, k_lo)  # [M, N]
+        else:
+            scores = products(q_lo, k_lo)
         if MASKED:
             scores = hide_unseen(scores, row, start, limit, N, CAUSAL)
         weights = tl.exp2(scores * scale - lse[:, None])
         if HI:
-            rise = end_products(risen, g_lo, v_lo)
+            part = risen if AHEAD else begin_products(g_lo, g_hi, V, start, limit, v_row, D, LO, HI, N, MASKED)
+            rise = end_products(part, g_lo, v_lo)
         else:
             rise = risen if AHEAD else products(g_lo, v_lo)
         slopes = weights * (rise - mean[:, None])  # [M, N]
         lo, hi = add_product(lo, hi, slopes, k_lo, k_hi, HI)
         start, limit = block_at(tl.minimum(block + 1, num_blocks - 1), prompt, num_prompt, prompt_end, own, own_end, N)
-        if HI:
+        if HI and AHEAD:
             scored = begin_products(q_lo, q_hi, K, start, limit, k_row, D, LO, HI, N, MASKED)
         if AHEAD:
             risen = begin_products(g_lo, g_hi, V, start, limit, v_row, D, LO, HI, N, MASKED)
@@ -72,7 +77,7 @@ def _backward_query(
     Q, K, V, OUT, GRAD, LSE, MEAN, DQ, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, scale,
     GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, CAUSAL: tl.constexpr,
-    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One program: dQ of BLOCK_M queries of one segment and head; leaves each row's sum of GRAD * OUT in MEAN.
 
@@ -110,11 +115,11 @@ def _backward_query(
         prompt_whole, prompt_rest, prompt_edge = count_blocks(prompt, prompt_end, prompt_end, BLOCK_N)
     lo, hi = _query_gradient(
         lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt, prompt_whole, prompt_end, first, own_whole, stop,
-        k_row, v_row, scale, D, LO, HI, BLOCK_N, False, False,
+        k_row, v_row, scale, D, LO, HI, BLOCK_N, AHEAD, False, False,
     )  # fmt: skip
     lo, hi = _query_gradient(
         lo, hi, q_lo, q_hi, g_lo, g_hi, lse, mean, row, K, V, prompt_rest, prompt_edge, prompt_end, own_rest, own_edge,
-        stop, k_row, v_row, scale, D, LO, HI, BLOCK_N, True, CAUSAL,
+        stop, k_row, v_row, scale, D, LO, HI, BLOCK_N, AHEAD, True, CAUSAL,
     )  # fmt: skip
     natural = scale / LOG2E
     store_head(DQ + head * D, lo * natural, hi * natural, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_M, ROTARY)
@@ -124,16 +129,16 @@ def _backward_query(
 def _key_gradient(
     dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, first_head, begin, num_blocks,
     limit, num_tokens, q_row, q_head, g_row, g_head, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, CAUSAL: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, M: tl.constexpr, AHEAD: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Add what blocks of queries of all heads give to the gradients [N, LO], [N, HI] of a tile of keys and values.
 
     Heads and blocks are one loop, whose copies run on from head to head; nested ones need the registers of both.
     """
-    AHEAD: tl.constexpr = LO < 128  # wider accumulators leave no registers for it
     num_steps = num_blocks * GROUP
     q, g = Q + first_head * q_head, GRAD + first_head * g_head
-    scored = begin_products(k_lo, k_hi, q, begin, limit, q_row, D, LO, HI, M, True) if HI else 0.0
+    scored = begin_products(k_lo, k_hi, q, begin, limit, q_row, D, LO, HI, M, True) if HI and AHEAD else 0.0
     risen = begin_products(v_lo, v_hi, g, begin, limit, g_row, D, LO, HI, M, True) if AHEAD else 0.0
     for step in tl.range(0, num_steps):
         start, head = begin + step // GROUP * M, first_head + step % GROUP
@@ -142,19 +147,22 @@ def _key_gradient(
         g_lo, g_hi = load_head(GRAD + head * g_head, start, limit, g_row, D, LO, HI, M, True)
         lse = tl.load(LSE + head * num_tokens + row, mask=row < limit, other=0.0) * LOG2E
         mean = tl.load(MEAN + head * num_tokens + row, mask=row < limit, other=0.0)
-        scores = end_products(scored, k_lo, q_lo) if HI else products(k_lo, q_lo)  # [N, M]
+        if HI:
+            scores = end_products(scored if AHEAD else products(k_hi, q_hi), k_lo, q_lo)  # [N, M]
+        else:
+            scores = products(k_lo, q_lo)
         if CAUSAL:
             scores = tl.where(column[:, None] <= row[None, :], scores, float("-inf"))
         weights = tl.exp2(scores * scale - lse[None, :])  # rows from `limit` on: 1, times a gradient of 0
         dv_lo, dv_hi = add_product(dv_lo, dv_hi, weights, g_lo, g_hi, HI)
         if HI:
-            rise = end_products(risen, v_lo, g_lo)
+            rise = end_products(risen if AHEAD else products(v_hi, g_hi), v_lo, g_lo)
         else:
             rise = risen if AHEAD else products(v_lo, g_lo)
         slopes = weights * (rise - mean[None, :])  # [N, M]
         dk_lo, dk_hi = add_product(dk_lo, dk_hi, slopes, q_lo, q_hi, HI)
         start, head = begin + (step + 1) // GROUP * M, first_head + (step + 1) % GROUP
-        if HI:
+        if HI and AHEAD:
             scored = begin_products(k_lo, k_hi, Q + head * q_head, start, limit, q_row, D, LO, HI, M, True)
         if AHEAD:
             risen = begin_products(v_lo, v_hi, GRAD + head * g_head, start, limit, g_row, D, LO, HI, M, True)
@@ -166,7 +174,7 @@ def _backward_key(
     Q, K, V, GRAD, LSE, MEAN, DK, DV, SEQLENS, PROMPTS, COS, SIN, num_tokens, num_segments,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, scale,
     GROUP: tl.constexpr, D: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, CAUSAL: tl.constexpr,
-    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PREFIX: tl.constexpr, ROTARY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One program: dK and dV of BLOCK_N keys of one segment and key head, over all query heads that read it."""
     tile = tl.program_id(0)  # early tiles are seen by most queries: they begin
@@ -198,12 +206,14 @@ def _backward_key(
     q_head, g_head = q_head * 8, g_head * 8
     dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
         dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, begin,
-        num_whole, last, num_tokens, q_row, q_head, g_row, g_head, scale, GROUP, D, LO, HI, BLOCK_M, False,
+        num_whole, last, num_tokens, q_row, q_head, g_row, g_head, scale, GROUP, D, LO, HI, BLOCK_M, AHEAD,
+        False,
     )  # fmt: skip
     if CAUSAL:
         dk_lo, dk_hi, dv_lo, dv_hi = _key_gradient(
             dk_lo, dk_hi, dv_lo, dv_hi, k_lo, k_hi, v_lo, v_hi, column, Q, GRAD, LSE, MEAN, kv_head * GROUP, start,
-            num_edge, last, num_tokens, q_row, q_head, g_row, g_head, scale, GROUP, D, LO, HI, BLOCK_M, True,
+            num_edge, last, num_tokens, q_row, q_head, g_row, g_head, scale, GROUP, D, LO, HI, BLOCK_M, AHEAD,
+            True,
         )  # fmt: skip
     natural = scale / LOG2E
     store_head(DV + kv_head * D, dv_lo, dv_hi, COS, SIN, start, stop, out_row, D, LO, HI, BLOCK_N, False)

@@ -199,7 +199,7 @@ def end_products(begun, a_lo, b_lo):
 
 @triton.jit
 def products(a, b):
-    """Return a b^T of heads without columns HI: [ROWS of a, ROWS of b] fp32."""
+    """Return a b^T of the columns at hand: [ROWS of a, ROWS of b] fp32."""
     return tl.dot(a, tl.trans(b), input_precision="tf32x3")
 
 
