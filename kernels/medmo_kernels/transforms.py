@@ -42,6 +42,16 @@ def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
         )
 
 
+def refuse_table_gradients(op: str, *tables: Tensor) -> None:
+    """Raise where rotary tables are being differentiated, by `torch.func` too: no form of an op gives them a gradient.
+
+    Raises:
+        RuntimeError: gradients are recorded and a table requires one.
+    """
+    if torch.is_grad_enabled() and any(table.requires_grad for table in tables):
+        raise RuntimeError(f"{op} has no gradient for its rotary tables: detach them")
+
+
 def is_plain(x: Tensor) -> bool:
     """Say whether a tensor is nothing more: not sharded, not quantised. What stands for one in a trace is plain."""
     return type(x) in (Tensor, torch.nn.Parameter, FakeTensor)

@@ -147,10 +147,28 @@ def test_wrong_tensors_are_refused() -> None:
         attention(query, key[:5], value, bounds, True)
     with pytest.raises(ValueError, match="expected one dtype"):
         attention(query, key.float(), value, bounds, True)
+    with pytest.raises(ValueError, match="expected one dtype, of floats"):
+        attention(query.int(), key.int(), value.int(), bounds, True)
     with pytest.raises(ValueError, match=r"rope \(6, 8\) and \(6, 8\) beside query \(6, 4, 8\)"):
         attention(query, key, value, bounds, True, rope=angles(6, 16))
     with pytest.raises(ValueError, match="must be positive"):
         attention(query, key, value, bounds, True, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (torch.tensor([0, 5, 3, 6]), r"cu_seqlens is \[0, 5, 3, 6\], expected numbers that rise from 0 to 6"),
+        (torch.tensor([2, 6]), "rise from 0 to 6"),
+        (torch.tensor([-1, 6]), "rise from 0 to 6"),
+        (torch.tensor([], dtype=torch.int32), "ends at nothing, the batch has 6 tokens"),
+        (torch.tensor([0.0, 6.0]), r"cu_seqlens \(2,\) torch.float32; expected one axis of int32 or int64"),
+        (torch.tensor([[0, 6]]), r"cu_seqlens \(1, 2\) torch.int64; expected one axis"),
+    ],
+)
+def test_wrong_boundaries_are_refused(bounds: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(*random_inputs(6), bounds, True)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -237,6 +237,18 @@ def test_what_does_not_fit_is_refused(name: str, change: Any) -> None:
         decode_attention(**arguments)
 
 
+def test_whole_numbers_are_refused() -> None:
+    cache = torch.ones(1, 1, 3, 8, dtype=torch.int32)
+    with pytest.raises(ValueError, match="floats of one dtype"):
+        decode_attention(cache[:, :, 0], cache, cache)
+
+
+def test_no_row_of_no_prompt_gives_nothing() -> None:
+    cache, nobody = torch.ones(0, 1, 3, 8), torch.zeros(0, dtype=torch.int32)
+    prompts = {"prompt_key": cache, "prompt_value": cache, "prompt_of": nobody}
+    assert decode_attention(cache[:, :, 0], cache, cache, **prompts).shape == (0, 1, 8)
+
+
 def test_a_number_of_parts_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="num_splits is 33"):
         decode_attention(**case(9, 2, 2, [3]), num_splits=33)

@@ -313,6 +313,7 @@ def test_a_graph_notices_that_its_tensors_were_overwritten() -> None:
         ({"key_weight": torch.zeros(4)}, r"weights \(8,\) and \(4,\), heads 8 wide"),
         ({"cos": torch.zeros(2, 8)}, r"tables \(2, 8\) and \(2, 4\), expected \(2, 4\) twice"),
         ({"key": torch.zeros(2, 1, 8, dtype=torch.float64)}, "query is torch.float32 and key is torch.float64"),
+        (dict.fromkeys(("query", "key"), torch.ones(2, 1, 8, dtype=torch.int32)), "expected floats of one dtype"),
         ({"sin": torch.zeros(2, 4, device="meta")}, "query is on cpu, sin on meta: expected one device"),
     ],
 )

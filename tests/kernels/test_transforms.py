@@ -97,6 +97,24 @@ def test_attention_on_the_cpu_has_its_derivative(rope: tuple[Tensor, Tensor] | N
     torch.testing.assert_close(torch.func.grad(loss)(x.detach()), torch.autograd.grad(loss(x), x)[0])
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda table: ops.attention(HEADS, HEADS, HEADS, BOUNDS, causal=True, rope=(TABLE, table)).sum(),
+        lambda table: ops.qk_norm_rope(HEADS, HEADS, WEIGHT, WEIGHT, table, TABLE)[0].sum(),
+        lambda table: ops.qk_norm_rope_(HEADS.clone(), HEADS.clone(), WEIGHT, WEIGHT, table, TABLE)[0].sum(),
+    ],
+)
+def test_a_gradient_of_rotary_tables_is_refused(call: Callable[[Tensor], Tensor]) -> None:
+    """It would be lost, or read 0 under torch.func."""
+    with pytest.raises(RuntimeError, match="gradient|backward"):
+        call(TABLE.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match=r"rotary tables|torch\.func|backward"):
+        torch.func.grad(call)(TABLE.clone())
+    with torch.no_grad():
+        call(TABLE.clone().requires_grad_())
+
+
 def module(kind: str) -> nn.Module:
     torch.manual_seed(0)
     built: dict[str, Callable[[], nn.Module]] = {

@@ -76,6 +76,14 @@ def test_a_row_of_no_prompt_has_none(stranger: int, with_lengths: bool) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_rows_have_no_prompt_where_there_is_none() -> None:
+    query, key, value, nothing = numbers(3, 2, 16), numbers(3, 1, 4, 16), numbers(3, 1, 4, 16), numbers(0, 1, 6, 16)
+    prompts = {"prompt_key": nothing, "prompt_value": nothing, "prompt_of": whole(0, 0, 1)}
+    out = decode_attention(query, key, value, **prompts)
+    torch.testing.assert_close(out, decode_attention(query, key, value))
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_lengths_beyond_a_cache_end_with_it() -> None:
     query, key, value = numbers(3, 2, 16), numbers(3, 1, 4, 16), numbers(3, 1, 4, 16)
     prompts = {"prompt_key": numbers(2, 1, 6, 16), "prompt_value": numbers(2, 1, 6, 16), "prompt_of": whole(1, 1, 0)}

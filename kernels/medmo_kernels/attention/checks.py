@@ -21,8 +21,9 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, rope: tuple[Tensor,
         raise ValueError(f"attention: {shapes}; expected (T, H, D), (T, K, D), (T, K, D)")
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} key/value heads")
-    if not query.dtype == key.dtype == value.dtype:
-        raise ValueError(f"attention: query is {query.dtype}, key {key.dtype}, value {value.dtype}; expected one dtype")
+    if not query.dtype == key.dtype == value.dtype or not query.is_floating_point():
+        dtypes = f"query is {query.dtype}, key {key.dtype}, value {value.dtype}"
+        raise ValueError(f"attention: {dtypes}; expected one dtype, of floats")
     if rope is None:
         return
     half = query.shape[2] // 2
@@ -38,10 +39,14 @@ def check_segments(query: Tensor, cu_seqlens: Tensor, causal: bool, prompt_of: T
     """Check the packing as far as that needs no word from a GPU, nor numbers that a traced call does not have.
 
     Raises:
-        ValueError: the boundaries do not end at T, or `prompt_of` breaks its rules.
+        ValueError: they are not whole numbers, the boundaries do not rise from 0 to T, or `prompt_of` breaks its rules.
     """
-    if cu_seqlens.device.type == "cpu" and has_values(cu_seqlens) and int(cu_seqlens[-1]) != query.shape[0]:
-        raise ValueError(f"cu_seqlens ends at {int(cu_seqlens[-1])}, the batch has {query.shape[0]} tokens")
+    for name, given in (("cu_seqlens", cu_seqlens), ("prompt_of", prompt_of)):
+        if given is not None and (given.ndim != 1 or given.dtype not in (torch.int32, torch.int64)):
+            shape = f"{name} {tuple(given.shape)} {given.dtype}"
+            raise ValueError(f"attention: {shape}; expected one axis of int32 or int64")
+    if cu_seqlens.device.type == "cpu" and has_values(cu_seqlens):
+        check_bounds(tuple(cu_seqlens.tolist()), query.shape[0])
     if prompt_of is None:
         return
     if not causal:
@@ -51,6 +56,20 @@ def check_segments(query: Tensor, cu_seqlens: Tensor, causal: bool, prompt_of: T
         raise ValueError(f"attention: {shapes}; expected (s,) and (s + 1,)")
     if prompt_of.device.type == "cpu" and has_values(prompt_of):
         check_prompts(tuple(prompt_of.tolist()))
+
+
+@lru_cache(maxsize=64)
+def check_bounds(bounds: tuple[int, ...], num_tokens: int) -> None:
+    """Check that segments lie one behind the other and cover the batch.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not bounds or bounds[-1] != num_tokens:
+        last = bounds[-1] if bounds else "nothing"
+        raise ValueError(f"cu_seqlens ends at {last}, the batch has {num_tokens} tokens")
+    if bounds[0] != 0 or any(stop < start for start, stop in zip(bounds, bounds[1:], strict=False)):
+        raise ValueError(f"cu_seqlens is {list(bounds)}, expected numbers that rise from 0 to {num_tokens}")
 
 
 @lru_cache(maxsize=64)

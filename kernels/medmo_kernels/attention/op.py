@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import back_ends, runtime
 from ..back_ends import Choice
-from ..transforms import as_autocast, has_values, refuse_transforms
+from ..transforms import as_autocast, has_values, refuse_table_gradients, refuse_transforms
 from . import peers
 from .checks import check_segments, check_tensors
 from .reference import Packing, attention_reference, dense_attention, dense_attention_backward, visible_pairs
@@ -89,14 +89,16 @@ def attention(
         (T, H, D) in the dtype of `query`; under autocast in that of `F.linear`.
 
     Raises:
-        RuntimeError: a CUDA graph is captured, and boundaries on the host would have to be copied.
-        ValueError: shapes, dtypes or devices do not fit, the scale is not positive, the boundaries do not end at T, or
-            `prompt_of` breaks its rules.
+        RuntimeError: a CUDA graph is captured, and boundaries on the host would have to be copied; or gradients are
+            recorded and `rope` requires one.
+        ValueError: shapes, dtypes or devices do not fit, the scale is not positive, the boundaries do not rise from 0
+            to T, or `prompt_of` breaks its rules.
 
     Reference: Dao 2023, arXiv 2307.08691; Su et al. 2021, arXiv 2104.09864.
     """
     query, key, value = as_autocast(query), as_autocast(key), as_autocast(value)
     check_tensors(query, key, value, rope)
+    refuse_table_gradients("attention", *(rope or ()))
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     if factor <= 0:
         raise ValueError(f"attention: scale {factor} must be positive")

@@ -105,7 +105,7 @@ def _fitting(call: Call) -> tuple[Call, Tensor, Tensor]:
         query=unit_stride(call.query), key_cache=unit_stride(call.key_cache),
         value_cache=unit_stride(call.value_cache), **numbers,
     )  # fmt: skip
-    if call.prompt_key is None or call.prompt_value is None or not call.prompt_key.shape[2]:
+    if call.prompt_key is None or call.prompt_value is None or not call.prompt_key.numel():
         key, value = call.key_cache, call.value_cache
         call = call._replace(prompt_lengths=None, prompt_of=None)
     else:

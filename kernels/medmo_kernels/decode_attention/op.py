@@ -136,8 +136,8 @@ def _check(call: Call) -> None:
         given = zip(call._fields, call, strict=True)
         shapes = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in given if x is not None)
         raise ValueError(
-            f"decode_attention: {shapes}: expected (B, H, D), (B, K, S, D) twice and (n, K, P, D) twice, of one dtype, "
-            "H a multiple of K; int32 (B,) for lengths, left_pad and prompt_of, int32 (n,) for prompt_lengths"
+            f"decode_attention: {shapes}: expected (B, H, D), (B, K, S, D) twice and (n, K, P, D) twice, floats of one "
+            "dtype, H a multiple of K; int32 (B,) for lengths, left_pad and prompt_of, int32 (n,) for prompt_lengths"
         )
     tensors = (query, key_cache, value_cache, prompt_key, prompt_value)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
@@ -159,6 +159,7 @@ def check_owners(prompt_of: tuple[int, ...], num_prompts: int) -> None:
 def _is_cache(key: Tensor, value: Tensor, query: Tensor, rows: int) -> bool:
     shape = key.shape
     fits = len(shape) == 4 and value.shape == shape and key.dtype == value.dtype == query.dtype
+    fits = fits and query.is_floating_point()
     return fits and shape[0] == rows and shape[1] > 0 and shape[3] == query.shape[2]
 
 

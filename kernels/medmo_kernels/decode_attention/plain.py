@@ -89,7 +89,7 @@ def _places(prompt_of: tuple[int, ...], num_prompts: int) -> tuple[int, Tensor |
     for prompt in prompt_of:
         within.append(filled[prompt])
         filled[prompt] += 1
-    most = max(filled)
+    most = max(filled, default=0)
     place = [prompt * most + index for prompt, index in zip(prompt_of, within, strict=True)]
     return most, None if place == list(range(num_prompts * most)) else torch.tensor(place)
 

@@ -98,6 +98,7 @@ def pairwise_giou(pred: Tensor, target: Tensor) -> Tensor:
             f"pairwise_giou: pred {tuple(pred.shape)} and target {tuple(target.shape)}, "
             "expected (..., P, 4) and (..., T, 4) with equal leading axes"
         )
+    _check_device(pred=pred, target=target)
     refuse_transforms("pairwise_giou", pred, target)
     return _pairwise_giou(pred, target, None, None, target.shape[-2], True)
 
@@ -137,6 +138,8 @@ def pairwise_box_terms(
         raise ValueError(f"pairwise_box_terms: {pred_offsets.dtype} and {target_offsets.dtype}, expected int64 twice")
     if pred_offsets.shape[0] == 1 and len(pred) + len(target):
         raise ValueError(f"pairwise_box_terms: {shapes}, but {offsets}: boxes of no problem")
+    tensors = {"pred": pred, "target": target, "pred_offsets": pred_offsets, "target_offsets": target_offsets}
+    _check_device(**tensors)
     refuse_transforms("pairwise_box_terms", pred, target)
     return _pairwise_giou(pred, target, pred_offsets, target_offsets, max_target, False)
 
@@ -150,6 +153,13 @@ def choices(device: torch.device, op: str = ROOM) -> dict[str, Choice]:
 def _check_aligned(name: str, pred: Tensor, target: Tensor) -> None:
     if pred.ndim != 2 or pred.shape[-1] != 4 or pred.shape != target.shape:
         raise ValueError(f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)}, expected (N, 4) twice")
+    _check_device(pred=pred, target=target)
+
+
+def _check_device(**given: Tensor) -> None:
+    if len({x.device for x in given.values()}) > 1:
+        places = ", ".join(f"{name} on {x.device}" for name, x in given.items())
+        raise ValueError(f"{ROOM}: {places}: expected all on one device")
 
 
 def _check_spans(sets: Sets, width: int) -> None:

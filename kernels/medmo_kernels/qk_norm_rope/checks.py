@@ -24,8 +24,8 @@ def check_call(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Ten
     table = (num_tokens, head_dim // 2)
     if cos.shape != table or sin.shape != table:
         raise ValueError(f"qk_norm_rope: tables {tuple(cos.shape)} and {tuple(sin.shape)}, expected {table} twice")
-    if query.dtype != key.dtype:
-        raise ValueError(f"qk_norm_rope: query is {query.dtype} and key is {key.dtype}")
+    if query.dtype != key.dtype or not query.is_floating_point():
+        raise ValueError(f"qk_norm_rope: query is {query.dtype} and key is {key.dtype}, expected floats of one dtype")
     if not query.device == key.device == query_weight.device == key_weight.device == cos.device == sin.device:
         names = ("key", "query_weight", "key_weight", "cos", "sin")
         others = zip(names, (key, query_weight, key_weight, cos, sin), strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import back_ends
 from ..back_ends import Choice
-from ..transforms import refuse_transforms
+from ..transforms import refuse_table_gradients, refuse_transforms
 from .checks import check_call, check_places
 from .plain import keep_tokens, norm_rope, norm_rope_backward
 from .reference import Call, Places
@@ -47,8 +47,8 @@ def qk_norm_rope(
         query_weight: (D,).
         key_weight: (D,).
         cos: (T, D / 2) fp32; the two halves of a head turn by the same angles. M-RoPE sections and their interleaving
-            are in the table already.
-        sin: (T, D / 2) fp32.
+            are in the table already. Receives no gradient.
+        sin: (T, D / 2) fp32, likewise.
         eps: number added to the mean of squares.
 
     Returns:
@@ -56,10 +56,12 @@ def qk_norm_rope(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together, or D is odd or above 256.
+        RuntimeError: gradients are recorded and a table requires one.
 
     Reference: Qwen3-VL's text attention (q_norm, k_norm, interleaved M-RoPE), arXiv 2511.21631.
     """
     check_call(query, key, query_weight, key_weight, cos, sin)
+    refuse_table_gradients(OP, cos, sin)
     refuse_transforms("qk_norm_rope", query, key, query_weight, key_weight, cos, sin)
     return _qk_norm_rope(query, key, query_weight, key_weight, cos, sin, eps)
 
@@ -88,7 +90,7 @@ def qk_norm_rope_(
         RuntimeError: gradients are recorded and an input requires one.
     """
     check_call(query, key, query_weight, key_weight, cos, sin)
-    _refuse_gradients(IN_PLACE, query, key, query_weight, key_weight)
+    _refuse_gradients(IN_PLACE, query, key, query_weight, key_weight, cos, sin)
     if not query.stride(2) == key.stride(2) == 1:
         raise ValueError(f"qk_norm_rope_: strides {query.stride()} and {key.stride()}, the last must be 1")
     refuse_transforms(IN_PLACE, query, key, query_weight, key_weight, cos, sin)
@@ -137,7 +139,7 @@ def qk_norm_rope_cache_(
     """
     check_call(query, key, query_weight, key_weight, cos, sin)
     check_places(query, key, Places(value, key_cache, value_cache, columns))
-    _refuse_gradients(INTO_CACHE, query, key, query_weight, key_weight, value, key_cache, value_cache)
+    _refuse_gradients(INTO_CACHE, query, key, query_weight, key_weight, cos, sin, value, key_cache, value_cache)
     refuse_transforms(INTO_CACHE, query, key, value, query_weight, key_weight, cos, sin, key_cache, value_cache)
     arguments = (query, key, query_weight, key_weight, cos, sin, eps, value, key_cache, value_cache, columns)
     # On the CPU the dispatcher would only add its own time, where nothing traces the call.

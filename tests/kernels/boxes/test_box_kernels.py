@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from medmo_kernels import box_match, box_reward, giou, runtime
 from medmo_kernels.box_match.cases import ragged_boxes
 from medmo_kernels.box_match.reference import COSTS, box_match_reference, pair_costs
 from medmo_kernels.box_reward import FORMULAS, box_reward_reference
-from medmo_kernels.giou import box_terms, overlap_terms, pairwise_box_terms
+from medmo_kernels.giou import box_terms, overlap_terms, pairwise_box_terms, pairwise_giou
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAN = math.nan
@@ -215,3 +216,9 @@ def test_f1_counts_pairs_at_the_threshold() -> None:
     assert reward(pred, truth, "f1") == pytest.approx(4 / 5)
     assert reward(pred, truth, "f1", iou_threshold=0.75) == pytest.approx(2 / 5)
     assert overlap_terms(boxes(pred), boxes(truth[:2]))[0].tolist() == pytest.approx([0.5, 0.9])
+
+
+@pytest.mark.parametrize("op", [giou, box_terms, pairwise_giou])
+def test_boxes_on_two_devices_are_refused_before_anything_is_made(op: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="pred on cpu, target on meta: expected all on one device"):
+        op(torch.zeros(2, 4), torch.zeros(2, 4, device="meta"))
