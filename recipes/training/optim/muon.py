@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..distributed.shards import local_rows
 from .adam import HALVES, Hyper, TrainedParameter, WideAdamW
@@ -82,7 +83,7 @@ def _ahead(part: TrainedParameter, hyper: Hyper) -> Tensor:
     gradient = part.take_gradient().to(momentum.dtype) * hyper.clip
     momentum.lerp_(gradient, 1 - MOMENTUM)
     ahead = part.whole(gradient.lerp(momentum, MOMENTUM))
-    return ahead.full_tensor() if hasattr(ahead, "full_tensor") else ahead
+    return ahead.full_tensor() if isinstance(ahead, DTensor) else ahead
 
 
 def _shared(matrices: Tensor) -> Tensor:
