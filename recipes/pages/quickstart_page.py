@@ -229,7 +229,7 @@ def sampling_table(outcome: "Outcome") -> Table:
     return Table("Sampled reward", note, list(means), [[Cell(f"{mean:.3f}") for mean in means.values()]])
 
 
-def contact(pictures: Sequence[Picture], columns: int = 4) -> Image.Image:
+def contact(pictures: Sequence[Picture], columns: int = 3) -> Image.Image:
     """Lay pictures on one sheet, all at the width of the narrowest."""
     width = min(p.image.width for p in pictures)
     images = [p.image.resize((width, round(p.image.height * width / p.image.width))) for p in pictures]
