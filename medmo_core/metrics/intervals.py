@@ -12,12 +12,14 @@ wide side. Percentile bootstraps of as many groups cover 83 % (five) and 90 % (t
 
 import math
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
 MIN_GROUPS = 5
 """Fewest groups for which an interval is given: an honest one of fewer is too wide to be of use."""
 MAX_DEGREES = 1000.0
@@ -89,13 +91,12 @@ def _interval(values: Sequence[float], groups: Sequence[Hashable] | None, are_sh
 
 def _wilson(share: float, variance: float, num_samples: int, effective: float) -> Interval:
     """Return Wilson's interval of a share whose variance says how many independent samples it is worth."""
-    normal = student_quantile(MAX_DEGREES)
     if variance > 0:
-        shrunk = (normal / student_quantile(effective - 1)) ** 2
+        shrunk = (NORMAL / student_quantile(effective - 1)) ** 2
         worth = min(share * (1 - share) / variance * shrunk, num_samples)
     else:  # all groups agree: no sample is known to be worth more than its group
         worth = effective
-    scale = normal**2 / worth
+    scale = NORMAL**2 / worth
     middle = (share + scale / 2) / (1 + scale)
     half = math.sqrt(scale * (share * (1 - share) + scale / 4)) / (1 + scale)
     return Interval(max(0.0, middle - half), min(1.0, middle + half))

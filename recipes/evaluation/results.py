@@ -10,7 +10,7 @@ from typing import Any
 from medmo_core.data.records.sample import Sample
 from medmo_core.durable import replacing, write_text
 from medmo_core.errors import InputError
-from medmo_core.metrics import Interval, paired_interval
+from medmo_core.metrics import paired_interval
 from medmo_core.metrics.intervals import MIN_GROUPS
 from medmo_core.notice import RESEARCH_ONLY
 
@@ -46,11 +46,11 @@ class Evaluation:
 
 def paired_gain(
     after: Sequence[Prediction], before: Sequence[Prediction], metric: str
-) -> tuple[float, Interval | None]:
+) -> tuple[float, float | None, float | None]:
     """Compare two checkpoints on the same samples, those that have the metric.
 
     Returns:
-        Mean difference and its 95 % interval over images, None where they are too few.
+        Mean difference and the ends of its 95 % interval over images, None where they are too few.
 
     Raises:
         InputError: the predictions are not about the same samples in the same order.
@@ -59,8 +59,8 @@ def paired_gain(
     if [p.sample_id for p in after] != [p.sample_id for p in before]:
         raise InputError("two evaluations can be paired only when both answered the same samples in the same order")
     values, others = ([p.scores[metric] for p in predictions] for predictions in (after, before))
-    ends = paired_interval(values, others, [p.image for p in after])
-    return (sum(values) - sum(others)) / len(values), ends
+    low, high = paired_interval(values, others, [p.image for p in after]) or (None, None)
+    return (sum(values) - sum(others)) / len(values), low, high
 
 
 def format_table(metrics: Mapping[str, Score]) -> str:
@@ -80,9 +80,9 @@ def counted(number: int, name: str) -> str:
     return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
-def told(ends: Interval | None, form: str = ".3f") -> str:
+def told(low: float | None, high: float | None, form: str = ".3f") -> str:
     """Write an interval in a sentence, or why there is none."""
-    return interval(*ends, form) if ends else f"(fewer than {MIN_GROUPS} images: no interval)"
+    return interval(low, high, form) or f"(fewer than {MIN_GROUPS} images: no interval)"
 
 
 def interval(low: float | None, high: float | None, form: str = ".3f") -> str:

@@ -58,19 +58,18 @@ def evaluate(
             raise InputError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
         if not chosen:
             raise InputError(f"task {task!r}: no samples to score")
-        asked = {task + suffix: list(chosen)}
+        # Truth, baseline and image are those of the sample itself, also where another image is shown.
+        asked = {task + suffix: (list(chosen), list(chosen))}
         present = [sample for sample in chosen if task != "grounding" or sample.sought]
         if task in shuffled and present:
-            asked[f"{task}{suffix}_shuffled"] = shuffle_images(present, asking.seed)
+            asked[f"{task}{suffix}_shuffled"] = (present, shuffle_images(present, asking.seed))
         limit = asking.max_new_tokens or answer_limit(processor, chosen)
-        for key, questions in asked.items():
+        for key, (scored, questions) in asked.items():
             texts = answer(
                 model, processor, questions, batch_size=asking.batch_size, max_new_tokens=limit,
                 on_progress=partial(_report_part, asking, key, len(questions)),
             )  # fmt: skip
-            # Truth, baseline and image of the sample itself, also where another image was shown.
-            own = present if key.endswith("_shuffled") else chosen
-            predictions = score_answers(own, texts, processor.text, baselines)
+            predictions = score_answers(scored, texts, processor.text, baselines)
             result.predictions[key], result.samples[key] = predictions, questions
             for metric in METRICS[task]:
                 if any(metric in p.scores for p in predictions):

@@ -1,12 +1,9 @@
 """Gallery of held-out pictures, chosen by a rule: the best answers, the middle ones and some of the worst third."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from medmo_core.data.records.sample import Sample
+from dataclasses import replace
 
 from ..evaluation.results import Evaluation
-from ..evaluation.scores import Prediction
 from .evaluation_page import picture
 from .report import Picture
 
@@ -18,29 +15,20 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """A question and what was said to it."""
-
-    sample: Sample
-    prediction: Prediction
-
-
 def ranked_pictures(result: Evaluation) -> list[Picture]:
     """Draw true and predicted boxes of the best, the middle and of the worst third of the one-image answers.
 
     Answers of equal IoU are ranked by the sample's id. Of few answers none is shown twice.
     """
     pairs = zip(result.samples.get("grounding", ()), result.predictions.get("grounding", ()), strict=True)
-    scored = [_Answered(s, p) for s, p in pairs if len(s.images) == 1 and "grounding_iou" in p.scores]
-    scored.sort(key=lambda one: (-one.prediction.scores["grounding_iou"], one.sample.id))
+    scored = [(s, p) for s, p in pairs if len(s.images) == 1 and "grounding_iou" in p.scores]
+    scored.sort(key=lambda pair: (-pair[1].scores["grounding_iou"], pair[0].id))
     shown: list[Picture] = []
     used: set[int] = set()
     for group, places in _groups(len(scored)).items():
         for place in (place for place in places if place not in used):
             used.add(place)
-            one = scored[place]
-            shown.append(replace(picture(one.sample, one.prediction), group=f"{group} ({place + 1} of {len(scored)})"))
+            shown.append(replace(picture(*scored[place]), group=f"{group} ({place + 1} of {len(scored)})"))
     return shown
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from PIL import Image
 
-from medmo_core.metrics import Interval, paired_interval
+from medmo_core.metrics import paired_interval
 
 from ..evaluation.results import Evaluation, counted, format_table, interval, paired_gain, told
 from ..evaluation.scores import Prediction, Score, image_key
@@ -58,31 +58,31 @@ def verdicts(outcome: "Outcome") -> list[Verdict]:
 def _beats_baseline(claim: str, score: Score) -> Verdict:
     if score.gain is None:
         return Verdict(claim, f"{score.value:.3f}, no baseline", False)
-    gain = f"{score.gain:+.3f} {told(_ends(score.gain_low, score.gain_high), '+.3f')}"
+    gain = f"{score.gain:+.3f} {told(score.gain_low, score.gain_high, '+.3f')}"
     measured = f"{score.value:.3f} against {score.baseline:.3f}: {gain}, {_questions(score)}, {_these_scans(score)}"
-    return Verdict(claim, measured, score.gain_low is not None and score.gain_low > 0)
+    return Verdict(claim, measured, _is_gain(score.gain_low))
 
 
 def _control(result: Evaluation) -> Verdict:
     """Judge whether grounding needs the picture: it must fall without it, and no further score than a constant box."""
     shuffled, constant = result.metrics["grounding_iou_shuffled"], result.metrics["grounding_iou"].baseline
     real, other = result.predictions["grounding"], result.predictions["grounding_shuffled"]
-    fall, ends = paired_gain(real, other, "grounding_iou")
+    fall, low, high = paired_gain(real, other, "grounding_iou")
     measured = (
-        f"{result.metrics['grounding_iou'].value:.3f} falls by {fall:.3f} {told(ends)} "
-        f"to {shuffled.value:.3f} {told(_ends(shuffled.low, shuffled.high))}, {_questions(shuffled)}; "
+        f"{result.metrics['grounding_iou'].value:.3f} falls by {fall:.3f} {told(low, high)} "
+        f"to {shuffled.value:.3f} {told(shuffled.low, shuffled.high)}, {_questions(shuffled)}; "
         + ("no constant box" if constant is None else f"constant box {constant:.3f}")
     )
-    holds = _is_gain(ends) and constant is not None and shuffled.low is not None and shuffled.low <= constant
+    holds = _is_gain(low) and constant is not None and shuffled.low is not None and shuffled.low <= constant
     return Verdict("With shuffled images, grounding falls to the constant box", measured, holds)
 
 
 def _reinforce_gain(before: Sequence[Prediction], after: Sequence[Prediction]) -> Verdict:
-    gain, ends = paired_gain(after, before, "grounding_iou")
+    gain, low, high = paired_gain(after, before, "grounding_iou")
     compared = [p for p in before if "grounding_iou" in p.scores]
     slices = len({p.image for p in compared})
-    measured = f"{gain:+.4f} {told(ends, '+.4f')}, {len(compared)} questions about {slices} slices, paired"
-    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, _is_gain(ends))
+    measured = f"{gain:+.4f} {told(low, high, '+.4f')}, {len(compared)} questions about {slices} slices, paired"
+    return Verdict("After reinforce, greedy held-out mean IoU is above instruct's", measured, _is_gain(low))
 
 
 def _sharpening(outcome: "Outcome") -> Verdict:
@@ -96,13 +96,13 @@ def _sharpening(outcome: "Outcome") -> Verdict:
         return Verdict(claim, "not sampled", False)
     images = [image_key(sample, crop=False) for sample in before.samples]
     ((_, raised),) = after.rewards.items()
-    gains = {t: paired_interval(raised, values, images) for t, values in before.rewards.items()}
-    sure = {t: _is_gain(ends) for t, ends in gains.items()}
+    gains = {t: paired_interval(raised, values, images) or (None, None) for t, values in before.rewards.items()}
+    sure = {t: _is_gain(low) for t, (low, _) in gains.items()}
     less = "sharpening" if sure[max(sure)] else "no gain to be sure of"
     word = "more than sharpening" if all(sure.values()) else less
     means = before.means()
     best = max(means, key=lambda t: means[t])
-    gain = f"{fmean(raised) - means[best]:+.3f} {told(gains[best], '+.3f')}"
+    gain = f"{fmean(raised) - means[best]:+.3f} {told(*gains[best], '+.3f')}"
     by_temperature = ", ".join(f"T={t:g}: {mean:.3f}" for t, mean in means.items())
     measured = (
         f"reinforce at T=1: {fmean(raised):.3f}; instruct at {by_temperature}; over its best {gain}, "
@@ -111,12 +111,8 @@ def _sharpening(outcome: "Outcome") -> Verdict:
     return Verdict(claim, measured, all(sure.values()))
 
 
-def _is_gain(ends: Interval | None) -> bool:
-    return ends is not None and ends.low > 0
-
-
-def _ends(low: float | None, high: float | None) -> Interval | None:
-    return None if low is None or high is None else Interval(low, high)
+def _is_gain(low: float | None) -> bool:
+    return low is not None and low > 0
 
 
 def _questions(score: Score) -> str:

@@ -61,7 +61,9 @@ def test_the_checkpoint_is_official(folder: Path) -> None:
 
 
 def test_one_seed_gives_one_result(folder: Path, tmp_path: Path) -> None:
-    three_stages.run(tmp_path / "again", size="debug")
+    outcome = three_stages.run(tmp_path / "again", size="debug")
+    suites = {stage: len(evaluation.predictions) for stage, evaluation in outcome.evaluations.items()}
+    assert set(suites.values()) == {three_stages.NUM_SUITES}, "the progress of an evaluation counts all its parts"
     first, second = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "again"))
     assert first.pop("seconds").keys() == second.pop("seconds").keys()
     assert first == second

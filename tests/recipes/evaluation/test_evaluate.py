@@ -65,9 +65,9 @@ def test_a_perfect_model_scores_one_and_a_silent_one_nothing(
     silent = evaluate(kit.model, kit.processor, asked, shuffled=())
     assert all(score.value == 0.0 for score in silent.metrics.values())
     four = [result.predictions["vqa"] for result in (perfect, silent)]
-    assert paired_gain(*four, "vqa_accuracy") == (1.0, None), "too few images for an interval"
+    assert paired_gain(*four, "vqa_accuracy") == (1.0, None, None), "too few images for an interval"
     eight = [[replace(p, image=f"{p.image}{i}") for i in range(2) for p in predictions] for predictions in four]
-    assert paired_gain(*eight, "vqa_accuracy") == (1.0, (1.0, 1.0))
+    assert paired_gain(*eight, "vqa_accuracy") == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="same samples in the same order"):
         paired_gain(perfect.predictions["vqa"], silent.predictions["vqa"][::-1], "vqa_accuracy")
 
