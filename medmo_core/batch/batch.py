@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medmo_kernels.attention import check_prompts
 
+from .looks import Looks
 from .padded import PaddedImages, place_images, split_frames, split_patches
 
 IGNORE_INDEX = -100
@@ -47,6 +48,8 @@ class Batch:
         tasks: one task per document, for losses by task; may be empty.
         features: (1 + D, M, E) what the vision tower makes of the images of `image_grid_thw` (`MedMO.encode_images`);
             the tower is not run then, and `patches` may be left out.
+        looks: where attention should be while answers that are boxes are said: one entry for a prompt with its
+            branches, or for a document; empty: attention is not supervised.
     """
 
     input_ids: Tensor
@@ -60,6 +63,7 @@ class Batch:
     prompt_of: Tensor | None = None
     tasks: tuple[str, ...] = ()
     features: Tensor | None = None
+    looks: tuple[Looks, ...] = ()
 
     def __post_init__(self) -> None:
         total = self.input_ids.shape[0]
@@ -169,6 +173,8 @@ class Batch:
             value = getattr(self, entry.name)
             if isinstance(value, Tensor):
                 changed[entry.name] = function(value)
+            elif entry.name == "looks":
+                changed[entry.name] = tuple(looks.map(function) for looks in value)
             elif isinstance(value, dict):
                 changed[entry.name] = {name: function(tensor) for name, tensor in value.items()}
         return replace(self, **changed)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..batch.looks import Looks
 from .records.sample import Sample
 
 
@@ -25,6 +26,7 @@ class Document:
         sample: the sample it was made of.
         visual_end: number of tokens up to and with the last visual one; 0 without images.
         features: (1 + D, M, E) output of the vision tower, where it has run already (`Batch.features`).
+        looks: where attention should be while the answer is said, positions counted within the document.
     """
 
     input_ids: NDArray[np.int64]
@@ -35,3 +37,4 @@ class Document:
     sample: Sample
     visual_end: int
     features: torch.Tensor | None = None
+    looks: Looks | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import IGNORE_INDEX, Batch
+from ..batch.looks import Looks, join_looks
 from .document import Document
 
 
@@ -116,7 +117,18 @@ def pack(items: Sequence[Document], share_prefixes: bool = False) -> Batch:
         prompt_of=prompt_of,
         tasks=tuple(document.sample.task for document in documents),
         features=torch.cat(features, dim=1) if features else None,
+        looks=_looks(documents, prompt_of, lengths.tolist()),
     )
+
+
+def _looks(documents: Sequence[Document], prompt_of: Tensor | None, starts: Sequence[int]) -> tuple[Looks, ...]:
+    """Return the looks of every document, or of every prompt's branches together, positions counted in the batch."""
+    prompts = [-1] * len(documents) if prompt_of is None else prompt_of.tolist()
+    found: dict[int, list[Looks]] = {}
+    for number, (document, prompt) in enumerate(zip(documents, prompts, strict=True)):
+        if document.looks is not None:
+            found.setdefault(number if prompt < 0 else prompt, []).append(document.looks.shift(starts[number]))
+    return tuple(replace(join_looks(parts), start=starts[owner]) for owner, parts in found.items())
 
 
 def _documents(items: Sequence[Document], share_prefixes: bool) -> tuple[list[Document], Tensor | None]:
@@ -131,9 +143,16 @@ def _documents(items: Sequence[Document], share_prefixes: bool) -> tuple[list[Do
             prompt_of.append(-1)
             continue
         prompt_of += [-1, *[len(documents)] * len(tree.items)]
-        documents.append(_cut(tree.items[0], slice(0, tree.prefix)))
+        documents.append(replace(_cut(tree.items[0], slice(0, tree.prefix)), looks=None))
         documents += [
-            replace(_cut(item, slice(tree.prefix, None)), patches={}, image_grid_thw={}, visual_end=0, features=None)
+            replace(
+                _cut(item, slice(tree.prefix, None)),
+                patches={},
+                image_grid_thw={},
+                visual_end=0,
+                features=None,
+                looks=None if item.looks is None else item.looks.shift(-tree.prefix),
+            )
             for item in tree.items
         ]
     return documents, torch.tensor(prompt_of) if max(prompt_of) >= 0 else None

@@ -10,17 +10,19 @@ import torch
 from numpy.typing import NDArray
 
 from ..batch import PatchSpec, mrope_position_ids
+from ..batch.looks import Looks
 from ..errors import InputError
 from ..profile import CheckpointProfile
 from .document import Document
 from .images.load import crop_pixels
 from .images.patches import patchify, smart_resize
 from .images.sizes import shown_size
+from .looks import find_looks
 from .picture_cache import PictureCache
-from .records.sample import ImageRef, Message, Sample
+from .records.sample import ImageRef, Message, Sample, message_text
 from .records.store import Root
 from .sample_text import SampleText, independent_turns
-from .text.chat_template import encode_chat, name_images
+from .text.chat_template import Encoded, encode_chat, name_images
 from .text.tokenizer import Tokenizer
 from .tones import random_tone
 
@@ -49,6 +51,7 @@ class Processor:
         max_tokens: longer documents raise `TooLong`; None: no limit.
         root: data root of samples that do not carry one.
         cache_bytes: memory for decoded pictures.
+        looks: also find where attention should be while boxes are said (`Document.looks`).
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class Processor:
         max_tokens: int | None = None,
         root: str | Path | None = None,
         cache_bytes: int = CACHE_BYTES,
+        looks: bool = False,
     ) -> None:
         self.tokenizer, self.specs, self.text = tokenizer, dict(specs), SampleText(profile)
         self.min_pixels, self.max_pixels, self.max_tokens = min_pixels, max_pixels, max_tokens
         self.root = None if root is None else Path(root)
         self._cache = PictureCache(cache_bytes)
+        self._finds_looks = looks
 
     def encode(
         self, sample: Sample, *, for_generation: bool = False, pixels: bool = True, cut: Cut | None = None
@@ -157,6 +162,25 @@ class Processor:
             image_grid_thw=grids,
             sample=sample,
             visual_end=_visual_end(input_ids, self.tokenizer.image_token_id),
+            looks=self._looks(sample, messages, encoded, grids) if self._finds_looks and not for_generation else None,
+        )
+
+    def _looks(
+        self, sample: Sample, messages: Sequence[Message], encoded: Encoded, grids: dict[str, NDArray[np.int64]]
+    ) -> Looks | None:
+        where = sample.truth_boxes()
+        if where is None:
+            return None
+        size = next(iter(self.specs.values())).merge_size
+        tokens = [grid // (1, size, size) for grid in self._token_grids(grids)]
+        return find_looks(
+            np.array(encoded.input_ids),
+            np.array(encoded.labels),
+            [message_text(message) for message in messages if message["role"] == "assistant"],
+            where,
+            self.text.profile,
+            self.tokenizer,
+            [(int(frames), int(rows), int(columns)) for frames, rows, columns in tokens],
         )
 
     def _images(self, sample: Sample, pixels: bool) -> Cut:

@@ -62,11 +62,11 @@ class DecoderLayer(nn.Module):
         rows: Tensor | None = None,
         max_seqlen: int | None = None,
         prompt_of: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Transform (T, E) packed tokens, or only some of their rows; also return the layer's keys and values."""
-        mixed, kv = self.self_attn(self.input_layernorm(x), cu_seqlens, table, rows, prompt_of, max_seqlen)
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Transform (T, E) packed tokens, or only some of their rows; also return queries, keys and values."""
+        mixed, qkv = self.self_attn(self.input_layernorm(x), cu_seqlens, table, rows, prompt_of, max_seqlen)
         x = (x if rows is None else x[rows]) + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), kv
+        return x + self.mlp(self.post_attention_layernorm(x)), qkv
 
     def step(self, x: Tensor, table: RopeTable, cache: StepCache, index: int) -> Tensor:
         """Transform one token (B, E) of each sequence as layer `index`, which looks back into a cache."""
@@ -134,6 +134,7 @@ class Qwen3Decoder(nn.Module):
         visual_index: Tensor | None = None,
         deepstack: Sequence[Tensor] = (),
         keep_kv: KeepKV | None = None,
+        keep_qk: KeepKV | None = None,
         rows: Tensor | None = None,
         max_seqlen: int | None = None,
         prompt_of: Tensor | None = None,
@@ -147,6 +148,7 @@ class Qwen3Decoder(nn.Module):
             visual_index: (M,) positions of the visual tokens.
             deepstack: (M, E) additions to the visual tokens after the first layers, one per layer.
             keep_kv: function that receives every layer's keys and values.
+            keep_qk: function that receives every layer's rotated queries and keys.
             rows: (R,) tokens whose result is wanted, repeated ones too; the last layer does its work for these only.
                 None: all.
             max_seqlen: length of the longest document, where known.
@@ -160,9 +162,13 @@ class Qwen3Decoder(nn.Module):
         last = len(self.layers) - 1
         early_rows = rows if len(deepstack) <= last else None  # an addition after the last layer needs all rows
         for index, layer in enumerate(self.layers):
-            x, kv = layer(x, cu_seqlens, table, early_rows if index == last else None, max_seqlen, prompt_of)
+            wanted = early_rows if index == last else None
+            x, (query, key, value) = layer(x, cu_seqlens, table, wanted, max_seqlen, prompt_of)
             if keep_kv is not None:
-                keep_kv(index, *kv)
+                keep_kv(index, key, value)
+            if keep_qk is not None:
+                keep_qk(index, query, key)
+            del query, key, value  # not kept through the next layer
             if index < len(deepstack):
                 assert visual_index is not None
                 x = x.index_add(0, visual_index, deepstack[index].to(x.dtype))

@@ -32,12 +32,14 @@ class TokenLosses(NamedTuple):
         cross_entropy: (L,) of each row, without a graph.
         z_loss: scalar without a graph, the z-loss's share of `total`.
         correct: (L,) whether the target is the most likely token; None where it was not asked for.
+        attention: scalar without a graph, the share of `total` that supervises attention; None where nothing does.
     """
 
     total: Tensor
     cross_entropy: Tensor
     z_loss: Tensor
     correct: Tensor | None = None
+    attention: Tensor | None = None
 
 
 def linear_token_losses(

@@ -30,6 +30,7 @@ from ..profile import CheckpointProfile
 from .build import build_decoder, build_encoder, init_weights, resolve
 from .checkpoint_config import read_config
 from .config import ModelConfig
+from .looking import LookLoss
 from .official.folder import open_checkpoint
 from .official.read import load_weights
 from .official.write import DEFAULT_SHARD_BYTES, SavesFiles, save_checkpoint
@@ -213,13 +214,21 @@ class MedMO(nn.Module):
         set_forward(blocks_of(self.decoder), recompute=text)
         set_forward(blocks_of(self.model.visual), recompute=text if vision is None else vision)
 
-    def hidden_states(self, batch: Batch, rows: Tensor | None = None, *, keep_kv: KeepKV | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        batch: Batch,
+        rows: Tensor | None = None,
+        *,
+        keep_kv: KeepKV | None = None,
+        keep_qk: KeepKV | None = None,
+    ) -> Tensor:
         """Run a batch up to the final norm.
 
         Args:
             batch: packed documents.
             rows: (R,) tokens whose states are wanted, repeated ones too, which saves work in the last layer; None: all.
             keep_kv: function that receives every decoder layer's keys and values.
+            keep_qk: function that receives every decoder layer's rotated queries and keys.
 
         Returns:
             (T, E) or (R, E).
@@ -249,6 +258,7 @@ class MedMO(nn.Module):
             visual_index=index,
             deepstack=deepstack,
             keep_kv=keep_kv,
+            keep_qk=keep_qk,
             rows=rows,
             max_seqlen=batch.max_seqlen,
             prompt_of=batch.prompt_of,
@@ -284,13 +294,16 @@ class MedMO(nn.Module):
         rows, targets = labelled_rows(batch)
         return linear_cross_entropy(self.hidden_states(batch, rows), self.head_weight, targets, reduction)
 
-    def token_losses(self, batch: Batch, *, z_loss: float = 0.0, accuracy: bool = False) -> TokenLosses:
+    def token_losses(
+        self, batch: Batch, *, z_loss: float = 0.0, accuracy: bool = False, attention_weight: float = 0.0
+    ) -> TokenLosses:
         """Return the summed loss of the labelled tokens and what it is made of, from one pass.
 
         Args:
             batch: packed documents with labels.
             z_loss: weight of the z-loss.
             accuracy: also say of every labelled token whether it was the most likely one.
+            attention_weight: weight of the supervised attention of the batch's looks.
 
         Returns:
             The sum with a graph; the parts without one, tokens in the order of the labels.
@@ -299,8 +312,18 @@ class MedMO(nn.Module):
             ValueError: the batch has no labels.
         """
         rows, targets = labelled_rows(batch)
-        hidden = self.hidden_states(batch, rows)
-        return linear_token_losses(hidden, self.head_weight, targets, z_loss=z_loss, accuracy=accuracy)
+        looking = self._looking(batch) if attention_weight else None
+        hidden = self.hidden_states(batch, rows, keep_qk=None if looking is None else looking.keep_qk)
+        losses = linear_token_losses(hidden, self.head_weight, targets, z_loss=z_loss, accuracy=accuracy)
+        if looking is None:
+            return losses
+        term = attention_weight * looking.total()
+        return losses._replace(total=losses.total + term, attention=term.detach())
+
+    def _looking(self, batch: Batch) -> LookLoss | None:
+        if not batch.looks:
+            return None
+        return LookLoss(batch, len(self.decoder.layers), (self.config.image_token_id, self.config.video_token_id))
 
     def token_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """Return the log-probability of every labelled token, in the order of the labels.

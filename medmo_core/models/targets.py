@@ -24,7 +24,7 @@ def labelled_rows(batch: Batch) -> tuple[Tensor, Tensor]:
     """
     positions = learned_positions(batch)
     assert batch.labels is not None
-    return _predicting_rows(batch)[positions], batch.labels[positions]
+    return predicting_rows(batch)[positions], batch.labels[positions]
 
 
 def learned_positions(batch: Batch) -> Tensor:
@@ -39,10 +39,10 @@ def learned_positions(batch: Batch) -> Tensor:
     """
     if batch.labels is None:
         raise ValueError("this batch has no labels: build it with labels to compute a loss")
-    return ((batch.labels != IGNORE_INDEX) & (_predicting_rows(batch) >= 0)).nonzero().squeeze(1)
+    return ((batch.labels != IGNORE_INDEX) & (predicting_rows(batch) >= 0)).nonzero().squeeze(1)
 
 
-def _predicting_rows(batch: Batch) -> Tensor:
+def predicting_rows(batch: Batch) -> Tensor:
     """Return for every token the row that predicts it: (T,), -1 where there is none."""
     rows = torch.arange(-1, batch.num_tokens - 1, device=batch.input_ids.device)
     bounds = batch.cu_seqlens.long()

@@ -157,7 +157,7 @@ class TextAttention(nn.Module):
         rows: Tensor | None = None,
         prompt_of: Tensor | None = None,
         max_seqlen: int | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Mix the tokens of each document.
 
         Args:
@@ -169,8 +169,8 @@ class TextAttention(nn.Module):
             max_seqlen: length of the longest document, where known.
 
         Returns:
-            (T, embed_dim) or (R, embed_dim), and the (T, K, D) keys and values, which a cache may keep.
+            (T, embed_dim) or (R, embed_dim); and (T, H, D) rotated queries, (T, K, D) rotated keys, (T, K, D) values.
         """
         q_THD, k_TKD, v_TKD = self.project(x, table)
         out = self.attend(q_THD, k_TKD, v_TKD, cu_seqlens, True, prompt_of=prompt_of, max_seqlen=max_seqlen).flatten(1)
-        return self.o_proj(out if rows is None else out[rows]), (k_TKD, v_TKD)
+        return self.o_proj(out if rows is None else out[rows]), (q_THD, k_TKD, v_TKD)

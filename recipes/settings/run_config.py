@@ -189,6 +189,9 @@ class Train(Section):
     z_loss: float = 0.0
     """Weight of the squared log of the softmax's denominator, which keeps logits from drifting (1e-4 is usual). In
     align and instruct."""
+    attention_weight: float = 0.0
+    """Weight of attention supervision: while an answer says boxes, one head of one decoder layer must look at them. An
+    answer counts like so many tokens; 12 suits the small models here. In align and instruct."""
     log_every: int = 1
     """Steps between metric lines."""
     save_every: int = 500
@@ -230,7 +233,7 @@ class Train(Section):
                      "save_every", "eval_docs"):  # fmt: skip
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         for name in ("eval_every", "keep_checkpoints", "keep_every", "export_every",
-                     "profile_step", "num_threads", "seed", "z_loss", "spike_ratio"):  # fmt: skip
+                     "profile_step", "num_threads", "seed", "z_loss", "attention_weight", "spike_ratio"):  # fmt: skip
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         require(self.profile_step <= self.steps, "train.profile_step", self.profile_step, f"one of {self.steps} steps")
         budget = self.tokens_per_batch
@@ -322,7 +325,7 @@ class RunConfig(Section):
             for name, off in (("top_p", 1.0), ("top_k", 0)):
                 value = getattr(self.rollout, name)
                 require(value == off, f"rollout.{name}", value, f"{off}: training knows no truncated distribution")
-            for name in ("eval_every", "z_loss", "spike_ratio"):
+            for name in ("eval_every", "z_loss", "attention_weight", "spike_ratio"):
                 value = getattr(self.train, name)
                 require(value == 0, f"train.{name}", value, "0: align and instruct alone have it")
             overlong, longest = self.grpo.overlong_tokens, self.rollout.max_new_tokens

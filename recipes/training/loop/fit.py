@@ -38,6 +38,8 @@ class StepResult:
     loss: float
     """Mean cross-entropy of the target tokens."""
     z_loss: float
+    attention: float
+    """What supervises attention, per target token."""
     tasks: Mapping[str, float]
     """Task -> mean cross-entropy of its target tokens."""
     grad_norm: float
@@ -99,6 +101,7 @@ def train_step(
     return StepResult(
         loss=means.loss,
         z_loss=means.z_loss,
+        attention=means.attention,
         tasks=means.tasks,
         grad_norm=norm,
         rates=optimizer.rates(),
@@ -215,6 +218,8 @@ def step_values(result: StepResult) -> dict[str, float]:
     values = {"loss": result.loss}
     if result.z_loss:
         values["z_loss"] = result.z_loss
+    if result.attention:
+        values["attention_loss"] = result.attention
     values |= {f"loss/{task}": loss for task, loss in result.tasks.items()}
     values |= result.rates
     values |= {

@@ -26,10 +26,12 @@ class Means:
     """Means over the target tokens of all processes; `tasks` holds those that have any."""
 
     minimised: float
-    """Cross-entropy and z-loss."""
+    """Cross-entropy, z-loss and what supervises attention."""
     loss: float
     """Cross-entropy."""
     z_loss: float
+    attention: float
+    """What supervises attention."""
     accuracy: float
     """Share of tokens that were the most likely ones; 0 where it was not asked for."""
     tasks: dict[str, float]
@@ -46,7 +48,8 @@ class LossSums:
     """Sums over the batches of one process."""
 
     def __init__(self) -> None:
-        # Per batch: what was minimised, the z-loss, then (3, K + 1) cross-entropies, tokens and right tokens by task.
+        # Per batch: what was minimised, of it z-loss and attention, then (3, K + 1) cross-entropies, tokens and right
+        # tokens by task.
         self._sums: list[Tensor] = []
         self._batches: list[tuple[Batch, Tensor, Tensor]] = []  # with the document and the cross-entropy of each token
 
@@ -60,23 +63,25 @@ class LossSums:
         correct = ones * 0 if losses.correct is None else losses.correct.double()
         columns = torch.stack([losses.cross_entropy.double(), ones, correct])
         by_task = columns.new_zeros(3, NO_TASK + 1).index_add_(1, tasks, columns)
-        whole = torch.stack([losses.total.detach().double(), losses.z_loss.double()])
+        attention = losses.z_loss.new_zeros(()) if losses.attention is None else losses.attention
+        whole = torch.stack([losses.total.detach().double(), losses.z_loss.double(), attention.double()])
         self._sums.append(torch.cat([whole, by_task.flatten()]))
         self._batches.append((batch, documents, losses.cross_entropy))
 
     def means(self, world: World) -> Means:
         """Add up all processes; every one calls this."""
-        own = torch.zeros(2 + 3 * (NO_TASK + 1), dtype=torch.float64)
+        own = torch.zeros(3 + 3 * (NO_TASK + 1), dtype=torch.float64)
         if self._sums:
             own = torch.stack(self._sums).sum(dim=0).cpu()
         total = world.sum(own)
-        losses, tokens, right = total[2:].view(3, -1).tolist()
+        losses, tokens, right = total[3:].view(3, -1).tolist()
         count = max(1.0, sum(tokens))
         present = [(task, index) for index, task in enumerate(TASKS) if tokens[index]]
         return Means(
             minimised=float(total[0]) / count,
             loss=sum(losses) / count,
             z_loss=float(total[1]) / count,
+            attention=float(total[2]) / count,
             accuracy=sum(right) / count,
             tasks={task: losses[index] / tokens[index] for task, index in present},
             task_accuracy={task: right[index] / tokens[index] for task, index in present},

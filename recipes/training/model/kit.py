@@ -54,6 +54,7 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
         max_pixels=data.max_pixels,
         max_tokens=data.max_tokens,
         root=None if data.root is None else Path(data.root),
+        looks=config.train.attention_weight > 0,
     )
     base = None if config.model.init in PRESETS else find_folder(config.model.init)
     return Kit(model=model, tokenizer=tokenizer, profile=profile, processor=processor, base=base)

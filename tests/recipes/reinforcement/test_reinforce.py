@@ -196,7 +196,7 @@ def test_one_step_is_profiled_on_request(own_data: Path) -> None:
     assert "aten::mm" in (Path(run.train.out_dir) / "profile/top_ops.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["eval_every", "z_loss", "spike_ratio"])
+@pytest.mark.parametrize("name", ["eval_every", "z_loss", "attention_weight", "spike_ratio"])
 def test_what_this_stage_lacks_is_refused(own_data: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"train.{name} = 1.*align and instruct alone"):
         config(own_data, "run", train={name: 1})

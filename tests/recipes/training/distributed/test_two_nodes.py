@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[4]
 PAGE = (ROOT / "docs/two_nodes.md").read_text(encoding="utf-8")
 SETTINGS = ["--config", "debug_instruct", "model.dtype=float64", "train.docs_per_step=5", "train.steps=2",
             "train.save_every=2", "train.device=cpu", "train.z_loss=1e-3", "train.eval_every=2",
-            "train.eval_split=test", "train.eval_docs=5"]  # fmt: skip
+            "train.eval_split=test", "train.eval_docs=5", "train.attention_weight=2",
+            "data.sources.embedded:grounding=8"]  # fmt: skip
 MEASURED = {"tokens_per_s", "samples_per_s", "step_s", "wait_s", "memory_gib"}
 
 
@@ -67,6 +68,7 @@ def test_two_nodes_equal_one(tmp_path: Path) -> None:
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         logged[folder] = [{k: v for k, v in line.items() if k not in MEASURED} for line in lines if "loss" in line]
     assert len(logged[out]) == 2 and any("val_loss/" in name for name in logged[out][1])
+    assert all(line["attention_loss"] > 0 for line in logged[out])
     # Losses by task and held-out ones too.
     for mine, expected in zip(logged[out], logged[tmp_path / "one"], strict=True):
         assert mine == {name: pytest.approx(value, rel=1e-9) for name, value in expected.items()}

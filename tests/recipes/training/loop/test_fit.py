@@ -90,6 +90,23 @@ def test_micro_batches_only_add_up(tmp_path: Path) -> None:
         assert torch.allclose(packed_weights[name], single_weights[name], rtol=1e-6, atol=1e-9), name
 
 
+def test_supervised_attention_is_learned_where_it_has_a_weight(tmp_path: Path) -> None:
+    losses = {}
+    for weight in (0.0, 20.0):
+        run = config(
+            tmp_path / str(weight),
+            stage="instruct",
+            data={"sources": {"embedded:dialogue": 1.0}, "independent_turns": True},
+            optim={"lr": 1e-2},
+            train={"steps": 8, "save_every": 8, "attention_weight": weight},
+        )
+        assert instruct.run(run)
+        losses[weight] = [values.get("attention_loss") for values in metrics(tmp_path / str(weight) / "run")]
+    assert losses[0.0] == [None] * 8
+    first, last = losses[20.0][0], losses[20.0][-1]
+    assert first is not None and last is not None and last < 0.8 * first
+
+
 def test_projector_only_is_checked_and_the_rest_keeps_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = config(tmp_path, model={"trainable": ("projector",)}, optim={"lr": 1e-2})
     before = {name: p.detach().clone() for name, p in load_kit(run, "cpu").model.named_parameters()}
