@@ -1,7 +1,7 @@
 """Dialogues over one view of an embedded image: many questions for the price of one picture.
 
-The first turn is drawn like a sample of its task, window included; the later ones ask about the same window.
-So a model that is asked one question at a time has met every question as a first turn too.
+Most ask where something is. The same view is asked for what it shows and for what it does not, so the looks of a scan
+say nothing about whether a structure is there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,29 @@ from pathlib import Path
 from random import Random
 
 from ...data.records.sample import BoxAnnotation, Message, Sample
-from .facts import EMBEDDED_ROOT, ImageFacts, View
+from .facts import EMBEDDED_ROOT, View
 from .questions import ask
-from .tasks import STREAM_PREFIX, Draft, EmbeddedTasks, bind, box_annotations, draft_of, forms_of, from_question
+from .tasks import (
+    STREAM_PREFIX,
+    Draft,
+    EmbeddedTasks,
+    absent_names,
+    ask_absent,
+    ask_where,
+    bind,
+    box_annotations,
+    draft_of,
+    from_question,
+    single_targets,
+)
 
-NUM_TURNS = 4
-TURN_WEIGHTS = {"grounding": 0.7, "vqa": 0.2, "caption": 0.03, "report": 0.04, "retrieval": 0.03}
+GROUNDED_SHARE = 0.85
+"""Share of the dialogues whose view is one that a grounding question can be asked of."""
+NUM_PRESENT, NUM_ABSENT = 5, 2
+"""Structures asked for at most: that the view shows, and that it does not."""
+TEXT_SHARE = 0.15
+"""How often a dialogue asks for a caption, a report or the layout."""
+TEXT_TASKS = ("caption", "report", "retrieval")
 
 
 class Dialogues:
@@ -32,35 +49,37 @@ class Dialogues:
         self.stream = f"{STREAM_PREFIX}dialogue"
         self.root: Path = EMBEDDED_ROOT
         self.split, self.crops = split, crops
-        self._tasks = {task: EmbeddedTasks(task, split, crops) for task in TURN_WEIGHTS}
+        self._grounded = EmbeddedTasks("grounding", split, crops)
+        self._any = EmbeddedTasks("caption", split, crops)
 
     def __len__(self) -> int:
-        return len(self._tasks["caption"])
+        return len(self._any)
 
     def get(self, index: int, rng: Random) -> Sample:
         """Return a dialogue about some image; index and `rng` choose it."""
-        first = self._tasks[choose_task(rng)]
-        record = first.record(index % len(first))
-        draft, view = first.draft(record, rng)
-        drafts = [draft]
-        for _ in range(NUM_TURNS - 1):
-            following = draft_in_view(choose_task(rng), record, view, rng)
-            if following is not None and all(following.question != d.question for d in drafts):
-                drafts.append(following)
-        return join_turns(drafts, view)
+        task = self._grounded if rng.random() < GROUNDED_SHARE else self._any
+        _, view = task.draft(task.record(index % len(task)), rng)
+        return join_turns(turns_about(view, rng), view)
 
 
-def choose_task(rng: Random) -> str:
-    """Draw the task of a turn."""
-    return rng.choices(list(TURN_WEIGHTS), list(TURN_WEIGHTS.values()))[0]
-
-
-def draft_in_view(task: str, record: ImageFacts, view: View, rng: Random) -> Draft | None:
-    """Write a turn of a task about a view that is given; None where the view does not allow it."""
-    if task == "vqa":
-        return from_question(ask(record, lambda _: view, rng, crops=False))
-    drafts = (draft_of(task, form, view, rng) for form in forms_of(task, rng, plain_boxes=False))
-    return next((draft for draft in drafts if draft is not None), None)
+def turns_about(view: View, rng: Random) -> list[Draft]:
+    """Write the turns about a view, at least one, no question twice."""
+    present = sorted(single_targets(view), key=lambda seen: seen.name)
+    drafts = [ask_where(seen) for seen in rng.sample(present, min(NUM_PRESENT, len(present)))]
+    absent = absent_names(view)
+    # As many for what is there as in a full dialogue: an answer must not be likely before the picture is looked at.
+    wanted = max(1, round(NUM_ABSENT * len(drafts) / NUM_PRESENT))
+    drafts += [ask_absent(name) for name in rng.sample(absent, min(wanted, len(absent)))]
+    nuclei = draft_of("grounding", "all", view, rng)
+    if nuclei is not None:
+        drafts.append(nuclei)
+    drafts.append(from_question(ask(view.record, lambda _: view, rng, crops=False)))
+    for task in TEXT_TASKS:
+        written = draft_of(task, task, view, rng) if rng.random() < TEXT_SHARE else None
+        if written is not None:
+            drafts.append(written)
+    rng.shuffle(drafts)
+    return drafts
 
 
 def join_turns(drafts: list[Draft], view: View) -> Sample:

@@ -210,24 +210,34 @@ def _thinnest(seen: Seen) -> int:
 
 
 def _ground(form: str, view: View, rng: Random) -> Draft | None:
-    boxes = Answer("boxes")
     if form == "one":
         single = sorted(single_targets(view), key=lambda s: s.name)
-        if not single:
-            return None
-        seen = rng.choice(single)
-        facts = (Fact(seen.name, "present", side=seen.structure.side),)
-        return Draft("one", f"Where is the {seen.name}?", boxes, (seen,), facts, seen.name)
+        return ask_where(rng.choice(single)) if single else None
     if form == "absent":
-        names = [name for name in view.record.labelled if view.is_absent(name)]
-        if not names or view.record.source == "nuclei":
-            return None
-        name = rng.choice(names)
-        return Draft("absent", f"Where is the {name}?", boxes, (), (Fact(name, "absent"),), name)
+        names = absent_names(view)
+        return ask_absent(rng.choice(names)) if names else None
     nuclei = view.with_name("nucleus")
     if not 0 < len(nuclei) <= MAX_ALL_BOXES:
         return None
-    return Draft("all", "Locate all nuclei.", boxes, nuclei, (Fact("nucleus", "present"),), "nucleus")
+    return Draft("all", "Locate all nuclei.", Answer("boxes"), nuclei, (Fact("nucleus", "present"),), "nucleus")
+
+
+def ask_where(seen: Seen) -> Draft:
+    """Ask for the box of a structure that a view shows."""
+    facts = (Fact(seen.name, "present", side=seen.structure.side),)
+    return Draft("one", f"Where is the {seen.name}?", Answer("boxes"), (seen,), facts, seen.name)
+
+
+def absent_names(view: View) -> list[str]:
+    """Return what may be asked for though a view does not show it: names that were looked for in its image."""
+    if view.record.source == "nuclei":
+        return []
+    return [name for name in view.record.labelled if view.is_absent(name)]
+
+
+def ask_absent(name: str) -> Draft:
+    """Ask for the box of a structure that a view does not show: the answer is no box."""
+    return Draft("absent", f"Where is the {name}?", Answer("boxes"), (), (Fact(name, "absent"),), name)
 
 
 def image_of(view: View) -> ImageRef:

@@ -10,7 +10,7 @@ from medmo_core.batch import Batch
 from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
 from medmo_core.data.sample_text import independent_turns
-from medmo_core.datasets.embedded.dialogues import NUM_TURNS, Dialogues
+from medmo_core.datasets.embedded.dialogues import Dialogues
 from medmo_core.inference.kit import Kit
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.training.model.kit import load_kit
@@ -72,7 +72,7 @@ def test_images_in_the_wrong_order_would_be_noticed(kit: Kit, items: list[Docume
 
 def test_turns_of_one_sample_stand_alone(kit: Kit, items: list[Document]) -> None:
     names = [item.sample.id for item in items]
-    assert len(set(names)) == 3 and max(names.count(n) for n in names) <= NUM_TURNS
+    assert len(set(names)) == 3
     for item in items:
         text = kit.tokenizer.decode(item.input_ids.tolist(), skip_special=False)
         assert text.count("<|im_start|>assistant") == 1 and text.count("<|vision_start|>") == 1
