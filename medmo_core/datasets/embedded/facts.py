@@ -204,7 +204,8 @@ def look(record: ImageFacts, window: Window | None = None, only: str | None = No
         found = _masked(structure, mask, window) if mask is not None else _clipped(structure, window)
         if found is None:
             continue
-        box, area, share = found
+        box, area = found
+        share = area / _whole_area(record.mask, structure)
         thinnest = min((box[2] - box[0]) / (window[2] - window[0]), (box[3] - box[1]) / (window[3] - window[1]))
         small = area < MIN_AREA_PX and structure.mask_value is not None
         if share < MIN_SHARE or small or thinnest < MIN_SIDE_RATIO:
@@ -214,10 +215,18 @@ def look(record: ImageFacts, window: Window | None = None, only: str | None = No
     return View(record, window, tuple(seen), frozenset(partial))
 
 
-def _masked(structure: Structure, mask: NDArray[np.uint8], window: Window) -> tuple[Window, int, float] | None:
-    """Return the box in the window, the visible pixels and their share; None when there is none."""
+@cache
+def _whole_area(mask: str | None, structure: Structure) -> int:
+    """Return the pixels of a structure, or of its box where only that is known; every window asks for them again."""
     x1, y1, x2, y2 = structure.xyxy_px
-    whole_area = int((mask[y1:y2, x1:x2] == structure.mask_value).sum())
+    if mask is None:
+        return (x2 - x1) * (y2 - y1)
+    return int((_read_mask(mask)[y1:y2, x1:x2] == structure.mask_value).sum())
+
+
+def _masked(structure: Structure, mask: NDArray[np.uint8], window: Window) -> tuple[Window, int] | None:
+    """Return the box in the window and the visible pixels; None when there is none."""
+    x1, y1, x2, y2 = structure.xyxy_px
     left, top = max(x1, window[0]), max(y1, window[1])
     right, bottom = min(x2, window[2]), min(y2, window[3])
     if left >= right or top >= bottom:
@@ -229,10 +238,10 @@ def _masked(structure: Structure, mask: NDArray[np.uint8], window: Window) -> tu
     rows, columns = np.nonzero(hit.any(1))[0], np.nonzero(hit.any(0))[0]
     x, y = left - window[0], top - window[1]
     box = (x + int(columns[0]), y + int(rows[0]), x + int(columns[-1]) + 1, y + int(rows[-1]) + 1)
-    return box, area, area / whole_area
+    return box, area
 
 
-def _clipped(structure: Structure, window: Window) -> tuple[Window, int, float] | None:
+def _clipped(structure: Structure, window: Window) -> tuple[Window, int] | None:
     """Do what `_masked` does for a structure of which only the box is known."""
     x1, y1, x2, y2 = structure.xyxy_px
     left, top, right, bottom = max(x1, window[0]), max(y1, window[1]), min(x2, window[2]), min(y2, window[3])
@@ -240,4 +249,4 @@ def _clipped(structure: Structure, window: Window) -> tuple[Window, int, float] 
         return None
     area = (right - left) * (bottom - top)
     x0, y0 = window[:2]
-    return (left - x0, top - y0, right - x0, bottom - y0), area, area / ((x2 - x1) * (y2 - y1))
+    return (left - x0, top - y0, right - x0, bottom - y0), area

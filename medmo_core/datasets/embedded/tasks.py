@@ -82,6 +82,14 @@ def _slots(task: str, split: str) -> tuple[ImageFacts, ...]:
     return tuple(slots)
 
 
+@cache
+def _pointing_slots(split: str) -> tuple[ImageFacts, ...]:
+    """Return the slots of grounding whose whole image one box answers; each image is looked at once."""
+    slots = _slots("grounding", split)
+    pointing = {record_id for record_id, r in {r.id: r for r in slots}.items() if single_targets(look(r))}
+    return tuple(r for r in slots if r.id in pointing)
+
+
 def _can(task: str, record: ImageFacts) -> bool:
     """Return whether the whole image allows a task."""
     view = look(record)
@@ -336,7 +344,7 @@ def eval_samples(task: str, split: str = "test", crops: str = "fixed", n: int = 
     if crops not in ("fixed", "none"):
         raise InputError(f"crops={crops!r}: use 'fixed' or 'none'")
     source = EmbeddedTasks(task, split, crops=crops == "fixed")
-    usable = [r for r in source._slots if task != "grounding" or single_targets(look(r))]
+    usable = source._slots if task != "grounding" else _pointing_slots(split)
     samples: dict[str, Sample] = {}
     for i in range(n):
         rng = Random(f"{seed}/{task}/{split}/{crops}/{i}")
