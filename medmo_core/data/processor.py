@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,11 @@ from .tones import random_tone
 CACHE_BYTES = 256 * 2**20
 Cut = tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]
 """Patches and grids of a sample's images, per encoder."""
+
+
+def shown_images(sample: Sample) -> Hashable:
+    """Return what is equal for samples that show the same pixels."""
+    return sample.root, sample.images, sample.tone
 
 
 class TooLong(ValueError):
@@ -92,6 +97,28 @@ class Processor:
         messages = self.text.messages(sample, for_generation=for_generation)
         patches, grids = self._images(sample, pixels) if cut is None else cut
         return self._document(sample, messages, patches, grids, for_generation=for_generation)
+
+    def encode_all(self, samples: Sequence[Sample], *, for_generation: bool = False) -> list[Document]:
+        """Return samples as documents, those about the same images with the same arrays of patches.
+
+        So images that several show are decoded once, and encoded once where the documents are packed together.
+
+        Args:
+            samples: the examples.
+            for_generation: leave the answers out, as for `encode`.
+
+        Raises:
+            TooLong: a document has more than `max_tokens` tokens.
+            ValueError: a sample cannot be used, naming it.
+        """
+        cuts: dict[Hashable, Cut] = {}
+        documents: list[Document] = []
+        for sample in samples:
+            shown = shown_images(sample)
+            if shown not in cuts:
+                cuts[shown] = self._images(sample, pixels=True)
+            documents.append(self.encode(sample, for_generation=for_generation, cut=cuts[shown]))
+        return documents
 
     def length(self, sample: Sample) -> int:
         """Return the number of tokens that `encode` gives, without decoding an image.

@@ -21,6 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from medmo_core.datasets.names import current_name
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from medmo_core.data.sources.open_source import find_files  # late: help need not wait for PyTorch
     from medmo_core.datasets.catalogue import find_data_set
     from medmo_core.inference import load
+    from medmo_core.inference.copies import num_useful
     from medmo_core.models.official.folder import find_folder
 
     from ..evaluation.ask import Asking
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_overwriting(arguments.out, files, overwrite=arguments.overwrite)
     folder = find_folder(arguments.checkpoint)
     kit = load(folder, device=arguments.device, dtype=arguments.dtype)
+    asking = replace(asking, num_processes=num_useful(kit.model))
     started = time.perf_counter()
     split = arguments.split
     if name is None:

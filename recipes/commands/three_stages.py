@@ -83,10 +83,14 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
         prompts = SIZES[size]["num_samples"] // 4
         if stage == "instruct":
             with timed(outcome, whole, "sample instruct"):
-                outcome.sampled = sampled_box_reward(kit, num_prompts=prompts, seed=seed)
+                outcome.sampled = sampled_box_reward(
+                    kit, num_prompts=prompts, seed=seed, num_processes=NUM_PROCESSES[size]
+                )
         elif stage == "reinforce":
             with timed(outcome, whole, "sample reinforce"):
-                outcome.sampled_after = sampled_box_reward(kit, num_prompts=prompts, temperatures=(1.0,), seed=seed)
+                outcome.sampled_after = sampled_box_reward(
+                    kit, num_prompts=prompts, temperatures=(1.0,), seed=seed, num_processes=NUM_PROCESSES[size]
+                )
         write_metrics(out, outcome, seed)
     pages.write(out, outcome, configs, seed)
     return outcome
@@ -136,11 +140,11 @@ def launch_stage(stage: str, size: str, config: RunConfig) -> None:
 
 def measure(outcome: Outcome, name: str, kit: Kit, size: str, whole: Whole) -> None:
     """Score a model on the held-out scans and print its table. The questions never change with the seed."""
-    counts, heard = SIZES[size], set[str]()
+    counts, reached = SIZES[size], dict[str, float]()
 
     def hear(part: str, done: int, total: int) -> None:
-        heard.add(part)
-        whole.reach((len(heard) - 1 + done / total) / NUM_SUITES)
+        reached[part] = done / total  # parts are asked side by side
+        whole.reach(sum(reached.values()) / NUM_SUITES)
 
     result = evaluate_embedded(
         kit.model,
@@ -148,7 +152,7 @@ def measure(outcome: Outcome, name: str, kit: Kit, size: str, whole: Whole) -> N
         num_samples=counts["num_samples"],
         num_reports=counts["num_reports"],
         num_captions=counts["num_captions"],
-        asking=Asking(on_progress=hear),
+        asking=Asking(on_progress=hear, num_processes=NUM_PROCESSES[size]),
     )
     outcome.evaluations[name] = result
     print(pages.stage_table(result), flush=True)

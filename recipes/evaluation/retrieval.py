@@ -1,16 +1,19 @@
 """Retrieval of captions for images and of images for captions, by log-likelihood."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
+
+from torch import Tensor
 
 from medmo_core.data.processor import Processor
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sample_text import SampleText
 from medmo_core.errors import InputError
+from medmo_core.inference.copies import Copies
 from medmo_core.metrics import mean_interval, retrieval_ranks
 from medmo_core.models.medmo import MedMO
 
-from .ask import DEFAULT_ASKING, Asking, caption_scores
+from .ask import DEFAULT_ASKING, Asking, start_caption_scores
 from .results import Evaluation
 from .scores import Prediction, Score, image_key
 
@@ -48,16 +51,33 @@ def evaluate_retrieval(
     Raises:
         InputError: fewer than two distinct captions.
     """
-    samples = distinct_captions(processor.text, samples)
+    return start_retrieval(Copies(model, processor), samples, suffix=suffix, asking=asking)()
+
+
+def start_retrieval(
+    copies: Copies, samples: Sequence[Sample], *, suffix: str, asking: Asking
+) -> Callable[[], Evaluation]:
+    """Start what `evaluate_retrieval` does; the function returned waits for its result."""
+    sample_text = copies.processor.text
+    samples = distinct_captions(sample_text, samples)
     if len(samples) < 2:
         raise InputError(f"retrieval needs at least two samples with distinct facts, got {len(samples)}")
-    captions = [processor.text.target_text(sample) for sample in samples]
+    captions = [sample_text.target_text(sample) for sample in samples]
+    scores = start_caption_scores(copies, samples, captions, batch_size=asking.batch_size)
     key, pairs = f"retrieval{suffix}", len(samples) ** 2
-    scores = caption_scores(
-        model, processor, samples, captions, batch_size=asking.batch_size,
-        on_progress=lambda done: asking.on_progress(key, done, pairs),
-    )  # fmt: skip
-    truth = list(range(len(samples)))
+
+    def finish() -> Evaluation:
+        table = scores(lambda done: asking.on_progress(key, done, pairs))
+        return _ranked(table, samples, captions, sample_text, suffix)
+
+    return finish
+
+
+def _ranked(
+    scores: Tensor, samples: Sequence[Sample], captions: list[str], sample_text: SampleText, suffix: str
+) -> Evaluation:
+    """Rank captions and images by their scores (N, N)."""
+    key, truth = f"retrieval{suffix}", list(range(len(samples)))
     result = Evaluation()
     for name, table in (("retrieval", scores), ("retrieval_image", scores.T)):
         ranks = [int(rank) for rank in retrieval_ranks(table, truth)]
@@ -68,7 +88,7 @@ def evaluate_retrieval(
         Prediction(
             sample_id=sample.id,
             task=sample.task,
-            question=processor.text.question_text(sample),
+            question=sample_text.question_text(sample),
             text=captions[first],
             truth=captions[index],
             scores={"retrieval_recall1": float(rank == 1)},

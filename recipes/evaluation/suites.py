@@ -1,7 +1,7 @@
 """Suites of questions: the held-out embedded images, any data set of the catalogue, and data files."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from medmo_core.data.processor import Processor
@@ -10,13 +10,14 @@ from medmo_core.data.sources.open_source import open_source
 from medmo_core.datasets.catalogue import find_data_set
 from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
 from medmo_core.errors import InputError
+from medmo_core.inference.copies import Copies
 from medmo_core.models.medmo import MedMO
 
-from .ask import DEFAULT_ASKING, Asking, answer, answer_limit
+from .ask import DEFAULT_ASKING, Asking, answer_limit, start_answers
 from .baselines import FittedBaselines, embedded_baselines, fit_baselines
 from .controls import shuffle_images
 from .results import Evaluation
-from .retrieval import distinct_captions, evaluate_retrieval
+from .retrieval import distinct_captions, start_retrieval
 from .scores import METRICS, mean_score, score_answers
 
 NUM_BASELINE_SAMPLES = 400
@@ -49,36 +50,72 @@ def evaluate(
     Raises:
         InputError: a task that has no metric, or a sample without the truth its task needs.
     """
-    result = Evaluation()
+    with asking.copies(model, processor, _num_questions(samples)) as copies:
+        return _start(copies, samples, shuffled=shuffled, suffix=suffix, asking=asking)(baselines)
+
+
+Finish = Callable[[FittedBaselines | None], Evaluation]
+"""What waits for the answers to questions that were asked, and scores them beside baselines."""
+
+
+def _start(
+    copies: Copies,
+    samples: Mapping[str, Sequence[Sample]],
+    *,
+    shuffled: Sequence[str],
+    suffix: str,
+    asking: Asking,
+) -> Finish:
+    """Start what `evaluate` does with its samples."""
+    parts: list[Finish] = []
     for task, chosen in samples.items():
         if task == "retrieval":
-            result.add(evaluate_retrieval(model, processor, chosen, suffix=suffix, asking=asking))
+            ranked = start_retrieval(copies, chosen, suffix=suffix, asking=asking)
+            parts.append(lambda baselines, ranked=ranked: ranked())
             continue
         if task not in METRICS:
             raise InputError(f"task {task!r} has no metric here; these have: {', '.join([*METRICS, 'retrieval'])}")
         if not chosen:
             raise InputError(f"task {task!r}: no samples to score")
-        # Truth, baseline and image are those of the sample itself, also where another image is shown.
-        asked = {task + suffix: (list(chosen), list(chosen))}
-        present = [sample for sample in chosen if task != "grounding" or sample.sought]
-        if task in shuffled and present:
-            asked[f"{task}{suffix}_shuffled"] = (present, shuffle_images(present, asking.seed))
-        limit = asking.max_new_tokens or answer_limit(processor, chosen)
-        for key, (scored, questions) in asked.items():
-            texts = answer(
-                model, processor, questions, batch_size=asking.batch_size, max_new_tokens=limit,
-                on_progress=partial(_report_part, asking, key, len(questions)),
-            )  # fmt: skip
-            predictions = score_answers(scored, texts, processor.text, baselines)
-            result.predictions[key], result.samples[key] = predictions, questions
+        parts.append(_start_task(copies, task, chosen, shuffled=task in shuffled, suffix=suffix, asking=asking))
+
+    def finish(baselines: FittedBaselines | None) -> Evaluation:
+        result = Evaluation()
+        for part in parts:
+            result.add(part(baselines))
+        return result
+
+    return finish
+
+
+def _start_task(
+    copies: Copies, task: str, chosen: Sequence[Sample], *, shuffled: bool, suffix: str, asking: Asking
+) -> Finish:
+    """Start to ask the questions of one task, and again with other images where they are to be shuffled."""
+    # Truth, baseline and image are those of the sample itself, also where another image is shown.
+    scored, questions = {task + suffix: list(chosen)}, {task + suffix: list(chosen)}
+    present = [sample for sample in chosen if task != "grounding" or sample.sought]
+    if shuffled and present:
+        scored[f"{task}{suffix}_shuffled"] = present
+        questions[f"{task}{suffix}_shuffled"] = shuffle_images(present, asking.seed)
+    limit = asking.max_new_tokens or answer_limit(copies.processor, chosen)
+    answers = start_answers(copies, questions, max_new_tokens=limit, batch_size=asking.batch_size)
+
+    def finish(baselines: FittedBaselines | None) -> Evaluation:
+        result = Evaluation(samples=questions)
+        for key, texts in answers(asking.on_progress).items():
+            predictions = score_answers(scored[key], texts, copies.processor.text, baselines)
+            result.predictions[key] = predictions
             for metric in METRICS[task]:
                 if any(metric in p.scores for p in predictions):
                     result.metrics[metric + key.removeprefix(task)] = mean_score(predictions, metric)
-    return result
+        return result
+
+    return finish
 
 
-def _report_part(asking: Asking, key: str, total: int, done: int) -> None:
-    asking.on_progress(key, done, total)
+def _num_questions(samples: Mapping[str, Sequence[Sample]]) -> int:
+    return sum(len(chosen) ** (2 if task == "retrieval" else 1) for task, chosen in samples.items())
 
 
 def evaluate_embedded(
@@ -102,26 +139,36 @@ def evaluate_embedded(
         split: split of the embedded data.
         asking: batch size, longest answer and seed, which also names the crops.
     """
-    sizes = {"vqa": num_samples, "grounding": num_samples, "report": num_reports, "retrieval": 4 * num_captions}
+    sizes = num_samples, num_reports, 4 * num_captions
+    suites = {crops: dict(_drawn(crops, split, sizes, asking.seed)) for crops in ("fixed", "none")}
+    suites["fixed"]["retrieval"] = distinct_captions(processor.text, suites["fixed"]["retrieval"])[:num_captions]
     result = Evaluation()
-    for crops, suffix in (("fixed", ""), ("none", "_full")):
-        tasks = sizes if crops == "fixed" else {"vqa": num_samples, "grounding": num_samples}
-        samples = {task: eval_samples(task, split, crops=crops, n=n, seed=asking.seed) for task, n in tasks.items()}
-        if crops == "fixed":
-            samples["grounding"] += absent_samples(split, n=round(ABSENT_SHARE * num_samples), seed=asking.seed)
-        if "retrieval" in samples:
-            samples["retrieval"] = distinct_captions(processor.text, samples["retrieval"])[:num_captions]
-        part = evaluate(
-            model,
-            processor,
-            samples,
-            baselines=embedded_baselines(crops=crops),
-            shuffled=("vqa", "grounding") if crops == "fixed" else (),
-            suffix=suffix,
-            asking=asking,
-        )
-        result.add(part)
+    with asking.copies(model, processor, sum(map(_num_questions, suites.values()))) as copies:
+        fixed = _start(copies, suites["fixed"], shuffled=("vqa", "grounding"), suffix="", asking=asking)
+        whole = _start(copies, suites["none"], shuffled=(), suffix="_full", asking=asking)
+        for crops, finish in (("fixed", fixed), ("none", whole)):
+            result.add(finish(embedded_baselines(crops=crops)))  # fitted while the others answer
     return result
+
+
+@lru_cache(maxsize=4)
+def _drawn(crops: str, split: str, sizes: tuple[int, int, int], seed: int) -> Mapping[str, Sequence[Sample]]:
+    """Return task -> embedded samples, the same for every model that is evaluated in a run.
+
+    Args:
+        crops: `fixed`, with reports and captions, or `none`.
+        split: split of the embedded data.
+        sizes: samples of vqa and of grounding each, of reports, and of captions.
+        seed: number that names crops and questions.
+    """
+    num_samples, num_reports, num_captions = sizes
+    counts = {"vqa": num_samples, "grounding": num_samples}
+    if crops == "fixed":
+        counts |= {"report": num_reports, "retrieval": num_captions}
+    samples = {task: eval_samples(task, split, crops=crops, n=n, seed=seed) for task, n in counts.items()}
+    if crops == "fixed":
+        samples["grounding"] += absent_samples(split, n=round(ABSENT_SHARE * num_samples), seed=seed)
+    return samples
 
 
 def evaluate_data(

@@ -75,6 +75,9 @@ class RecordError(UserError, ValueError):
         super().__init__(f"{faults[0]}{more}")
         self.faults = tuple(faults)
 
+    def __reduce__(self) -> tuple[type[RecordError], tuple[tuple[Fault, ...]]]:
+        return RecordError, (self.faults,)  # by default it would be made anew of its message
+
 
 class FieldReader:
     """Reader of the fields of one JSON object that collects what is wrong with them.

@@ -213,6 +213,22 @@ def test_a_picture_is_decoded_once_for_all_its_crops(root: Path, monkeypatch: py
     assert opened == ["a.png", "b.png", "a.png"]
 
 
+def test_documents_about_the_same_images_hold_the_same_patches(root: Path) -> None:
+    first = sample(id="first")
+    others = [sample(id="b", image="b.png"), sample(id="crop", image={"path": "a.png", "crop": [0, 0, 64, 64]})]
+    samples = [first, *others, sample(id="again", question="What?"), replace(first, id="toned", tone=1)]
+    for_generation = processor(root).encode_all(samples, for_generation=True)
+    assert all(item.labels is None for item in for_generation)
+    together = processor(root).encode_all(samples)
+    for found, asked in zip(together, samples, strict=True):
+        alone = processor(root).encode(asked)
+        assert found.sample is asked and learned(found) == learned(alone) and decoded(found) == decoded(alone)
+        assert np.array_equal(found.patches["qwen3_vl"], alone.patches["qwen3_vl"])
+        assert np.array_equal(found.position_ids, alone.position_ids)
+    same = [item.patches["qwen3_vl"] is together[0].patches["qwen3_vl"] for item in together]
+    assert same == [True, False, False, True, False]
+
+
 def test_encoding_a_file_of_own_data_end_to_end(root: Path) -> None:
     from medmo_core.data.sources.jsonl import load_jsonl
 

@@ -11,11 +11,15 @@ import pytest
 from medmo_core.data.records.sample import ImageRef, Sample
 from medmo_core.models.medmo import MedMO
 from medmo_recipes.commands import quickstart, three_stages
+from medmo_recipes.commands.time_left import Whole
+from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation.ask import Asking
 from medmo_recipes.evaluation.results import Evaluation
 from medmo_recipes.evaluation.scores import Prediction, Score
 from medmo_recipes.pages import quickstart_page
 from medmo_recipes.reinforcement.sharpening import SampledRewards
 from medmo_recipes.settings.run_config import ConfigError
+from medmo_recipes.training.model.kit import load_kit
 
 STAGES = ("random", "align", "instruct", "reinforce")
 
@@ -67,6 +71,23 @@ def test_one_seed_gives_one_result(folder: Path, tmp_path: Path) -> None:
     first, second = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "again"))
     assert first.pop("seconds").keys() == second.pop("seconds").keys()
     assert first == second
+
+
+def test_progress_counts_parts_that_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, lines = Whole({"evaluate random": 100.0}), list[str]()
+
+    def evaluate(*_: object, asking: Asking, **__: object) -> Evaluation:
+        for done in (16, 32):
+            for part in range(three_stages.NUM_SUITES):
+                asking.on_progress(str(part), done, 32)
+                lines.append(whole.line().split(" done")[0])
+        return evaluation([0.5], 0.1, [0.2])
+
+    monkeypatch.setattr(three_stages, "evaluate_embedded", evaluate)
+    kit = load_kit(CONFIGS["debug_instruct"](), "cpu")
+    with whole.part("evaluate random"):
+        three_stages.measure(quickstart_page.Outcome(), "random", kit, "debug", whole)
+    assert lines[:2] == ["6%", "12%"] and lines[7:9] == ["50%", "56%"] and lines[-1] == "100%"
 
 
 def test_earlier_work_is_not_overwritten(folder: Path) -> None:

@@ -3,19 +3,28 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 
 from medmo_core.data.records.sample import Sample
 from medmo_core.data.sources.jsonl import load_jsonl
+from medmo_core.errors import InputError
 from medmo_core.generation.decoding import Generation
+from medmo_core.inference.copies import Copies
 from medmo_core.inference.kit import Kit
 from medmo_recipes.commands import evaluate as evaluate_command
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.evaluation import retrieval, suites
-from medmo_recipes.evaluation.ask import Asking, answer, answer_limit, caption_scores, with_answer
+from medmo_recipes.evaluation import ask, retrieval, suites
+from medmo_recipes.evaluation.ask import (
+    Asking,
+    answer,
+    answer_limit,
+    start_answers,
+    start_caption_scores,
+    with_answer,
+)
 from medmo_recipes.evaluation.baselines import fit_baselines
 from medmo_recipes.evaluation.controls import shuffle_images
 from medmo_recipes.evaluation.results import Evaluation, format_table, paired_gain, write_evaluation
@@ -107,10 +116,10 @@ def test_a_model_that_looks_falls_when_images_are_shuffled(
     """A model that answers from the picture it is shown: the control scores what the wrong picture's box scores."""
     by_image = {s.images[0].path: kit.processor.text.target_text(s) for s in samples["grounding"]}
 
-    def look(model: object, processor: object, asked: list[Sample], **_: object) -> list[str]:
+    def look(model: object, processor: object, asked: list[Sample], limit: int) -> list[str]:
         return [by_image[s.images[0].path] for s in asked]
 
-    monkeypatch.setattr(suites, "answer", look)
+    monkeypatch.setattr(ask, "answer_batch", look)
     result = evaluate(kit.model, kit.processor, {"grounding": samples["grounding"]})
     assert result.metrics["grounding_iou"].value > 0.95
     assert result.metrics["grounding_iou_shuffled"].value < 0.6
@@ -157,7 +166,10 @@ def test_intervals_are_over_images() -> None:
 def test_caption_scores_are_the_mean_log_probability_of_the_caption(kit: Kit, samples: dict[str, list[Sample]]) -> None:
     chosen = samples["retrieval"]
     captions = [kit.processor.text.target_text(s) for s in chosen]
-    scores = caption_scores(kit.model, kit.processor, chosen, captions, batch_size=3)  # batches cross the rows
+    heard: list[int] = []
+    copies = Copies(kit.model, kit.processor)
+    scores = start_caption_scores(copies, chosen, captions, batch_size=3)(heard.append)  # batches cross the rows
+    assert heard == [3, 6, 9, 12, 15, 16]
     assert scores.shape == (4, 4)
     for row, column in ((0, 0), (2, 1), (3, 3)):
         item = kit.processor.encode(with_answer(chosen[row], captions[column]))
@@ -178,7 +190,7 @@ def test_retrieval_ranks_both_ways_beside_chance(
     chosen = samples["retrieval"]
     table = torch.eye(4, dtype=torch.float64)
     table[1] = torch.tensor([9.0, 1.0, 8.0, 7.0])  # image 1 prefers every other caption
-    monkeypatch.setattr(retrieval, "caption_scores", lambda *_, **__: table)
+    monkeypatch.setattr(retrieval, "start_caption_scores", lambda *_, **__: lambda on_progress: table)
     result = evaluate_retrieval(kit.model, kit.processor, [*chosen, chosen[0]])  # a second copy is no candidate
     metrics = result.metrics
     assert metrics["retrieval_recall1"].value == 0.75
@@ -201,6 +213,63 @@ def test_answers_do_not_depend_on_the_batch(kit: Kit, samples: dict[str, list[Sa
     limit = min(12, answer_limit(kit.processor, chosen))
     one = answer(kit.model, kit.processor, chosen, max_new_tokens=limit, batch_size=1)
     assert one == answer(kit.model, kit.processor, chosen, max_new_tokens=limit, batch_size=8)
+
+
+def test_questions_about_one_picture_share_a_batch_and_its_features(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are those to each question alone; every picture passes the tower once."""
+    chosen = [*samples["vqa"], *samples["grounding"]]
+    parts = {"asked": chosen, "shuffled": shuffle_images(chosen, seed=1)}
+    alone = {
+        name: [answer(kit.model, kit.processor, [s], max_new_tokens=8)[0] for s in asked]
+        for name, asked in parts.items()
+    }
+    tower, encoded, heard = kit.model.model.visual.forward, list[int](), list[tuple[str, int, int]]()
+
+    def count(patches: Any, grids: dict[str, torch.Tensor]) -> Any:
+        encoded.extend(map(len, grids.values()))
+        return tower(patches, grids)
+
+    monkeypatch.setattr(kit.model.model.visual, "forward", count)
+    copies = Copies(kit.model, kit.processor)
+    wait = start_answers(copies, parts, max_new_tokens=8, batch_size=16)
+    assert wait(lambda *progress: heard.append(progress)) == alone
+    assert encoded == [4], "16 questions about 4 pictures"
+    assert heard == [("asked", 8, 8), ("shuffled", 8, 8)]
+
+
+def test_two_processes_find_what_one_finds(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "WORTH_A_PROCESS", 1)
+    asked = {task: samples[task] for task in ("vqa", "grounding", "report", "retrieval")}
+    heard: dict[int, list[tuple[str, int, int]]] = {1: [], 2: []}
+
+    def results(number: int) -> Evaluation:
+        asking = Asking(3, 6, on_progress=lambda *told: heard[number].append(told), num_processes=number)
+        return evaluate(kit.model, kit.processor, asked, asking=asking)
+
+    assert results(2) == results(1)
+    assert heard[2] == heard[1] and heard[1][-1] == ("retrieval", 16, 16)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_sample_that_cannot_be_used_is_named_whatever_process_meets_it(
+    kit: Kit, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(ask, "WORTH_A_PROCESS", 1)
+    *good, last = samples["vqa"]
+    broken = replace(last, images=(replace(last.images[0], path="gone.png"),))
+    with pytest.raises(InputError, match=f"^{last.id}: .*gone.png"):
+        evaluate(kit.model, kit.processor, {"vqa": [*good, broken]}, asking=Asking(2, 4, num_processes=number))
+
+
+def test_few_questions_are_not_worth_a_process(kit: Kit) -> None:
+    asking = Asking(num_processes=4)
+    for questions, expected in ((1, 0), (300, 2), (10_000, 4)):
+        with asking.copies(kit.model, kit.processor, questions) as copies:
+            assert copies.number == max(expected, 1)
 
 
 def test_own_file_is_scored_beside_its_own_training_split(kit: Kit, own_data: Path) -> None:
