@@ -72,7 +72,7 @@ setup(
             "datasets/embedded/files/*/*",
         ],
         "medmo_kernels": ["py.typed", "*.so", "*/table.json"],
-        "medmo_recipes": ["pages/templates/*.html.j2"],
+        "medmo_recipes": ["pages/templates/*.html.j2", "pages/quickstart_study.json"],
     },
     install_requires=["torch>=2.11", "numpy>=2.0", "safetensors>=0.5", "einops>=0.8", "pillow>=11", "tokenizers>=0.21"],
     extras_require=EXTRAS,

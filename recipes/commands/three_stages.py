@@ -3,11 +3,14 @@
 The stages' budgets are steps in the `tiny_*` configs, so that one seed gives one result.
 """
 
+import hashlib
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,32 @@ from ..evaluation.ask import Asking
 from ..evaluation.suites import evaluate_embedded
 from ..pages import quickstart_page as pages
 from ..pages.quickstart_page import Outcome
+from ..pages.study_summary import summary_for
 from ..reinforcement.sharpening import SampledRewards, sampled_box_reward
+from ..settings.command_line import format_config
 from ..settings.run_config import STAGES, ConfigError, RunConfig
 from ..training.distributed.torchrun import torchrun
 from ..training.model.kit import load_kit
 from .time_left import Whole
 
-NUM_PROCESSES = {"tiny": 2, "debug": 1}  # the same on every machine, so that one seed gives one result
+
+@dataclass(frozen=True)
+class Layout:
+    """Processes of a stage on this machine, and threads of each.
+
+    Attributes:
+        processes: number of processes; one is this process itself.
+        threads: number of threads of each.
+    """
+
+    processes: int
+    threads: int
+
+
+LAYOUTS = {"tiny": Layout(2, 1), "debug": Layout(1, 1)}
+"""Size -> layout, the same on every machine, so that one seed gives one result.
+
+Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait."""
 SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
     "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},
@@ -49,13 +71,15 @@ class StageFailed(UserError, RuntimeError):
     """A stage that did not reach its end."""
 
 
-def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
+def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None = None) -> Outcome:
     """Train, measure and write the report.
 
     Args:
         out: folder; one that holds a run already is refused.
         size: "tiny" or "debug": which configs.
         seed: number that fixes weights, data and sampling.
+        layout: processes and threads of every stage; evaluation then has as many threads as all its processes have
+            together. None: the size's own, and evaluation has torch's number of threads.
 
     Raises:
         ConfigError: `out` holds an earlier run, or is a file.
@@ -66,9 +90,12 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
     if any((out / stage).exists() for stage in STAGES):
         raise ConfigError(f"{out} already holds a quickstart; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    outcome, whole = Outcome(), Whole(COSTS)
+    if layout is not None:
+        torch.set_num_threads(layout.processes * layout.threads)
+    layout = layout or LAYOUTS[size]
+    outcome, whole = Outcome(study=summary_for(recipe_digest(size))), Whole(COSTS)
     configs = stage_configs(out, size, seed)
-    outcome.commands = [command_line(stage, size, config) for stage, config in configs.items()]
+    outcome.commands = [command_line(stage, size, config, layout) for stage, config in configs.items()]
 
     with timed(outcome, whole, "evaluate random"):
         kit = load_kit(configs["align"], "cpu")
@@ -76,7 +103,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0) -> Outcome:
         measure(outcome, "random", kit, size, whole)
     for stage, config in configs.items():
         with timed(outcome, whole, stage), whole.watching(out / stage / "metrics.jsonl", config.train.steps):
-            launch_stage(stage, size, config)
+            launch_stage(stage, size, config, layout)
         with timed(outcome, whole, f"evaluate {stage}"):
             kit = load(out / stage / "final", device="cpu")
             measure(outcome, stage, kit, size, whole)
@@ -107,33 +134,44 @@ def stage_configs(out: Path, size: str, seed: int) -> dict[str, RunConfig]:
     return configs
 
 
-def stage_words(stage: str, size: str, config: RunConfig) -> list[str]:
+def recipe_digest(size: str) -> str:
+    """Name a size's recipe by what its configs change of the default settings: 12 hexadecimal digits."""
+    default = set(format_config(RunConfig(stage="align"), docs=False).splitlines())
+    lines = [
+        line
+        for stage in STAGES
+        for line in format_config(CONFIGS[f"{size}_{stage}"](), docs=False).splitlines()
+        if line not in default
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def stage_words(stage: str, size: str, config: RunConfig, layout: Layout) -> list[str]:
     """Return the command line of a stage, behind its module."""
     train = config.train
     words = ["--config", f"{size}_{stage}", f"model.init={config.model.init}", "train.device=cpu"]
-    return [*words, "train.num_threads=1", f"train.out_dir={train.out_dir}", f"train.seed={train.seed}"]
+    threads = f"train.num_threads={layout.threads}"
+    return [*words, threads, f"train.out_dir={train.out_dir}", f"train.seed={train.seed}"]
 
 
-def command_line(stage: str, size: str, config: RunConfig) -> str:
+def command_line(stage: str, size: str, config: RunConfig, layout: Layout) -> str:
     """Return what a user types to run a stage as it was run."""
-    count = NUM_PROCESSES[size]
+    count = layout.processes
     launcher = ["python"] if count == 1 else ["torchrun", "--standalone", f"--nproc-per-node={count}"]
-    return shlex.join([*launcher, "-m", f"medmo_recipes.{stage}", *stage_words(stage, size, config)])
+    return shlex.join([*launcher, "-m", f"medmo_recipes.{stage}", *stage_words(stage, size, config, layout)])
 
 
-def launch_stage(stage: str, size: str, config: RunConfig) -> None:
+def launch_stage(stage: str, size: str, config: RunConfig, layout: Layout) -> None:
     """Run a stage under torchrun, as a user would; in this process where one is enough.
-
-    Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait.
 
     Raises:
         StageFailed: the stage failed; it has said why.
     """
-    words, module = stage_words(stage, size, config), f"medmo_recipes.{stage}"
-    if NUM_PROCESSES[size] == 1:
+    words, module = stage_words(stage, size, config, layout), f"medmo_recipes.{stage}"
+    if layout.processes == 1:
         status = import_module(module).main(words)
     else:
-        status = torchrun(module, words, num_processes=NUM_PROCESSES[size])
+        status = torchrun(module, words, num_processes=layout.processes)
     if status:
         raise StageFailed(f"{stage} ended with status {status}; its own message stands above")
 
@@ -169,6 +207,7 @@ def write_metrics(out: Path, outcome: Outcome, seed: int) -> None:
         "sampled_box_reward_of_instruct": mean_rewards(outcome.sampled),
         "sampled_box_reward_of_reinforce": mean_rewards(outcome.sampled_after),
         "seconds": {name: round(value, 1) for name, value in outcome.seconds.items()},
+        "cpu_seconds": {name: round(value, 1) for name, value in outcome.cpu_seconds.items()},
         "verdicts": [vars(verdict) for verdict in pages.verdicts(outcome)],
     }
     write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
@@ -181,8 +220,13 @@ def mean_rewards(sampled: SampledRewards | None) -> dict[str, float]:
 
 @contextmanager
 def timed(outcome: Outcome, whole: Whole, name: str) -> Iterator[None]:
-    """Say that a part of the run begins, and record how long it took."""
-    started = time.perf_counter()
+    """Say that a part of the run begins, and record how long it took and how much CPU time."""
+    started, before = time.perf_counter(), cpu_seconds()
     with whole.part(name):
         yield
-    outcome.seconds[name] = time.perf_counter() - started
+    outcome.seconds[name], outcome.cpu_seconds[name] = time.perf_counter() - started, cpu_seconds() - before
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of all child processes that it has waited for."""
+    return sum(os.times()[:4])

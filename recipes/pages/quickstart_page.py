@@ -16,6 +16,7 @@ from ..settings.run_config import RunConfig
 from ..training.monitoring.log import read_metrics
 from .gallery import RULE, ranked_pictures
 from .report import Cell, Picture, Report, Table, Verdict
+from .study_summary import StudySummary
 
 METRIC_NAMES = {
     "vqa_accuracy": "VQA accuracy",
@@ -125,21 +126,31 @@ def _these_scans(score: Score) -> str:
 
 def format_verdicts(outcome: "Outcome") -> str:
     """Return the verdicts as text for the terminal."""
-    return "\n".join(f"[{'yes' if v.holds else ' no'}] {v.claim}\n      {v.measured}" for v in verdicts(outcome))
+    lines = []
+    for verdict in verdicts(outcome):
+        below = filter(None, [verdict.measured, repetition(outcome, verdict.claim)])
+        lines += [f"[{'yes' if verdict.holds else ' no'}] {verdict.claim}", *(f"      {line}" for line in below)]
+    return "\n".join(lines)
+
+
+def repetition(outcome: "Outcome", claim: str) -> str:
+    """Say how often a verdict held in the study of this recipe; nothing without one."""
+    return "" if outcome.study is None else outcome.study.told(claim)
 
 
 def write(out: Path, outcome: "Outcome", configs: Mapping[str, RunConfig], seed: int) -> None:
     """Write held_out.png and report.html."""
     shown = ranked_pictures(outcome.evaluations["reinforce"])
     contact(shown).save(out / "held_out.png")
-    minutes = sum(outcome.seconds.values()) / 60
+    minutes, judged = sum(outcome.seconds.values()) / 60, verdicts(outcome)
     Report(
         title="MedMO quickstart",
         subtitle=(
             f"{outcome.num_parameters / 1e6:.1f} million parameters, three stages and four evaluations "
             f"in {minutes:.1f} minutes on the CPU."
         ),
-        verdicts=verdicts(outcome),
+        verdicts=judged,
+        repeated={verdict.claim: repetition(outcome, verdict.claim) for verdict in judged},
         tables=[
             score_table(outcome, "", "Held-out scans, fixed random crops (the bar)"),
             structure_table(outcome),
@@ -178,13 +189,19 @@ def score_table(outcome: "Outcome", suffix: str, title: str) -> Table:
         known = next(s for s in scores if s is not None)
         baseline = "" if known.baseline is None else f"{known.baseline:.3f}"
         detail = f"{_questions(known)}, {_these_scans(known)}"
-        rows.append([Cell(name, detail), *(_score_cell(s) for s in scores), Cell(baseline)])
+        ranges = [outcome.study.range_of(stage, metric + suffix) if outcome.study else "" for stage in stages]
+        cells = [_score_cell(s, of_study) for s, of_study in zip(scores, ranges, strict=True)]
+        rows.append([Cell(name, detail), *cells, Cell(baseline)])
     note = "In brackets: 95 % intervals over slices. Baselines are fitted on training data."
+    if outcome.study is not None and not suffix:
+        note += f" Study: lowest and highest of {outcome.study.num_runs} runs of this recipe."
     return Table(title, note, ["metric", *stages, "baseline"], rows)
 
 
-def _score_cell(score: Score | None) -> Cell:
-    return Cell("") if score is None else Cell(f"{score.value:.3f}", interval(score.low, score.high))
+def _score_cell(score: Score | None, of_study: str) -> Cell:
+    if score is None:
+        return Cell("")
+    return Cell(f"{score.value:.3f}", "\n".join(filter(None, [interval(score.low, score.high), of_study])))
 
 
 def structure_table(outcome: "Outcome") -> Table:
@@ -248,6 +265,8 @@ class Outcome:
         seconds: part of the run -> wall clock.
         num_parameters: number of parameters of the model.
         commands: command lines that started the stages.
+        cpu_seconds: part of the run -> CPU time of all processes.
+        study: spread of this recipe over the runs of a study; None where there is none.
     """
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
@@ -256,3 +275,5 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     num_parameters: int = 0
     commands: list[str] = field(default_factory=list)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    study: StudySummary | None = None

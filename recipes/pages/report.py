@@ -27,7 +27,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: its main text and a smaller second line."""
+    """A table cell: its main text and, smaller below it, further lines."""
 
     text: str
     detail: str = ""
@@ -79,6 +79,8 @@ class Report:
     """Command lines that repeat the run."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Text -> page beside this one, relative to its folder."""
+    repeated: Mapping[str, str] = field(default_factory=dict)
+    """Claim of a verdict -> how often it held in repeated runs; empty or absent where nobody knows."""
 
     def write(self, path: Path) -> None:
         """Render the page to `path`.
@@ -90,6 +92,7 @@ class Report:
             title=self.title,
             subtitle=self.subtitle,
             verdicts=self.verdicts,
+            repeated=self.repeated,
             tables=self.tables,
             curves=base64_png(curves_png(self.curves)),
             gallery=[

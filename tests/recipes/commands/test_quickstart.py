@@ -17,6 +17,7 @@ from medmo_recipes.evaluation.ask import Asking
 from medmo_recipes.evaluation.results import Evaluation
 from medmo_recipes.evaluation.scores import Prediction, Score
 from medmo_recipes.pages import quickstart_page
+from medmo_recipes.pages.study_summary import SUMMARY, StudySummary, summary_for
 from medmo_recipes.reinforcement.sharpening import SampledRewards
 from medmo_recipes.settings.run_config import ConfigError
 from medmo_recipes.training.model.kit import load_kit
@@ -69,7 +70,9 @@ def test_one_seed_gives_one_result(folder: Path, tmp_path: Path) -> None:
     suites = {stage: len(evaluation.predictions) for stage, evaluation in outcome.evaluations.items()}
     assert set(suites.values()) == {three_stages.NUM_SUITES}, "the progress of an evaluation counts all its parts"
     first, second = (json.loads((f / "metrics.json").read_text()) for f in (folder, tmp_path / "again"))
-    assert first.pop("seconds").keys() == second.pop("seconds").keys()
+    for costs in ("seconds", "cpu_seconds"):
+        parts = first.pop(costs), second.pop(costs)
+        assert set(parts[0]) == set(parts[1]) == set(three_stages.COSTS) and sum(parts[0].values()) > 0
     assert first == second
 
 
@@ -193,3 +196,50 @@ def test_one_scan_is_no_scans() -> None:
     outcome = quickstart_page.Outcome({"random": Evaluation({"vqa_accuracy": one})})
     (row,) = quickstart_page.score_table(outcome, "", "title").rows
     assert "this scan only" in row[0].detail and row[1].detail == ""
+
+
+def test_a_layout_is_that_of_every_stage() -> None:
+    config = three_stages.stage_configs(Path("out"), "tiny", 7)["align"]
+    own = three_stages.command_line("align", "tiny", config, three_stages.LAYOUTS["tiny"])
+    assert own.startswith("torchrun --standalone --nproc-per-node=2 -m medmo_recipes.align --config tiny_align ")
+    assert " train.num_threads=1 " in own and own.endswith("train.seed=7")
+    other = three_stages.command_line("align", "tiny", config, three_stages.Layout(1, 2))
+    assert other.startswith("python -m medmo_recipes.align ") and " train.num_threads=2 " in other
+
+
+def test_a_recipe_is_named_by_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, debug = three_stages.recipe_digest("tiny"), three_stages.recipe_digest("debug")
+    assert re.fullmatch("[0-9a-f]{12}", tiny) and tiny != debug
+    changed = CONFIGS["tiny_instruct"]().change(optim={"lr": 0.123})
+    monkeypatch.setitem(CONFIGS, "tiny_instruct", lambda: changed)
+    assert three_stages.recipe_digest("tiny") != tiny and three_stages.recipe_digest("debug") == debug
+
+
+def test_only_the_study_of_this_recipe_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    assert summary_for("abc", path) is None
+    study = {"recipe": "abc", "num_runs": 10, "held": {"pigs fly": 9}, "ranges": {"instruct": {"iou": [0.25, 0.5]}}}
+    path.write_text(json.dumps(study))
+    found = summary_for("abc", path)
+    assert found is not None and summary_for("abd", path) is None
+    assert found.told("pigs fly") == "held in 9 of 10 runs of the study" and found.told("cows fly") == ""
+    assert found.range_of("instruct", "iou") == "study: 0.250 to 0.500"
+    assert found.range_of("align", "iou") == found.range_of("instruct", "f1") == ""
+    assert SUMMARY.parent == Path(quickstart_page.__file__).parent
+
+
+def test_verdicts_and_figures_stand_beside_those_of_the_study() -> None:
+    outcome = quickstart_page.Outcome({"instruct": evaluation([0.3, 0.4], 0.05, [0.2, 0.2])})
+    alone = quickstart_page.format_verdicts(outcome)
+    (_, row) = quickstart_page.score_table(outcome, "", "title").rows
+    assert "study" not in alone and row[1].detail == "[0.250, 0.450]"
+    claim = "After instruct, grounding beats the best constant box per label"
+    outcome.study = StudySummary("abc", 10, {claim: 9}, {"instruct": {"grounding_iou": (0.25, 0.5)}})
+    lines = quickstart_page.format_verdicts(outcome).splitlines()
+    where = lines.index(f"[yes] {claim}")
+    assert lines[where + 2] == "      held in 9 of 10 runs of the study"
+    assert [line for line in lines if "study" not in line] == alone.splitlines()
+    table = quickstart_page.score_table(outcome, "", "title")
+    assert table.rows[1][1].detail == "[0.250, 0.450]\nstudy: 0.250 to 0.500"
+    assert table.note.endswith("Study: lowest and highest of 10 runs of this recipe.")
+    assert "Study" not in quickstart_page.score_table(outcome, "_shuffled", "title").note

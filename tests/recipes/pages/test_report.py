@@ -26,6 +26,7 @@ def make_report() -> Report:
         gallery_note="green is true",
         provenance=["seed 0"],
         commands=["torchrun a&b"],
+        repeated={"pigs fly": "held in 1 of 10 <runs>", "boxes beat a constant": ""},
         links={"completions": "reinforce/rollouts/index.html"},
     )
 
@@ -41,7 +42,8 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path: Path) -> None:
     assert "<strong>best</strong>" in html and "<code>[&lt;box&gt;]</code>" in html
     assert html.count('type="checkbox"') == 1 and "@media print" in html and "prefers-color-scheme: dark" in html
     assert "http" not in html.replace("http-equiv", "")
-    assert '<td class="yes">yes</td>' in html and '<td class="no">no</td>' in html
+    assert '<td class="yes">yes</td>' in html
+    assert '<td class="no">no<small>held in 1 of 10 &lt;runs&gt;</small></td>' in html
 
 
 def test_markup_in_a_text_stays_text(tmp_path: Path) -> None:
