@@ -1,8 +1,8 @@
 """Facts about the kernels that need no GPU: the least time each op can take, and what the compiler made of it."""
 
 from . import kernel_pages
+from .markdown import table
 from .page_section import section_of
-from .tables import table
 
 
 def sections() -> list[str]:

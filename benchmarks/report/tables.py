@@ -5,6 +5,7 @@ from itertools import groupby
 
 from ..suite.comparison import OURS
 from ..suite.schema import Result, Row
+from .markdown import table
 from .ratios import Contest, Ratio, ceiling_share
 from .targets import Judgement
 
@@ -12,15 +13,6 @@ RED = "🔴"
 """Marks a loss: GitHub keeps no colours of text."""
 
 NO_FIGURE = "ours has no figure"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, without the columns that are empty in every row; no rows: no table."""
-    if not rows:
-        return ""
-    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    lines = [[head[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def duration(us: float) -> str:

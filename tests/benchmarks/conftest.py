@@ -1,4 +1,4 @@
-"""Results planted by hand, for the report and the comparison."""
+"""Results planted by hand, for the report, the comparison and the studies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.studies.quickstart_runs.records import RunRecord
 from benchmarks.suite.schema import Check, Machine, Result, Row
 
 MACHINE = Machine("a processor", "cpu", 0, "", "", 2**30, 2, 1, {"torch": "2.13", "liger-kernel": ""}, "abc123def",
@@ -47,3 +48,48 @@ def plant() -> Planter:
 def steady() -> Callable[[float], tuple[float, ...]]:
     """Return a maker of 21 durations within 2 % of a middle one."""
     return lambda middle: tuple(middle * (1 + 0.002 * ((7 * i) % 21 - 10)) for i in range(21))
+
+
+def stored_score(value: float, baseline: float | None = None, gain_low: float = 0.1, **counts: Any) -> dict[str, Any]:
+    """Return a score as metrics.json has it: its interval reaches 0.1 to both sides."""
+    found = {"value": value, "low": value - 0.1, "high": value + 0.1, "baseline": baseline, **counts}
+    if baseline is not None:
+        found |= {"gain": value - baseline, "gain_low": gain_low, "gain_high": 0.5}
+    return found
+
+
+@pytest.fixture
+def make_run() -> Callable[..., RunRecord]:
+    """Return a function that makes the record of a run by its IoU after instruct."""
+
+    def make(seed: int, iou: float, layout: str = "2x1", isa: str = "machine", **fields: Any) -> RunRecord:
+        instruct = {
+            "grounding_iou": stored_score(iou, 0.2, iou - 0.35),
+            "grounding_denied": stored_score(0.1),
+            "grounding_invented": stored_score(0.05),
+            "vqa_accuracy": stored_score(0.7, 0.5),
+            "report_fact_f1": stored_score(0.45, 0.4),
+        }
+        reinforce = {
+            "grounding_iou": stored_score(iou + 0.05, 0.2),
+            "vqa_accuracy": stored_score(0.7 + iou / 10, 0.5),
+            "report_fact_f1": stored_score(0.5, 0.4),
+        }
+        values: dict[str, Any] = {
+            "stages": {"instruct": instruct, "reinforce": reinforce},
+            "training_iou": stored_score(iou + 0.2, 0.2),
+            "changes": {
+                "grounding_iou": {"difference": 0.05, "low": 0.01, "high": 0.09},
+                "vqa_accuracy": {"difference": iou / 10, "low": -0.02, "high": 0.1},
+            },
+            "verdicts": {"boxes beat a constant": iou > 0.35, "pigs fly": False},
+            "seconds": {"align": 10.0, "instruct": 100.0 + seed},
+            "cpu_seconds": {"align": 20.0, "instruct": 200.0 + seed},
+            "wall_s": 600.0 + 60 * seed,
+            "cpu_s": 1200.0,
+            "machine": {"cpu": "A processor", "cores": 2, "instructions": "AVX2", "torch": "2.13.0", "commit": "abc",
+                        "changed": False, "date": "2026-01-01"},
+        }  # fmt: skip
+        return RunRecord(seed=seed, layout=layout, isa=isa, **{**values, **fields})
+
+    return make
