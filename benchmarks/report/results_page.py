@@ -3,7 +3,8 @@
     python -m benchmarks.report.results_page --write     # after a new quickstart.json, study or suite result
     python -m benchmarks.report.results_page             # exit status 1 where a page says something else
 
-`benchmarks/results/cpu/quickstart.json` is the metrics.json of one `make quickstart`.
+`benchmarks/results/cpu/quickstart.json` is the metrics.json of one `make quickstart`: the median run of the study of
+repeated runs, where that is committed (`python -m benchmarks.studies.quickstart_runs`).
 """
 
 import argparse
@@ -20,8 +21,12 @@ from medmo_recipes.settings.run_config import STAGES
 
 from ..studies.box_rewards import FIGURES as REWARDS
 from ..studies.box_rewards import brackets, settings_of, stored_rounds
+from ..studies.quickstart_runs.publishing import FIGURES as STUDY
+from ..studies.quickstart_runs.records import FILE, StudyRecord, read_study
+from ..studies.quickstart_runs.spread import MEDIAN_BY, median_run, summarise
 from . import page as suite_page
 from . import tables, targets
+from .markdown import table
 from .page import Stored
 from .page_section import settle
 
@@ -61,15 +66,16 @@ def scores(run: Values) -> str:
         last = stages[COLUMNS[-1]][metric]
         values[-1] = f"**{values[-1]}** {brackets(last)}"
         rows.append([name, *values, f"{last['baseline']:.3f}"])
-    return tables.table(["held-out, fixed random crops", *COLUMNS, "baseline"], rows)
+    return table(["held-out, fixed random crops", *COLUMNS, "baseline"], rows)
 
 
-def verdicts(run: Values) -> str:
+def verdicts(run: Values, study: StudyRecord | None) -> str:
     """Return what the run claims and whether it holds: within noise where the interval of a gain holds 0.
 
-    Beside the gain in IoU stands what F1 and VQA did.
+    Beside the gain in IoU stands what F1 and VQA did. Where there is a study, each says how often it held there.
     """
     lines = []
+    summary = None if study is None else summarise(study)
     before, after = run["stages"]["instruct"], run["stages"]["reinforce"]
     for one in run["verdicts"]:
         measured = one["measured"]
@@ -79,7 +85,8 @@ def verdicts(run: Values) -> str:
             measured += f"; meanwhile {' and '.join(changes)}"
         gain = INTERVAL.search(measured)
         noise = ", within noise" if gain and float(gain[1]) <= 0 <= float(gain[2]) else ""
-        lines.append(f"- {one['claim']}: **{'yes' if one['holds'] else 'no'}{noise}** ({measured}).")
+        repeated = f"; {said}" if summary is not None and (said := summary.told(one["claim"])) else ""
+        lines.append(f"- {one['claim']}: **{'yes' if one['holds'] else 'no'}{noise}** ({measured}){repeated}.")
     return "\n".join(lines)
 
 
@@ -139,14 +146,43 @@ def _slices(score: Values) -> str:
     return f"{score['num_images']} slices of {score['num_scans']} scans"
 
 
-def about(run: Values) -> str:
+def about(run: Values, study: StudyRecord | None) -> str:
     """Say which run it was and how long it took."""
     minutes = sum(run["seconds"].values()) / 60
     return (
         f"The run below: {run['num_parameters'] / 1e6:.1f} million parameters, seed {run['seed']}, two CPU cores that "
         f"other work shared (torch {run['torch']}), {minutes:.0f} minutes with all evaluations. `metrics.json` and "
-        f"`report.html` of your run show yours. {spread(run)}"
+        f"`report.html` of your run show yours. {spread(run) if study is None else spread_of_study(study)}"
     )
+
+
+def spread_of_study(study: StudyRecord) -> str:
+    """Say which of the study's runs is shown and how all of them ended."""
+    low, high = summarise(study).ranges[COLUMNS[-1]]["grounding_iou"]
+    return (
+        "Machines round differently, and so small a model shows it. The run is the median one, by grounding mean IoU "
+        f"after instruct, of the {len(study.runs)} of [quickstart_runs.md](quickstart_runs.md), with several seeds, "
+        f"which ended with a grounding mean IoU from {low:.3f} to {high:.3f}."
+    )
+
+
+def committed_study(run: Values) -> StudyRecord | None:
+    """Return the committed study of repeated runs; None where there is none.
+
+    Raises:
+        ValueError: the run to show is not its median one.
+    """
+    if not (STUDY / FILE).exists():
+        return None
+    study = read_study(STUDY / FILE)
+    stage, metric = MEDIAN_BY
+    middle = median_run(study.runs)
+    if (run["seed"], run["stages"][stage][metric]) != (middle.seed, middle.stages[stage][metric]):
+        raise ValueError(
+            f"{QUICKSTART.name} is not the median run of the study, {middle.name}: "
+            "python -m benchmarks.studies.quickstart_runs --table DIR, with the folder of the runs, writes both"
+        )
+    return study
 
 
 def spread(run: Values) -> str:
@@ -194,15 +230,15 @@ def suite(shown: Sequence[Stored]) -> str:
     return "\n\n".join(parts)
 
 
-def page(run: Values, rounds: Mapping[str, Values], shown: Sequence[Stored]) -> str:
+def page(run: Values, rounds: Mapping[str, Values], shown: Sequence[Stored], study: StudyRecord | None) -> str:
     """Return docs/results.md."""
     parts = [
         f"<!-- generated by `python -m {TOOL} --write`; do not edit -->",
         "# Results",
         "## The quickstart",
-        about(run),
+        about(run, study),
         scores(run),
-        verdicts(run),
+        verdicts(run, study),
         seeds(rounds),
         reading(run),
         suite(shown),
@@ -211,14 +247,23 @@ def page(run: Values, rounds: Mapping[str, Values], shown: Sequence[Stored]) -> 
     return "\n\n".join(parts) + "\n"
 
 
-def readme_block(run: Values, shown: Sequence[Stored]) -> str:
-    """Return the few lines of figures that README shows: the last stage beside the baseline, and one line on speed."""
+def readme_block(run: Values, shown: Sequence[Stored], study: StudyRecord | None) -> str:
+    """Return the few lines of figures that README shows: the last stage beside the baseline, and one line on speed.
+
+    Where there is a study, its lowest and highest value stand behind a figure, else the figure's interval.
+    """
     rows = []
+    heading = "after three stages"
+    if study is not None:
+        heading += f", median run of {len(study.runs)} (lowest to highest)"
     for metric in IN_README:
         last = run["stages"][COLUMNS[-1]][metric]
-        value = f"**{last['value']:.3f}** {brackets(last)}"
-        rows.append([METRICS[metric], value, f"{last['baseline']:.3f}"])
-    lines = [tables.table(["quickstart, held-out questions", "after three stages", "baseline"], rows), ""]
+        behind = brackets(last)
+        if study is not None:
+            low, high = summarise(study).ranges[COLUMNS[-1]][metric]
+            behind = f"({low:.3f} to {high:.3f})"
+        rows.append([METRICS[metric], f"**{last['value']:.3f}** {behind}", f"{last['baseline']:.3f}"])
+    lines = [table(["quickstart, held-out questions", heading, "baseline"], rows), ""]
     for stored in shown:
         counts = {standing: len(found) for standing, found in tables.standings(stored.contests).items()}
         lines.append(
@@ -235,15 +280,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     command = f"python -m {TOOL} --write"
     run, rounds = json.loads(QUICKSTART.read_text(encoding="utf-8")), stored_rounds(REWARDS)
-    shown = newest_on_cpu()
-    text = page(run, rounds, shown)
+    shown, study = newest_on_cpu(), committed_study(run)
+    text = page(run, rounds, shown, study)
     status = 0
     if arguments.write:
         write_text(PAGE, text)
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
         print(f"{PAGE.name} is out of date: {command}", file=sys.stderr)
         status = 1
-    return max(status, settle(README, TOOL, readme_block(run, shown), write=arguments.write, fix=command))
+    return max(status, settle(README, TOOL, readme_block(run, shown, study), write=arguments.write, fix=command))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 import benchmarks.report.results_page as tool
 from benchmarks.report.page_section import markers, section_of
+from benchmarks.studies.quickstart_runs.records import FILE, RunRecord, StudyRecord
 from benchmarks.suite import schema
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def test_verdicts_and_losses_follow_the_figures() -> None:
         ("-0.0200 [-0.0300, -0.0100], 9 questions", False, "**no**"),
     ):
         run["verdicts"] = [{"claim": claim, "measured": measured, "holds": holds}]
-        assert f"{claim}: {word} ({measured}; meanwhile F1 " in tool.verdicts(run)
+        assert f"{claim}: {word} ({measured}; meanwhile F1 " in tool.verdicts(run, None)
     full = run["stages"]["reinforce"]["grounding_iou_full"]
     for low, high, word in ((0.1, 0.2, "better than"), (-0.2, -0.1, "worse than"), (-0.1, 0.1, "level with")):
         full.update(gain_low=low, gain_high=high)
@@ -115,7 +116,7 @@ def test_the_suite_is_quoted_from_its_newest_cpu_result(
     assert "a processor, 1 torch thread, commit abc123def: 1 comparisons" in text
     assert "512 of 16 x 16, forward | SciPy through the host | at least 4x | 5.00x [5.00, 5.00] | met |" in text
     assert "not measured yet" in text, "the other targets are not hidden"
-    block = tool.readme_block(json.loads(tool.QUICKSTART.read_text(encoding="utf-8")), shown)
+    block = tool.readme_block(json.loads(tool.QUICKSTART.read_text(encoding="utf-8")), shown, None)
     assert block.splitlines()[-1] == (
         "Speed against the best peer (a processor, 1 torch thread, commit abc123def): faster in 1 of 1 comparisons, "
         "level in 0, slower in 0."
@@ -124,3 +125,43 @@ def test_the_suite_is_quoted_from_its_newest_cpu_result(
     schema.write(plant.result(wrong, peer), tmp_path / "cpu-a/now.json")
     with pytest.raises(ValueError, match="ours is wrong"):
         tool.newest_on_cpu(tmp_path)
+
+
+@pytest.fixture
+def study(make_run: Callable[..., RunRecord]) -> StudyRecord:
+    """Three runs, whose IoU after three stages is 0.35, 0.55 and 0.45, and whose first claim held in two."""
+    claim = "After instruct, VQA beats the majority answer per template"
+    runs = [make_run(seed, iou, verdicts={claim: iou > 0.35}) for seed, iou in enumerate((0.3, 0.5, 0.4))]
+    return StudyRecord("tiny", "0123456789ab", runs)
+
+
+def test_a_study_is_told_beside_its_median_run(study: StudyRecord) -> None:
+    run = json.loads(tool.QUICKSTART.read_text(encoding="utf-8"))
+    row = next(line for line in tool.readme_block(run, [], study).splitlines() if "IoU" in line)
+    last = run["stages"]["reinforce"]["grounding_iou"]
+    assert row == f"| Grounding mean IoU | **{last['value']:.3f}** (0.350 to 0.550) | {last['baseline']:.3f} |"
+    assert "after three stages, median run of 3 (lowest to highest)" in tool.readme_block(run, [], study)
+    assert "; held in 2 of 3 runs of the study." in tool.verdicts(run, study)
+    assert "of the 3 of [quickstart_runs.md](quickstart_runs.md)" in tool.about(run, study)
+    assert "ended with a grounding mean IoU from 0.350 to 0.550." in tool.about(run, study)
+    assert "quickstart_runs.md" not in tool.about(run, None)
+
+
+def test_the_run_shown_must_be_the_median_of_the_study(
+    study: StudyRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "STUDY", tmp_path)
+    run = json.loads(tool.QUICKSTART.read_text(encoding="utf-8"))
+    assert tool.committed_study(run) is None
+    study.write(tmp_path / FILE)
+    with pytest.raises(ValueError, match="quickstart.json is not the median run of the study, seed-2-2x1-machine"):
+        tool.committed_study(run)
+    run = {"seed": 2, "stages": study.runs[2].stages}
+    assert tool.committed_study(run) == study
+    with pytest.raises(ValueError, match="not the median run"):
+        tool.committed_study({**run, "seed": 1})
+
+
+def test_readme_says_one_run_only_while_there_is_no_study() -> None:
+    by_hand = outside_the_figures(tool.README.read_text(encoding="utf-8"))
+    assert ("One run; machines round differently" in by_hand) != (tool.STUDY / FILE).exists()
