@@ -49,6 +49,11 @@ class Layout:
     processes: int
     threads: int
 
+    @property
+    def cores(self) -> int:
+        """Cores that all of it keeps busy."""
+        return self.processes * self.threads
+
 
 LAYOUTS = {"tiny": Layout(2, 1), "debug": Layout(1, 1)}
 """Size -> layout, the same on every machine, so that one seed gives one result.
@@ -78,8 +83,8 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None =
         out: folder; one that holds a run already is refused.
         size: "tiny" or "debug": which configs.
         seed: number that fixes weights, data and sampling.
-        layout: processes and threads of every stage; evaluation then has as many threads as all its processes have
-            together. None: the size's own, and evaluation has torch's number of threads.
+        layout: processes and threads of every stage; evaluation has a process for each of these threads. None: the
+            size's own.
 
     Raises:
         ConfigError: `out` holds an earlier run, or is a file.
@@ -90,8 +95,6 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None =
     if any((out / stage).exists() for stage in STAGES):
         raise ConfigError(f"{out} already holds a quickstart; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    if layout is not None:
-        torch.set_num_threads(layout.processes * layout.threads)
     layout = layout or LAYOUTS[size]
     outcome, whole = Outcome(study=summary_for(recipe_digest(size))), Whole(COSTS)
     configs = stage_configs(out, size, seed)
@@ -100,23 +103,21 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None =
     with timed(outcome, whole, "evaluate random"):
         kit = load_kit(configs["align"], "cpu")
         outcome.num_parameters = sum(p.numel() for p in kit.model.parameters())
-        measure(outcome, "random", kit, size, whole)
+        measure(outcome, "random", kit, size, whole, layout)
     for stage, config in configs.items():
         with timed(outcome, whole, stage), whole.watching(out / stage / "metrics.jsonl", config.train.steps):
             launch_stage(stage, size, config, layout)
         with timed(outcome, whole, f"evaluate {stage}"):
             kit = load(out / stage / "final", device="cpu")
-            measure(outcome, stage, kit, size, whole)
+            measure(outcome, stage, kit, size, whole, layout)
         prompts = SIZES[size]["num_samples"] // 4
         if stage == "instruct":
             with timed(outcome, whole, "sample instruct"):
-                outcome.sampled = sampled_box_reward(
-                    kit, num_prompts=prompts, seed=seed, num_processes=NUM_PROCESSES[size]
-                )
+                outcome.sampled = sampled_box_reward(kit, num_prompts=prompts, seed=seed, num_processes=layout.cores)
         elif stage == "reinforce":
             with timed(outcome, whole, "sample reinforce"):
                 outcome.sampled_after = sampled_box_reward(
-                    kit, num_prompts=prompts, temperatures=(1.0,), seed=seed, num_processes=NUM_PROCESSES[size]
+                    kit, num_prompts=prompts, temperatures=(1.0,), seed=seed, num_processes=layout.cores
                 )
         write_metrics(out, outcome, seed)
     pages.write(out, outcome, configs, seed)
@@ -176,7 +177,7 @@ def launch_stage(stage: str, size: str, config: RunConfig, layout: Layout) -> No
         raise StageFailed(f"{stage} ended with status {status}; its own message stands above")
 
 
-def measure(outcome: Outcome, name: str, kit: Kit, size: str, whole: Whole) -> None:
+def measure(outcome: Outcome, name: str, kit: Kit, size: str, whole: Whole, layout: Layout) -> None:
     """Score a model on the held-out scans and print its table. The questions never change with the seed."""
     counts, reached = SIZES[size], dict[str, float]()
 
@@ -190,7 +191,7 @@ def measure(outcome: Outcome, name: str, kit: Kit, size: str, whole: Whole) -> N
         num_samples=counts["num_samples"],
         num_reports=counts["num_reports"],
         num_captions=counts["num_captions"],
-        asking=Asking(on_progress=hear, num_processes=NUM_PROCESSES[size]),
+        asking=Asking(on_progress=hear, num_processes=layout.cores),
     )
     outcome.evaluations[name] = result
     print(pages.stage_table(result), flush=True)

@@ -89,7 +89,7 @@ def test_progress_counts_parts_that_are_asked_side_by_side(monkeypatch: pytest.M
     monkeypatch.setattr(three_stages, "evaluate_embedded", evaluate)
     kit = load_kit(CONFIGS["debug_instruct"](), "cpu")
     with whole.part("evaluate random"):
-        three_stages.measure(quickstart_page.Outcome(), "random", kit, "debug", whole)
+        three_stages.measure(quickstart_page.Outcome(), "random", kit, "debug", whole, three_stages.LAYOUTS["debug"])
     assert lines[:2] == ["6%", "12%"] and lines[7:9] == ["50%", "56%"] and lines[-1] == "100%"
 
 
