@@ -1,4 +1,4 @@
-"""Where a model should look while it says certain tokens: boxes on the pictures, per token.
+"""Boxes on pictures that a model should look at while it says certain tokens.
 
 Shapes: L looks, B boxes of all looks, M visual tokens.
 """

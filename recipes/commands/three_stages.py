@@ -65,8 +65,8 @@ SIZES = {
 }
 
 
-COSTS = {"evaluate random": 31, "align": 18, "evaluate align": 41, "instruct": 587, "evaluate instruct": 53,
-         "sample instruct": 4, "reinforce": 83, "evaluate reinforce": 39, "sample reinforce": 5}  # fmt: skip
+COSTS = {"evaluate random": 28, "align": 22, "evaluate align": 18, "instruct": 280, "evaluate instruct": 15,
+         "sample instruct": 6, "reinforce": 75, "evaluate reinforce": 13, "sample reinforce": 2}  # fmt: skip
 """Seconds of each part in one run on two idle cores: what the whole is reckoned from."""
 NUM_SUITES = 8
 """Parts of an evaluation that report their progress, `evaluate_embedded`'s."""

@@ -21,7 +21,10 @@ from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, lo
 from .questions import Question, ask
 
 EMBEDDED_TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
-EMBEDDED_SPLITS = ("train", "test")
+EMBEDDED_SPLITS = ("train", "test", "fit", "val")
+"""`val` is blocks of slices of the largest training scan and `fit` all of `train` but these: settings are compared on
+them, so that the test scans have no say in what is shipped."""
+VAL_SOURCE, VAL_BLOCK, VAL_EVERY, VAL_PLACE = "ct-abdomen", 8, 6, 3
 SOURCE_WEIGHTS = {
     "ct-abdomen": 0.76,
     "ct-contrast": 0.88,
@@ -65,7 +68,16 @@ def records_of(split: str) -> tuple[ImageFacts, ...]:
     """
     if split not in EMBEDDED_SPLITS:
         raise InputError(f"the embedded set has no split {split!r}: use one of {', '.join(EMBEDDED_SPLITS)}")
-    return tuple(r for r in load_facts() if r.split == split)
+    if split in ("train", "test"):
+        return tuple(r for r in load_facts() if r.split == split)
+    return tuple(r for r in load_facts() if r.split == "train" and _is_val(r) == (split == "val"))
+
+
+def _is_val(record: ImageFacts) -> bool:
+    """Return whether a training image is in a block of slices that `fit` leaves out: every sixth block of eight."""
+    if record.source != VAL_SOURCE or record.slice_index is None:
+        return False
+    return record.slice_index // VAL_BLOCK % VAL_EVERY == VAL_PLACE
 
 
 @cache
@@ -107,7 +119,7 @@ class EmbeddedTasks:
 
     Args:
         task: one of `EMBEDDED_TASKS`.
-        split: train or test; a volume is in one of them only.
+        split: train or test, a volume is in one of them only; or fit or val, two parts of train.
         crops: draw a random square window for every sample; otherwise show whole images.
 
     Raises:

@@ -246,4 +246,12 @@ def test_how_often_images_are_drawn_does_not_depend_on_the_process(monkeypatch: 
 
 
 def test_tasks_and_splits_are_those_of_the_record_format() -> None:
-    assert set(sample.EMBEDDED_TASKS) < set(TASKS) and set(sample.EMBEDDED_SPLITS) < set(SPLITS)
+    assert set(sample.EMBEDDED_TASKS) < set(TASKS) and set(SPLITS) < set(sample.EMBEDDED_SPLITS)
+
+
+def test_fit_and_val_share_the_training_images_out_in_blocks() -> None:
+    train, fit, val = ({r.id for r in sample.records_of(split)} for split in ("train", "fit", "val"))
+    assert fit | val == train and not fit & val
+    places = sorted(r.slice_index or 0 for r in sample.records_of("val"))
+    assert {r.source for r in sample.records_of("val")} == {"ct-abdomen"}
+    assert places == [*range(24, 32), *range(72, 80)]

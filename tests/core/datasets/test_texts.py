@@ -211,7 +211,7 @@ def test_an_empty_corner_has_no_organ_and_a_cut_organ_is_neither_there_nor_absen
     ("make", "message"),
     [
         (lambda: EmbeddedTasks("grouding"), "no task 'grouding'"),
-        (lambda: EmbeddedTasks("vqa", "val"), "no split 'val'"),
+        (lambda: EmbeddedTasks("vqa", "valid"), "no split 'valid'"),
         (lambda: eval_samples("vqa", crops="some"), "crops='some'"),
     ],
 )
