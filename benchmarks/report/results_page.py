@@ -91,7 +91,7 @@ def verdicts(run: Values, study: StudyRecord | None) -> str:
 
 
 def seeds(rounds: Mapping[str, Values]) -> str:
-    """Say what several seeds gave over the instruct checkpoint, with the recipe's settings and with others."""
+    """Say what several seeds gave over the instruct checkpoint, with the settings of the last round and with others."""
 
     def gained(figures: Values) -> str:
         rows = figures["against"]["instruct"]
@@ -109,9 +109,10 @@ def seeds(rounds: Mapping[str, Values]) -> str:
     beside = [figures["against"]["medmo_box"]["f1"] for figures in rounds.values()]
     wins = sum(is_above_zero(row["low"]) for row in beside)
     return (
-        "Reinforce at this size is noisy: its column is one run from that instruct checkpoint, with settings that were "
-        f"chosen on these same questions. Over {len(shipped['plan']['seeds'])} seeds the same settings gave "
-        f"{gained(shipped)}; other rounds gave less or more ({others}). Beside MedMO's published formula the "
+        "Reinforce at this size is noisy: its column is one run from that instruct checkpoint. The comparison of box "
+        "rewards, from checkpoints of an earlier recipe and with settings chosen on these same questions, gave over "
+        f"{len(shipped['plan']['seeds'])} seeds {gained(shipped)}; other rounds gave less or more "
+        f"({others}). Beside MedMO's published formula the "
         f"default box reward wins F1 beyond noise in {wins} of {len(beside)} rounds "
         f"({', '.join(format(row['difference'], '+.3f') for row in beside)}); "
         "[box_reward_comparison.md](box_reward_comparison.md) has every round."
@@ -189,6 +190,11 @@ def spread(run: Values) -> str:
     """Say how the stored runs of one seed ended."""
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(QUICKSTART.parent.glob(RUNS))]
     ends = [one["stages"]["reinforce"]["grounding_iou"]["value"] for one in stored if one["seed"] == run["seed"]]
+    if len(ends) == 1:
+        return (
+            "Machines round differently, and so small a model shows it: how far runs of this recipe differ from one "
+            "another is not measured yet."
+        )
     return (
         "Machines round differently, and so small a model shows it: the stored runs of this seed, each on another "
         f"machine, ended with a grounding mean IoU of {' and '.join(f'{value:.3f}' for value in sorted(ends))}."

@@ -11,6 +11,7 @@ import torch
 
 from medmo_core.batch import Batch, PatchSpec
 from medmo_core.batch.looks import Looks
+from medmo_core.choices import Recompute
 from medmo_core.data.document import Document
 from medmo_core.data.packing import pack
 from medmo_core.data.processor import Processor
@@ -175,3 +176,16 @@ def test_without_looks_or_weight_nothing_is_supervised(kit: Kit, items: list[Doc
     plain = pack([replace(item, looks=None) for item in items])
     assert kit.model.token_losses(plain, attention_weight=2.0).attention is None
     assert kit.model.token_losses(pack(items)).attention is None
+
+
+@pytest.mark.parametrize("recompute", ["all", "selected"])
+def test_activations_computed_again_change_nothing(kit: Kit, items: list[Document], recompute: Recompute) -> None:
+    batch = pack(items, share_prefixes=True)
+    expected = total(kit, batch)
+    kit.model.checkpoint_activations(recompute)
+    try:
+        loss, gradient = total(kit, batch)
+    finally:
+        kit.model.checkpoint_activations("nothing")
+    assert loss == expected[0]
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-12, atol=0)
