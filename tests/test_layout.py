@@ -109,6 +109,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "medmo_core",
         "medmo_recipes",
     ),
+    "benchmarks.studies.quickstart_levers": (
+        "benchmarks.report.markdown",
+        "benchmarks.report.page_section",
+        "medmo_core",
+        "medmo_recipes",
+    ),
     "benchmarks.report": (
         "benchmarks.suite",
         "benchmarks.studies",

@@ -1,15 +1,16 @@
-"""What each lever of the quickstart's recipe brings: instruct with one of them changed, on parts of the training scans.
+"""Study of the levers of the quickstart's recipe: instruct with one of them changed, on parts of the training scans.
 
     python -m benchmarks.studies.quickstart_levers --out runs/levers
     python -m benchmarks.studies.quickstart_levers --table runs/levers
 
 Every variant starts from one align checkpoint and trains on the split `fit`; `val`, blocks of slices of the same scan,
-is what variants are compared by. The test scans are not looked at. One run a variant: two that differ by less than one
-recipe differs from seed to seed are alike. A finished variant is not run again. Research use only.
+is what variants are compared by. The test scans are not looked at. One run a variant: less than one recipe differs from
+seed to seed is no difference. A finished variant is not run again. Research use only.
 """
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
 from medmo_core.durable import write_json, write_text
 from medmo_core.errors import InputError
 from medmo_core.inference.load import load
-from medmo_recipes.commands.three_stages import LAYOUTS, StageFailed, stage_words
+from medmo_recipes.commands.three_stages import LAYOUTS, StageFailed, recipe_digest, stage_words
 from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.ask import Asking
 from medmo_recipes.evaluation.suites import evaluate
@@ -33,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = "benchmarks.studies.quickstart_levers"
 FIGURES = ROOT / "benchmarks/results/cpu/quickstart_levers.json"
 PAGE = ROOT / "docs/quickstart_levers.md"
+FILE = "levers.json"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as shipped": (),
     "attention not supervised": ("train.attention_weight=0",),
@@ -53,9 +55,9 @@ HEAD = f"""# Levers of the quickstart's recipe
 Written by `python -m {TOOL} --table DIR`, which keeps what stands outside the markers. Research use only.
 
 Each row is `tiny_instruct` with one thing changed, from one align checkpoint, trained on the split `fit` of the
-embedded set and asked about `fit` and about `val`, which is blocks of slices of the same CT scan that `fit` lacks.
-The recipe was chosen by such runs; the test scans were not looked at. One run a row: two that differ by less than one
-recipe differs from seed to seed are alike. Seconds are the training's, on as many cores as it has processes.
+embedded set and asked about `fit` and about `val`: 16 slices, in two blocks, of the same CT scan that `fit` lacks.
+The recipe was chosen by such runs; the test scans were not looked at. One run a row: less than one recipe differs from
+seed to seed is no difference. Seconds are the training's, on as many cores as it has processes.
 """
 
 
@@ -63,23 +65,42 @@ def run_variants(out: Path, size: str) -> dict[str, Any]:
     """Train and score the variants that a folder does not have yet; after each its results are written.
 
     Raises:
+        InputError: the folder's results are of another size or recipe.
         StageFailed: a stage did not reach its end; the variants before it are kept.
     """
-    results: dict[str, Any] = json.loads((out / "levers.json").read_text()) if (out / "levers.json").exists() else {}
-    align = out / "align"
+    study = read_study(out, size)
+    results, align = study["variants"], out / "align"
     if not (align / "final").exists():
         train("align", size, align, ())
-    for number, (name, words) in enumerate(VARIANTS.items()):
-        if name in results:
+    for name, words in VARIANTS.items():
+        if results.get(name, {}).get("settings") == list(words):
             print(f"{name}: finished before", flush=True)
             continue
         print(f"\n=== {name}", flush=True)
-        folder, started = out / f"variant-{number}", time.perf_counter()
+        folder, started = out / re.sub(r"\W+", "-", " ".join([name, *words]).lower()), time.perf_counter()
         train("instruct", size, folder, (f"model.init={align / 'final'}", *words))
         seconds = time.perf_counter() - started
         results[name] = {"settings": list(words), "seconds": round(seconds, 1), **score(folder / "final", size)}
-        write_json(out / "levers.json", results, indent=1)
+        write_json(out / FILE, study, indent=1)
     return results
+
+
+def read_study(out: Path, size: str) -> dict[str, Any]:
+    """Return what a folder holds, or the beginning of it.
+
+    Raises:
+        InputError: the file is broken, or holds results of another size or recipe.
+    """
+    own = {"size": size, "recipe": recipe_digest(size)}
+    try:
+        text = (out / FILE).read_text(encoding="utf-8") if (out / FILE).exists() else None
+        study = {**own, "variants": {}} if text is None else json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{out / FILE} is not valid JSON ({error}); name another folder") from None
+    found = {name: study.get(name) for name in own} if isinstance(study, dict) else study
+    if found != own or not isinstance(study.get("variants"), dict):
+        raise InputError(f"{out / FILE} holds results of {found}, expected those of {own}; name another folder")
+    return study
 
 
 def train(stage: str, size: str, folder: Path, words: Sequence[str]) -> None:
@@ -124,12 +145,12 @@ def publish(out: Path) -> None:
     Raises:
         InputError: it has not.
     """
-    path = out / "levers.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    missing = [name for name in VARIANTS if name not in results]
+    study = read_study(out, "tiny")
+    results = study["variants"]
+    missing = [name for name, words in VARIANTS.items() if results.get(name, {}).get("settings") != list(words)]
     if missing:
         raise InputError(f"--table {out}: no result of {', '.join(missing)}; run --out {out} first")
-    write_json(FIGURES, results, indent=1)
+    write_json(FIGURES, study, indent=1)
     if not PAGE.exists():
         begin, end = markers(TOOL)
         write_text(PAGE, f"{HEAD}\n{begin}\n{end}\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 
 from ..batch import IGNORE_INDEX
 from ..batch.looks import Grid, Looks
-from ..boxes import AnyBoxes, ImageBoxes
+from ..boxes import AnyBoxes, Boxes, ImageBoxes
 from ..profile import CheckpointProfile
 from .text.tokenizer import Tokenizer
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
+ROUNDING = 1e-6
+"""Of a cell's side: what a coordinate may be off."""
 Share = tuple[float, float, float, float]
 """x0, y0, x1, y1 as shares of the picture's sides."""
 
@@ -70,7 +73,8 @@ def find_looks(
     for run, answer in zip(runs, answers, strict=True):
         parsed = profile.read_boxes(answer, where)
         if parsed.ok and profile.write_boxes(parsed.boxes) == answer:
-            _look_at(found, run, [tokenizer.decode([i]) for i in input_ids[run].tolist()], _shares(parsed.boxes), grids)
+            words = [tokenizer.decode([i]) for i in input_ids[run].tolist()]
+            _look_at(found, run, words, _shares(parsed.boxes), profile, grids)
     if not found.tokens:
         return None
     return Looks(
@@ -97,7 +101,12 @@ def _shares(boxes: AnyBoxes) -> list[tuple[int, Share]]:
 
 
 def _look_at(
-    found: _Collected, run: NDArray[np.int64], words: list[str], boxes: list[tuple[int, Share]], grids: Sequence[Grid]
+    found: _Collected,
+    run: NDArray[np.int64],
+    words: list[str],
+    boxes: list[tuple[int, Share]],
+    profile: CheckpointProfile,
+    grids: Sequence[Grid],
 ) -> None:
     """Add the looks of one answer; `run` are the positions of its tokens, `words` their texts."""
     found.add(int(run[0]), 1.0, boxes)
@@ -107,7 +116,7 @@ def _look_at(
         return
     said = [tokens[: max(1, len(tokens) - 1)] for tokens in numbers]  # the last digit adds next to nothing
     weight = 1.0 / sum(len(tokens) for tokens in said)
-    order = _axis_order([float("".join(words[i] for i in tokens)) for tokens in numbers], boxes)
+    order = _axis_order(profile)
     for number, tokens in enumerate(said):
         image, box = boxes[number // 4]
         edge = _edge(box, order[number % 4], grids[image])
@@ -121,24 +130,20 @@ def _numbers(words: list[str]) -> list[list[int]]:
     return [list(dict.fromkeys(owner[slice(*match.span())])) for match in _NUMBER.finditer("".join(words))]
 
 
-def _axis_order(read: list[float], boxes: list[tuple[int, Share]]) -> tuple[int, ...]:
-    """Return which corner coordinate each of the four numbers of a box is: most grammars write x first, some y."""
-    orders = ((0, 1, 2, 3), (1, 0, 3, 2))
-
-    def error(order: tuple[int, ...]) -> float:
-        """Return how badly the numbers fit the boxes in an order, whatever unit they are in."""
-        truth = [boxes[i // 4][1][order[i % 4]] for i in range(len(read))]
-        scale = np.dot(read, truth) / max(np.dot(truth, truth), 1e-12)
-        return float(np.square(np.array(read) - scale * np.array(truth)).sum())
-
-    return min(orders, key=error)
+@lru_cache(maxsize=16)
+def _axis_order(profile: CheckpointProfile) -> tuple[int, ...]:
+    """Return which corner coordinate each of a box's four numbers is: most grammars write x first, some y."""
+    probe = Boxes([[10.0, 60.0, 30.0, 90.0]], "pixel", (100, 100))
+    first, second = (int(number) for number in _NUMBER.findall(profile.write_boxes(probe))[:2])
+    return (0, 1, 2, 3) if first < second else (1, 0, 3, 2)
 
 
 def _edge(box: Share, axis: int, grid: Grid) -> Share:
     """Return the part of a box in the row or column of visual tokens that its edge `axis` (x0, y0, x1, y1) lies in."""
     count = grid[1] if axis % 2 else grid[2]
     place = box[axis] * count
-    cell = min(int(place), count - 1) if axis < 2 else max(ceil(place - 1e-6) - 1, 0)
+    # An edge on the border of two cells lies in the one that the box is in, whichever way it was rounded.
+    cell = min(int(place + ROUNDING), count - 1) if axis < 2 else max(ceil(place - ROUNDING) - 1, 0)
     low, high = cell / count, (cell + 1) / count
     x0, y0, x1, y1 = box
     if axis % 2:

@@ -52,7 +52,9 @@ class LookLoss:
             cover[:, is_visual[span]] = looks.covers()
             seen = self._seen(looks, of_looks)
             losses = attention_losses(self._query[of_looks], self._key[span], seen, cover, is_visual[span])
-            parts.append(losses @ looks.weights.to(losses.dtype))
+            # A look at boxes that cover nothing is no look away.
+            counts = (cover.sum(-1) > 0) | ~torch.isin(torch.arange(len(of_looks), device=rows.device), looks.look_of)
+            parts.append(losses @ (looks.weights * counts).to(losses.dtype))
         return torch.stack(parts).sum()
 
     def _seen(self, looks: Looks, rows: Tensor) -> Tensor:

@@ -78,13 +78,14 @@ def publish(folder: Path, places: Places) -> list[Path]:
         raise InputError(f"{folder / FILE} holds runs of size {study.size}; only those of size tiny are published")
     refuse_gaps(study)
     copied = median_files(folder, study, places)
+    text, summary = section(study), summary_json(study)  # before anything is written: a record may lack a figure
     places.figures.mkdir(parents=True, exist_ok=True)
     study.write(places.figures / FILE)
-    write_json(places.summary, summary_json(study), indent=1)
+    write_json(places.summary, summary, indent=1)
     if not places.page.exists():
         begin, end = markers(TOOL)
         write_text(places.page, f"{HEAD}\n{begin}\n{end}\n")
-    settle(places.page, TOOL, section(study), write=True, fix=f"python -m {TOOL} --table")
+    settle(places.page, TOOL, text, write=True, fix=f"python -m {TOOL} --table")
     for source, target in copied.items():
         shutil.copyfile(source, target)
     return [places.figures / FILE, places.summary, places.page, *copied.values()]

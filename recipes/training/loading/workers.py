@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import accumulate
@@ -27,6 +27,7 @@ import torch.multiprocessing  # teaches pipes to send tensors through shared mem
 from torch import Tensor
 
 from medmo_core.batch import Batch
+from medmo_core.batch.looks import Looks
 from medmo_core.errors import UserError
 
 from ...settings.section import ConfigError
@@ -129,7 +130,8 @@ class Workers:
             patches[name] = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
             patches[name].view(-1).copy_(shelf[start : start + patches[name].numel()])
         grids = {name: torch.from_numpy(grid) for name, grid in parts["image_grid_thw"].items()}
-        return Batch(**{**parts, **tensors, "patches": patches, "image_grid_thw": grids})
+        looks = tuple(Looks(**_each(values, np.ndarray, torch.from_numpy)) for values in parts["looks"])
+        return Batch(**{**parts, **tensors, "patches": patches, "image_grid_thw": grids, "looks": looks})
 
     def close(self) -> None:
         """End the processes; what they are doing is given up."""
@@ -212,13 +214,19 @@ class _Shelf:
 
 def _parts(batch: Batch) -> dict[str, Any]:
     """Return what a batch is made of: small tensors as arrays, and of the pixels their place on the shelf and shape."""
-    parts = {name: v.numpy() if isinstance(v, Tensor) else v for name, v in vars(batch).items()}
+    parts = _each(vars(batch), Tensor, Tensor.numpy)
+    parts["looks"] = [_each(vars(looks), Tensor, Tensor.numpy) for looks in batch.looks]
     parts["image_grid_thw"] = {name: grid.numpy() for name, grid in batch.image_grid_thw.items()}
     starts = accumulate((rows.numel() for rows in batch.patches.values()), initial=0)
     parts["patches"] = {
         name: (start, tuple(rows.shape)) for (name, rows), start in zip(batch.patches.items(), starts, strict=False)
     }
     return parts
+
+
+def _each(values: Mapping[str, Any], kind: type, change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return values with those of one type changed: a tensor that is sent takes a file descriptor, an array none."""
+    return {name: change(value) if isinstance(value, kind) else value for name, value in values.items()}
 
 
 def _obituary(process: BaseProcess) -> str:

@@ -33,11 +33,14 @@ def test_finished_variants_are_not_run_again(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(quickstart_levers, "train", train)
     monkeypatch.setattr(quickstart_levers, "score", lambda checkpoint, size: scores(0.4))
     names = list(quickstart_levers.VARIANTS)
-    (tmp_path / "levers.json").write_text(json.dumps({names[0]: {"settings": [], "seconds": 1.0, **scores(0.5)}}))
+    study = {"size": "debug", "recipe": quickstart_levers.recipe_digest("debug")}
+    done = {names[0]: {"settings": [], "seconds": 1.0, **scores(0.5)}, names[1]: {"settings": ["old=1"]}}
+    (tmp_path / "levers.json").write_text(json.dumps({**study, "variants": done}))
     results = quickstart_levers.run_variants(tmp_path, "debug")
     assert list(results) == names and results[names[0]]["val"]["grounding_iou"]["value"] == 0.25
     assert [stage for stage, _ in trained] == ["align", *["instruct"] * (len(names) - 1)]
     assert all(words[0] == f"model.init={tmp_path / 'align' / 'final'}" for _, words in trained[1:])
+    assert results[names[1]]["settings"] == list(quickstart_levers.VARIANTS[names[1]])
     trained.clear()
     assert quickstart_levers.run_variants(tmp_path, "debug") == results and trained == []
 
@@ -56,3 +59,13 @@ def test_an_unfinished_study_is_not_published(tmp_path: Path, capsys: pytest.Cap
         quickstart_levers.publish(tmp_path)
     assert quickstart_levers.main(["--table", str(tmp_path)]) == 2
     assert "run --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"size": "debug", "recipe": "x", "variants": {}}', '{"size": "debug"}'],
+    ids=["broken", "a list", "another recipe", "no variants"],
+)  # fmt: skip
+def test_results_of_something_else_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "levers.json").write_text(text)
+    with pytest.raises(InputError, match="name another folder"):
+        quickstart_levers.run_variants(tmp_path, "debug")

@@ -98,6 +98,25 @@ def test_grammars_that_write_y_first_look_at_the_edges_they_name() -> None:
     assert covers[0] == [[0, 2]]  # the upper edge comes first
 
 
+@pytest.mark.parametrize("grammar", ["medmo_box", "qwen3_vl_json", "medgemma_json"])
+def test_edges_are_those_named_in_pixels_of_a_long_picture_too(grammar: str) -> None:
+    profile = CheckpointProfile(grammar=grammar, frame="pixel")
+    image, box = {**IMAGE, "width": 320, "height": 64}, {"label": "nodule", "xyxy": [64, 8, 128, 40]}
+    document = encoded(profile, images=[image], boxes=[box])
+    edges = looks_of(document).boxes[1:].tolist()
+    left, top = [0.2, 0.125, 0.3, 0.625], [0.2, 0.125, 0.4, 0.5]
+    order = (top, left) if grammar == "medgemma_json" else (left, top)
+    assert edges[0] == pytest.approx(order[0]) and any(edge == pytest.approx(order[1]) for edge in edges)
+
+
+def test_an_edge_between_two_cells_is_looked_at_in_the_box() -> None:
+    """1.9999999998 of a cell, as a coordinate of the text comes back from pixels."""
+    image = {**IMAGE, "width": 629, "height": 1118}
+    sample = {"images": [image], "boxes": [{"label": "nodule", "xyxy": [402.56, 223.6, 547.23, 760.24]}]}
+    covers = looks_of(encoded(QWEN3_VL_TENS, **sample)).covers()
+    assert bool((covers.sum(-1) > 0).all())
+
+
 def test_boxes_of_two_pictures_are_looked_at_where_they_lie() -> None:
     pair = ({**IMAGE}, {**IMAGE, "path": "b.png", "width": 64, "height": 64})
     old, new = {**LEFT, "image": 0}, {"label": "nodule", "xyxy": [32, 32, 64, 64], "image": 1}

@@ -5,9 +5,12 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from medmo_core.batch import Batch, PatchSpec
+from medmo_core.data.packing import pack
 from medmo_core.data.processor import Processor
+from medmo_core.data.records.read import sample_from_json
 from medmo_core.data.records.sample import Answer, ImageRef, Sample
 from medmo_core.data.sources.mixture import Mixture
 from medmo_core.data.text.tokenizer import Tokenizer
@@ -27,7 +32,7 @@ from medmo_recipes.training.loading.documents import SampleError
 from medmo_recipes.training.loading.loader import Loader
 from medmo_recipes.training.loading.plan import TokenBudget
 from medmo_recipes.training.loading.skipped import BadData, SkippedSamples
-from medmo_recipes.training.loading.workers import WorkerDied, Workers, _answer, _Shelf
+from medmo_recipes.training.loading.workers import WorkerDied, Workers, _answer, _parts, _Shelf
 
 embedded = cache(Tokenizer.embedded)
 
@@ -130,6 +135,30 @@ def test_pixels_stay_out_of_the_pipe_and_their_memory_stays(root: Path) -> None:
             assert grown.is_shared() and grown.data_ptr() == shelf.memory.data_ptr()
             memory.append(grown.numel())
     assert 1 <= len(memory) < 4 and memory == sorted(memory)
+
+
+def test_no_tensor_goes_through_the_pipe(root: Path) -> None:
+    """Each would take a file descriptor on both sides."""
+    specs = {"qwen3_vl": PatchSpec(16, 2, 2)}
+    processor = Processor(embedded(), specs, QWEN3_VL, min_pixels=32 * 32, max_pixels=128 * 128, looks=True)
+    record = {"id": "s", "images": [{"path": "0.png", "width": 90, "height": 70}], "question": "Where?",
+              "boxes": [{"label": "nodule", "xyxy": [9, 7, 45, 35]}]}  # fmt: skip
+    batch, shelf = pack([processor.encode(replace(sample_from_json(record), root=root))]), _Shelf()
+    assert batch.looks
+    shelf.hold(batch.patches)
+    parts = _parts(batch)
+
+    def tensors(value: Any) -> list[Tensor]:
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return [value] if isinstance(value, Tensor) else [tensor for part in inside for tensor in tensors(part)]
+
+    assert tensors(parts) == []
+    found: Any = SimpleNamespace(_pin=False)
+    again = Workers._assemble(found, parts, shelf.memory)
+    assert_equal(replace(again, looks=()), replace(batch, looks=()))
+    for one, other in zip(again.looks, batch.looks, strict=True):
+        assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(
+            vars(one).values(), vars(other).values(), strict=True))  # fmt: skip
 
 
 def test_a_worker_without_shared_memory_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
