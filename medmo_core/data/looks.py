@@ -110,13 +110,12 @@ def _look_at(
 ) -> None:
     """Add the looks of one answer; `run` are the positions of its tokens, `words` their texts."""
     found.add(int(run[0]), 1.0, boxes)
-    numbers = _numbers(words)
+    numbers, order = _numbers(words), _axis_order(profile)
     # Other numbers in the answer (the name of a picture, a vertebra), or fractions: which token is which is not known.
-    if not boxes or len(numbers) != 4 * len(boxes):
+    if not boxes or order is None or len(numbers) != 4 * len(boxes):
         return
     said = [tokens[: max(1, len(tokens) - 1)] for tokens in numbers]  # the last digit adds next to nothing
     weight = 1.0 / sum(len(tokens) for tokens in said)
-    order = _axis_order(profile)
     for number, tokens in enumerate(said):
         image, box = boxes[number // 4]
         edge = _edge(box, order[number % 4], grids[image])
@@ -131,11 +130,16 @@ def _numbers(words: list[str]) -> list[list[int]]:
 
 
 @lru_cache(maxsize=16)
-def _axis_order(profile: CheckpointProfile) -> tuple[int, ...]:
-    """Return which corner coordinate each of a box's four numbers is: most grammars write x first, some y."""
+def _axis_order(profile: CheckpointProfile) -> tuple[int, ...] | None:
+    """Return which corner coordinate each of a box's four whole numbers is: most grammars write x first, some y.
+
+    None: boxes are not written in four whole numbers.
+    """
     probe = Boxes([[10.0, 60.0, 30.0, 90.0]], "pixel", (100, 100))
-    first, second = (int(number) for number in _NUMBER.findall(profile.write_boxes(probe))[:2])
-    return (0, 1, 2, 3) if first < second else (1, 0, 3, 2)
+    numbers = [int(number) for number in _NUMBER.findall(profile.write_boxes(probe))]
+    if len(numbers) != 4:
+        return None
+    return (0, 1, 2, 3) if numbers[0] < numbers[1] else (1, 0, 3, 2)
 
 
 def _edge(box: Share, axis: int, grid: Grid) -> Share:

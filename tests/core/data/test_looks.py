@@ -117,6 +117,11 @@ def test_an_edge_between_two_cells_is_looked_at_in_the_box() -> None:
     assert bool((covers.sum(-1) > 0).all())
 
 
+def test_fractions_leave_only_the_look_at_the_whole() -> None:
+    for label in ("nodule", "1 2 3 4"):
+        assert len(words(encoded(CheckpointProfile(frame="unit"), boxes=[{**LEFT, "label": label}]))) == 1
+
+
 def test_boxes_of_two_pictures_are_looked_at_where_they_lie() -> None:
     pair = ({**IMAGE}, {**IMAGE, "path": "b.png", "width": 64, "height": 64})
     old, new = {**LEFT, "image": 0}, {"label": "nodule", "xyxy": [32, 32, 64, 64], "image": 1}
