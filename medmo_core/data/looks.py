@@ -135,7 +135,7 @@ def _axis_order(profile: CheckpointProfile) -> tuple[int, ...] | None:
 
     None: boxes are not written in four whole numbers.
     """
-    probe = Boxes([[10.0, 60.0, 30.0, 90.0]], "pixel", (100, 100))
+    probe = Boxes(torch.tensor([[10.0, 60.0, 30.0, 90.0]]), "pixel", (100, 100))
     numbers = [int(number) for number in _NUMBER.findall(profile.write_boxes(probe))]
     if len(numbers) != 4:
         return None

@@ -170,7 +170,8 @@ def total(kit: Kit, batch: Batch) -> tuple[float, torch.Tensor]:
     assert losses.attention is not None
     (losses.total - losses.cross_entropy.sum()).backward()
     assert losses.total.item() == pytest.approx((losses.cross_entropy.sum() + losses.attention).item())
-    gradient = kit.model.decoder.layers[taught_layer(len(kit.model.decoder.layers))].self_attn.k_proj.weight.grad
+    layer = taught_layer(len(kit.model.decoder.layers))
+    gradient = kit.model.get_parameter(f"model.language_model.layers.{layer}.self_attn.k_proj.weight").grad
     assert gradient is not None
     return losses.attention.item(), gradient.clone()
 

@@ -70,7 +70,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(root: Path, num_workers: int, trouble: str = "", skipped: SkippedSamples | None = None) -> Loader:
-    sizes = {"min_pixels": 32 * 32, "max_pixels": 128 * 128}
+    sizes: dict[str, Any] = {"min_pixels": 32 * 32, "max_pixels": 128 * 128}
     return Loader(
         Mixture({"pictures": (Pictures(root, trouble), 1.0)}, seed=0).draw,
         Processor(embedded(), {"qwen3_vl": PatchSpec(16, 2, 2)}, QWEN3_VL, **sizes),

@@ -95,12 +95,11 @@ def test_supervised_attention_is_learned_where_it_has_a_weight(tmp_path: Path) -
     for weight in (0.0, 20.0):
         run = config(
             tmp_path / str(weight),
-            stage="instruct",
             data={"sources": {"embedded:dialogue": 1.0}, "independent_turns": True},
             optim={"lr": 1e-2},
             train={"steps": 8, "save_every": 8, "attention_weight": weight},
         )
-        assert instruct.run(run)
+        assert instruct.run(run.change(stage="instruct"))
         losses[weight] = [values.get("attention_loss") for values in metrics(tmp_path / str(weight) / "run")]
     assert losses[0.0] == [None] * 8
     first, last = losses[20.0][0], losses[20.0][-1]
