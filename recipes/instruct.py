@@ -54,8 +54,8 @@ def run(config: RunConfig) -> bool:
 
         # What is minimised: the cross-entropy of the assistant's tokens, summed; `fit` divides by their global number.
         def minimise(batch: Batch) -> TokenLosses:
-            weights = {"z_loss": config.train.z_loss, "attention_weight": config.train.attention_weight}
-            return model.token_losses(batch, **weights)
+            train = config.train
+            return model.token_losses(batch, z_loss=train.z_loss, attention_weight=train.attention_weight)
 
         with open_run(config, world, kit) as opened:
             loader = train_loader(config, mixture.draw, kit.processor, world, opened.skipped)
