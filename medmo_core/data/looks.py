@@ -63,7 +63,7 @@ def find_looks(
         grids: frames, rows and columns of visual tokens of every picture.
 
     Returns:
-        The looks; None where no answer is boxes.
+        The looks; None where no answer is boxes, or where two answers follow one another without a question.
     """
     found = _Collected()
     learned = np.flatnonzero(labels != IGNORE_INDEX)

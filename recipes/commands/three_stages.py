@@ -65,9 +65,9 @@ SIZES = {
 }
 
 
-COSTS = {"evaluate random": 28, "align": 22, "evaluate align": 18, "instruct": 280, "evaluate instruct": 15,
-         "sample instruct": 6, "reinforce": 75, "evaluate reinforce": 13, "sample reinforce": 2}  # fmt: skip
-"""Seconds of each part in one run on two idle cores: what the whole is reckoned from."""
+COSTS = {"evaluate random": 26, "align": 22, "evaluate align": 15, "instruct": 307, "evaluate instruct": 16,
+         "sample instruct": 7, "reinforce": 96, "evaluate reinforce": 21, "sample reinforce": 3}  # fmt: skip
+"""Seconds of each part in one run on two cores: what the whole is reckoned from."""
 NUM_SUITES = 8
 """Parts of an evaluation that report their progress, `evaluate_embedded`'s."""
 

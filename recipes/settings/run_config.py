@@ -191,7 +191,7 @@ class Train(Section):
     align and instruct."""
     attention_weight: float = 0.0
     """Weight of attention supervision: while an answer says boxes, one head of one decoder layer must look at them. An
-    answer counts like so many tokens; 12 suits the small models here. In align and instruct."""
+    answer counts like so many tokens; 12 in the tiny recipe. In align and instruct."""
     log_every: int = 1
     """Steps between metric lines."""
     save_every: int = 500

@@ -56,6 +56,7 @@ thread (2x1) and as one process of two threads (1x2). Questions are held out, un
 column of training images. Brackets: 95 % intervals over slices; they speak of these few scans only. Denied: share of
 questions about something that is there, answered with nothing. Invented: share of questions about something that is
 not there, answered with boxes. Differences are paired by question; "within noise" is one whose interval holds 0.
+CPU time is that of training and of the process that evaluates, not of the copies that answer its questions.
 """
 
 

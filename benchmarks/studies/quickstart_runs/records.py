@@ -27,9 +27,9 @@ class RunRecord:
         changes: metric -> its difference, reinforce less instruct, and the ends of the paired interval.
         verdicts: claim -> whether it holds.
         seconds: part -> wall clock.
-        cpu_seconds: part -> CPU time of all processes.
+        cpu_seconds: part -> CPU time of the run's process and its stages; not of the copies that answer questions.
         wall_s: seconds from start to end of the run's process.
-        cpu_s: CPU seconds of that process and all below it.
+        cpu_s: CPU seconds of that process and its stages; not of the copies that answer questions.
         machine: processor and software.
     """
 
