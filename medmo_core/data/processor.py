@@ -14,7 +14,6 @@ from ..batch.looks import Looks
 from ..errors import InputError
 from ..profile import CheckpointProfile
 from .document import Document
-from .images.load import crop_pixels
 from .images.patches import patchify, smart_resize
 from .images.sizes import shown_size
 from .looks import find_looks
@@ -22,6 +21,7 @@ from .picture_cache import PictureCache
 from .records.sample import ImageRef, Message, Sample, message_text
 from .records.store import Root
 from .sample_text import SampleText, independent_turns
+from .shown import show
 from .text.chat_template import Encoded, encode_chat, name_images
 from .text.tokenizer import Tokenizer
 from .tones import random_tone
@@ -220,7 +220,9 @@ class Processor:
             root = self._root_of(sample)
             pictures = (self._load(image, root) for image in sample.images)
             if sample.tone is not None:
-                pictures = (random_tone(sample.tone + i).apply(pixels) for i, pixels in enumerate(pictures))
+                tones = (random_tone(sample.tone + i) for i in range(len(sample.images)))
+                outlines = (self._outlines(image, root) for image in sample.images)
+                pictures = (tone.apply(*shown) for tone, *shown in zip(tones, pictures, outlines, strict=True))
             return self.cut(pictures)
         except ValueError as error:
             raise InputError(f"{sample.id}: {error}") from error
@@ -260,9 +262,7 @@ class Processor:
         return sample.root if sample.root is not None else self.root
 
     def _load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
-        pixels = self._cache.load(image, root)
-        if image.crop is not None:
-            pixels = crop_pixels(pixels, image.crop)
+        pixels = show(self._cache.load(image, root), image)
         height, width = pixels.shape[:2]
         if image.size not in (None, (width, height)):
             raise InputError(
@@ -270,6 +270,16 @@ class Processor:
                 "correct the record and check its boxes"
             )
         return pixels
+
+    def _outlines(self, image: ImageRef, root: Root) -> NDArray[np.uint8] | None:
+        """Return the outlines (H, W) of what an image shows; None where they are not known."""
+        if image.outlines is None:
+            return None
+        stored, outlines = self._cache.load(image, root), self._cache.load(ImageRef(image.outlines), root)
+        if stored.shape != outlines.shape:
+            sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (outlines.shape, stored.shape))
+            raise InputError(f"{image.outlines} and {image.path} are {sizes} px, expected the same size")
+        return show(outlines[..., 0], image)
 
     def _token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of visual tokens of an image."""

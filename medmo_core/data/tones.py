@@ -9,6 +9,9 @@ and places are left to learn from. Labels and boxes stay as they are. A curve is
 - a random range of grey levels into which all is stretched,
 
 and the picture gets normal noise of up to `MAX_NOISE` grey levels. All channels of a colour picture share one curve.
+Where the outlines of structures are known, a random share of them is first made brighter or darker, each for itself, as
+another contrast agent or sequence would: no curve can tell a kidney from a liver of the same grey. (Label maps in place
+of scans: Billot et al., SynthSeg, 2023, arXiv 2107.09559.)
 """
 
 import math
@@ -27,6 +30,10 @@ BUMP_HEIGHT = 0.15
 """Standard deviation of its height."""
 MAX_NOISE = 12.0
 """Largest standard deviation of the noise, in grey levels of 255."""
+SHIFTED_RATIO = 0.8
+"""Share of the curves that also shift structures with known outlines."""
+SHIFT_SIGMA = 30.0
+"""Standard deviation of a structure's shift, in grey levels."""
 DARKEST, BRIGHTEST = 0.25, 0.7
 """Upper limit of the range's lower end, lower limit of its upper end."""
 
@@ -41,17 +48,27 @@ class Tone:
         levels: (256,) uint8, the new grey level of every old one.
         noise: standard deviation of the noise, in grey levels.
         seed: seed of the noise.
+        shifts: (256,) float32, what a structure gains before the curve, in grey levels, by its value in the outlines.
     """
 
     levels: Pixels
     noise: float
     seed: int
+    shifts: NDArray[np.float32]
 
-    def apply(self, pixels: Pixels) -> Pixels:
+    def apply(self, pixels: Pixels, outlines: Pixels | None = None) -> Pixels:
         """Return a picture under the curve, with noise.
 
-        Shapes: (H, W, 3) to the same.
+        Args:
+            pixels: (H, W, 3), the picture.
+            outlines: (H, W), a value for each structure and 0 for none; None: not known.
+
+        Returns:
+            (H, W, 3), the picture under the curve.
         """
+        if outlines is not None and self.shifts.any():
+            shift = _soft(self.shifts[outlines])[..., None]
+            pixels = (pixels + shift).round().clip(0, 255).astype(np.uint8)
         wide = self.levels[pixels].astype(np.float32)
         drawn = np.random.default_rng(self.seed).standard_normal((*pixels.shape[:2], 1), dtype=np.float32)
         return (wide + self.noise * drawn).round().clip(0, 255).astype(np.uint8)
@@ -69,4 +86,23 @@ def random_tone(seed: int) -> Tone:
         curve = curve + height * np.exp(-((grey - centre) ** 2) / (2 * BUMP_WIDTH**2))
     low, high = rng.uniform(0.0, DARKEST), rng.uniform(BRIGHTEST, 1.0)
     levels = 255 * (low + (high - low) * (curve - curve.min()) / (curve.max() - curve.min()))
-    return Tone(levels.round().astype(np.uint8), rng.uniform(0.0, MAX_NOISE), rng.getrandbits(32))
+    noise, noise_seed = rng.uniform(0.0, MAX_NOISE), rng.getrandbits(32)
+    return Tone(levels.round().astype(np.uint8), noise, noise_seed, _random_shifts(noise_seed))
+
+
+def _random_shifts(seed: int) -> NDArray[np.float32]:
+    """Draw what each value of the outlines gains; 0, which is no structure, gains nothing."""
+    rng = np.random.default_rng((seed, 1))
+    share = rng.random() if rng.random() < SHIFTED_RATIO else 0.0
+    shifts = np.where(rng.random(256) < share, rng.normal(0.0, SHIFT_SIGMA, 256), 0.0)
+    shifts[0] = 0.0
+    return shifts.astype(np.float32)
+
+
+def _soft(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a field (H, W) with soft edges: sharp ones would give away the outlines. Binomial over 3 x 3 px."""
+    for axis in (0, 1):
+        padded = np.pad(field, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        before, after = (padded.take(range(o, o + field.shape[axis]), axis) for o in (0, 2))
+        field = (before + 2 * field + after) / 4
+    return field

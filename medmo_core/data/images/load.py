@@ -223,7 +223,7 @@ def crop_pixels(
 ) -> NDArray[np.uint8]:
     """Cut a window (x0, y0, x1, y1) out of a picture; black where it reaches beyond.
 
-    Shapes: (H, W, 3) -> (y1 - y0, x1 - x0, 3).
+    Shapes: (H, W, ...) -> (y1 - y0, x1 - x0, ...).
 
     Raises:
         ImageError: an empty or oversized window, or one that misses the picture.
@@ -236,7 +236,7 @@ def crop_pixels(
         )
     if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         raise ImageError(f"crop {tuple(window)} lies outside the picture of {width}x{height} px")
-    result = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.uint8)
+    result = np.zeros((y1 - y0, x1 - x0, *pixels.shape[2:]), dtype=np.uint8)
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     result[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from .sample import (
     ImageRef,
     Message,
     Sample,
+    record_fields,
 )
 from .shorthand import SHORT_FIELDS, expand
 
@@ -57,7 +57,7 @@ def read_sample(values: Any, faults: list[Fault], *, default_id: str) -> Sample 
     values = expand(values, faults)
     if "system" in values:
         faults.append(Fault("system", "is given without a question", "question and system", "write a system message"))
-    names = [field.name for field in dataclasses.fields(Sample) if field.name not in ("root", "tone")]
+    names = [field.name for field in record_fields(Sample)]
     reader = FieldReader(values, faults, "", [*names, *SHORT_FIELDS])
     sample = Sample(
         id=reader.text("id", required="id" in values) or default_id,
@@ -134,7 +134,7 @@ def _parts(sample: Sample) -> list[dict[str, Any]]:
 
 def _read_image(value: Any, faults: list[Fault], path: str) -> ImageRef | None:
     before = len(faults)
-    reader = FieldReader(value, faults, path, [field.name for field in dataclasses.fields(ImageRef)])
+    reader = FieldReader(value, faults, path, [field.name for field in record_fields(ImageRef)])
     crop = reader.row("crop", 4, whole=True)
     if crop is not None and not (crop[0] < crop[2] and crop[1] < crop[3]):
         reader.fault("crop", f"is {list(crop)}", "[x0, y0, x1, y1] with x0 < x1 and y0 < y1", "reorder the corners")
@@ -202,7 +202,7 @@ def _read_message(value: Any, faults: list[Fault], path: str) -> Message | None:
 
 def _read_box(value: Any, faults: list[Fault], path: str) -> BoxAnnotation | None:
     before = len(faults)
-    reader = FieldReader(value, faults, path, [field.name for field in dataclasses.fields(BoxAnnotation)])
+    reader = FieldReader(value, faults, path, [field.name for field in record_fields(BoxAnnotation)])
     row = reader.row("xyxy_px", 4, required=True)
     if row is not None and (row[0] > row[2] or row[1] > row[3]):
         problem, _, fix = (box_fault(row, "pixel", (1, 1)) or "").partition("; ")
@@ -218,7 +218,7 @@ def _read_box(value: Any, faults: list[Fault], path: str) -> BoxAnnotation | Non
 
 def _read_answer(value: Any, faults: list[Fault], path: str) -> Answer | None:
     before = len(faults)
-    reader = FieldReader(value, faults, path, [field.name for field in dataclasses.fields(Answer)])
+    reader = FieldReader(value, faults, path, [field.name for field in record_fields(Answer)])
     kind = reader.option("type", ANSWER_TYPES, required=True)
     text = reader.text("value", required=kind != "boxes")
     choices, image = reader.texts("choices"), reader.integer("image")
@@ -234,7 +234,7 @@ def _read_answer(value: Any, faults: list[Fault], path: str) -> Answer | None:
 
 def _read_fact(value: Any, faults: list[Fault], path: str) -> Fact | None:
     before = len(faults)
-    reader = FieldReader(value, faults, path, [field.name for field in dataclasses.fields(Fact)])
+    reader = FieldReader(value, faults, path, [field.name for field in record_fields(Fact)])
     fact = Fact(
         finding=reader.text("finding", required=True) or "",
         status=reader.option("status", STATUSES) or "present",

@@ -29,6 +29,8 @@ ANSWER_TYPES = ("yesno", "choice", "open", "boxes", "report")
 STATUSES = ("present", "absent", "uncertain")
 PLANES = ("axial", "coronal", "sagittal")
 Message = dict[str, Any]
+_OUTSIDE = {"record": False}
+"""Metadata of fields that are set in memory and no part of the record."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class ImageRef:
         modality: such as CT.
         laterality_display: which of the patient's sides is at the picture's left.
         sha256: checksum of the file; of a folder of slices, see `images.digest`.
+        outlines: path, relative to the data root, of a grey picture of the same size whose values tell the structures
+            apart (0: none): tone curves move these against each other. Not part of the record.
+        warp: seed of the warp that the stored picture is seen under before its crop (`warps.random_warp`); None: as it
+            is. Not part of the record.
     """
 
     path: str
@@ -61,6 +67,8 @@ class ImageRef:
     modality: str | None = None
     laterality_display: str | None = None
     sha256: str | None = None
+    outlines: str | None = dataclasses.field(default=None, metadata=_OUTSIDE)
+    warp: int | None = dataclasses.field(default=None, metadata=_OUTSIDE)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -158,8 +166,8 @@ class Sample:
     group: str | None = None
     licence: str | None = None
     provenance: Any = None
-    root: Path | ImageStore | None = dataclasses.field(default=None, compare=False, repr=False)
-    tone: int | None = dataclasses.field(default=None, compare=False)
+    root: Path | ImageStore | None = dataclasses.field(default=None, compare=False, repr=False, metadata=_OUTSIDE)
+    tone: int | None = dataclasses.field(default=None, compare=False, metadata=_OUTSIDE)
 
     @property
     def sought(self) -> tuple[int, ...]:
@@ -224,11 +232,14 @@ class Sample:
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values; fields at their default are left out, but not that there is no box."""
         record = _plain(self)
-        for name in ("root", "tone"):
-            record.pop(name, None)
         if self.answer is not None and self.answer.type == "boxes":
             record.setdefault("boxes", [])
         return record
+
+
+def record_fields(kind: type[Any]) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that its record has, without those that are set in memory."""
+    return [field for field in dataclasses.fields(kind) if field.metadata.get("record", True)]
 
 
 def message_parts(message: Message) -> list[dict[str, Any]]:
@@ -249,9 +260,9 @@ def _named_boxes(message: Message) -> list[int]:
 
 
 def _plain(value: Any) -> Any:
-    """Return dataclasses and tuples as JSON values, without fields at their default."""
+    """Return dataclasses and tuples as JSON values, without fields at their default and those of memory."""
     if dataclasses.is_dataclass(value):
-        pairs = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        pairs = ((field, getattr(value, field.name)) for field in record_fields(type(value)))
         return {f.name: _plain(v) for f, v in pairs if v != f.default}
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
