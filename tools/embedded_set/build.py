@@ -10,7 +10,8 @@ needs the extras `medical` and `test` and these files in FOLDER (each is checked
         stardist==0.9.2 scikit-image==0.26.0 pydicom==3.0.2
 
 What is written: `images/*.png` (8 bit), `masks/*.png` (label values of the structures), `facts.jsonl` (one facts table
-per image) and `manifest.json` (SHA-256 of every file and of every source). Boxes are half-open pixel edges; left and
+per image), `counted/*.png` and `counted.jsonl` (vertebrae and ribs of the CT slices one by one, for questions that
+count them) and `manifest.json` (SHA-256 of every file and of every source). Boxes are half-open pixel edges; left and
 right in names are the patient's; volumes are shown with the patient's left on image right, anterior up.
 """
 

@@ -26,8 +26,9 @@ from .volumes import (
 
 BODY_HU = -300
 REFERENCE = "tests/reference_files/"
-# Not boxes worth asking for: many thin parts, or hard to distinguish one from the next.
+# Not boxes worth asking for by name: many thin parts, or hard to distinguish one from the next.
 LEFT_OUT = re.compile(r"rib_|costal_cartilages|iliac_|intervertebral_discs")
+COUNTED = re.compile(r"vertebrae_|rib_")
 MERGED = (
     (re.compile(r"vertebrae(_\w+)?"), "vertebra"),
     (re.compile(r"lung_(?:\w+_lobe_)?(left|right)"), "{0} lung"),
@@ -107,6 +108,28 @@ def add_organs(
         writer.add(table, np.ascontiguousarray(pixels), mask)
 
 
+def add_counted(writer: Writer, labels: Volume, base: Table, *, factor: int = 1) -> None:
+    """Add the vertebrae and ribs of every slice one by one, for questions that count them; `factor` as in `add_organs`.
+
+    A slice that shows the sacrum is not asked for vertebrae it lacks: the sacrum is grown together of vertebrae.
+    """
+    values = {v: name for v, name in labels.names.items() if COUNTED.match(name) and (labels.array == v).any()}
+    names = {i + 1: "rib" if values[v].startswith("rib") else "vertebra" for i, v in enumerate(sorted(values))}
+    single = np.zeros(labels.array.shape, np.uint8)
+    for number, value in enumerate(sorted(values), start=1):
+        single[labels.array == value] = number
+    sacrum = np.isin(labels.array, [v for v, name in labels.names.items() if name == "sacrum"])
+    for z in range(single.shape[2]):
+        mask = single[:, :, z].T
+        if factor == 2:
+            mask = halve_labels(mask)
+        structures, _ = mask_structures(mask, names, base.spacing_mm or (1, 1), min_area_px=1)
+        is_told = not sacrum[:, :, z].any() or any(s.name == "vertebra" for s in structures)
+        labelled = ["rib", "vertebra"] if is_told else ["rib"]
+        table = replace(base, id=f"{base.source}-{z:03d}", slice_index=z, structures=structures, labelled=labelled)
+        writer.count(table, mask)
+
+
 def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
     """Add the abdominal CT (train), the contrast-enhanced DICOM series (held out) and the abdominal MR (train)."""
     codes = snomed_codes(archive)
@@ -119,6 +142,7 @@ def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
     base = Table("", "ct-abdomen", "train", "totalsegmentator/example_ct", "CT", **abdomen)
     base.contrast, base.window = "none", (40, 400)
     add_organs(writer, window(image.array, 40, 400), labels, base, codes)
+    add_counted(writer, labels, base)
 
     folder = REFERENCE + "example_ct_dicom/CT."
     files = [archive.read(name) for name in archive.names() if name.startswith(folder)]
@@ -128,6 +152,7 @@ def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
     base = Table("", "ct-contrast", "test", "totalsegmentator/example_ct_dicom", "CT", **abdomen)
     base.contrast, base.window = "given", (40, 400)
     add_organs(writer, window(image.array, 40, 400), labels, base, codes, factor=2)
+    add_counted(writer, labels, base, factor=2)
 
     image = read_nifti(archive.read(REFERENCE + "example_mr_sm.nii.gz"))
     labels = read_nifti(archive.read(REFERENCE + "example_seg_mr.nii.gz"))

@@ -25,7 +25,8 @@ LESIONS: dict[str, tuple[str, str, str, str | None, str | None, int]] = {
 }
 SITES = {"brain": "brain", "breast": "breast", "chest": "lung"}
 FREE_GAP = 3  # slices between a lesion-free slice and the lesion
-TILE = 128
+TILE = 128  # width of a tile of nuclei, and its height in the part that trains
+TRAINING_HEIGHT, NUCLEI_MARGIN, HELD_OUT_TILE = 256, 40, 108  # rows of the image of nuclei, from the top
 FLUORESCENCE, FUNDUS = "fluorescence microscopy", "fundus photograph"
 
 
@@ -115,27 +116,41 @@ def add_overlay(writer: Writer, archive: Archive) -> None:
 
 
 def add_nuclei(writer: Writer, archive: Archive) -> None:
-    """Add sixteen tiles of one fluorescence image with its nuclei; one image, so all of them train."""
+    """Add tiles of one fluorescence image with its nuclei: its upper part trains, its lower part is held out.
+
+    The strip between the two is higher than any nucleus, so none reaches both; what it holds belongs to neither.
+    """
     pixels = percentile_window(tifffile.imread(io.BytesIO(archive.read("stardist/data/images/img2d.tif"))))
     labels = tifffile.imread(io.BytesIO(archive.read("stardist/data/images/mask2d.tif")))
-    for row in range(4):
-        for column in range(4):
-            area = np.s_[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
-            tile = labels[area]
-            mask = np.zeros(tile.shape, np.uint8)
-            structures = []
-            for value in np.unique(tile[tile > 0]):
-                ys, xs = np.nonzero(tile == value)
-                if len(ys) < MIN_AREA_PX:
-                    continue
-                mask[tile == value] = len(structures) + 1
-                box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-                structures.append(Structure("nucleus", box, "expert", mask_value=len(structures) + 1))
-            table = Table(
-                f"nuclei-{row}{column}", "nuclei", "train", "stardist/img2d", FLUORESCENCE, "cells", "stardist"
-            )
-            table.labelled, table.structures = ["nucleus"], structures
-            writer.add(table, np.ascontiguousarray(pixels[area]), mask)
+    held_out_from = TRAINING_HEIGHT + NUCLEI_MARGIN
+    assert max(part[0].stop - part[0].start for part in ndimage.find_objects(labels) if part) < NUCLEI_MARGIN
+    regions = (
+        ("nuclei", "train", "stardist/img2d", range(0, TRAINING_HEIGHT, TILE), TILE),
+        ("nuclei-held-out", "test", "stardist/img2d-lower", range(held_out_from, 512, HELD_OUT_TILE), HELD_OUT_TILE),
+    )
+    for source, split, group, tops, height in regions:
+        for row, top in enumerate(tops):
+            for column in range(4):
+                area = np.s_[top : top + height, column * TILE : (column + 1) * TILE]
+                mask, structures = nuclei_of(labels[area])
+                name = f"{source}-{row}{column}"
+                table = Table(name, source, split, group, FLUORESCENCE, "cells", "stardist")
+                table.labelled, table.structures = ["nucleus"], structures
+                writer.add(table, np.ascontiguousarray(pixels[area]), mask)
+
+
+def nuclei_of(labels: np.ndarray) -> tuple[np.ndarray, list[Structure]]:
+    """Return the mask of a tile, numbered from 1, and its nuclei of at least 16 px, as far as the tile shows them."""
+    mask = np.zeros(labels.shape, np.uint8)
+    structures: list[Structure] = []
+    for value in np.unique(labels[labels > 0]):
+        ys, xs = np.nonzero(labels == value)
+        if len(ys) < MIN_AREA_PX:
+            continue
+        mask[labels == value] = len(structures) + 1
+        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        structures.append(Structure("nucleus", box, "expert", mask_value=len(structures) + 1))
+    return mask, structures
 
 
 def add_pictures(writer: Writer, archive: Archive) -> None:

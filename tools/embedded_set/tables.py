@@ -95,13 +95,13 @@ def connected_parts(mask: np.ndarray, neighbours: np.ndarray | None = None) -> n
 
 
 def mask_structures(
-    labels: np.ndarray, names: dict[int, str], spacing: tuple[float, float]
+    labels: np.ndarray, names: dict[int, str], spacing: tuple[float, float], min_area_px: int = MIN_AREA_PX
 ) -> tuple[list[Structure], list[str]]:
-    """Return the structures of a label slice (H, W) with at least 16 px, and the names of smaller ones."""
+    """Return the structures of a label slice (H, W) with at least `min_area_px`, and the names of smaller ones."""
     found, traces = [], []
     for value, name in names.items():
         mask = labels == value
-        if mask.sum() < MIN_AREA_PX:
+        if mask.sum() < min_area_px:
             if mask.any():
                 traces.append(name)
             continue
@@ -122,20 +122,35 @@ class Writer:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.tables: list[dict[str, Any]] = []
+        self.counted: list[dict[str, Any]] = []
         if out.exists():
             shutil.rmtree(out)
         (out / "images").mkdir(parents=True)
         (out / "masks").mkdir()
+        (out / "counted").mkdir()
 
     def add(self, table: Table, pixels: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Write one image; values of the mask that no structure uses are cleared."""
-        height, width = pixels.shape[:2]
-        record: dict[str, Any] = {"id": table.id, "path": f"images/{table.id}.png", "mask": None}
-        Image.fromarray(pixels).save(self.out / record["path"], optimize=True)
+        path = f"images/{table.id}.png"
+        Image.fromarray(pixels).save(self.out / path, optimize=True)
+        self.tables.append(self._record(table, path, pixels.shape[:2], "masks", mask))
+
+    def count(self, table: Table, mask: np.ndarray) -> None:
+        """Write a second table of an image that was added: structures of one name, each with a value of its own."""
+        path = f"images/{table.id}.png"
+        assert any(record["path"] == path for record in self.tables), path
+        self.counted.append(self._record(table, path, mask.shape, "counted", mask))
+
+    def _record(
+        self, table: Table, path: str, shape: tuple[int, ...], folder: str, mask: np.ndarray | None
+    ) -> dict[str, Any]:
+        """Write the mask into a folder of the set and return the row of a table; `shape` is (H, W) of the image."""
+        height, width = shape
+        record: dict[str, Any] = {"id": table.id, "path": path, "mask": None}
         if mask is not None:
             used = [s.mask_value for s in table.structures if s.mask_value is not None]
             kept = np.where(np.isin(mask, used), mask, 0).astype(np.uint8)
-            record["mask"] = f"masks/{table.id}.png"
+            record["mask"] = f"{folder}/{table.id}.png"
             Image.fromarray(kept).save(self.out / record["mask"], optimize=True)
         record |= {"width": width, "height": height}
         record |= {k: v for k, v in vars(table).items() if k not in ("id", "structures")}
@@ -146,15 +161,16 @@ class Writer:
         for structure in table.structures:
             x1, y1, x2, y2 = structure.xyxy_px
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height, (table.id, structure)
-        self.tables.append(record)
+        return record
 
     def finish(self) -> int:
-        """Write facts and manifest; return the bytes of the whole set."""
+        """Write both files of tables and the manifest; return the bytes of the whole set."""
         seen = {s["name"] for t in self.tables for s in t["structures"]}
         for table in self.tables:  # names that no image shows are of no use to anyone
             table["labelled"] = [name for name in table["labelled"] if name in seen]
-        lines = [json.dumps(t, ensure_ascii=False) for t in sorted(self.tables, key=lambda t: t["id"])]
-        (self.out / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for name, tables in (("facts", self.tables), ("counted", self.counted)):
+            lines = [json.dumps(t, ensure_ascii=False) for t in sorted(tables, key=lambda t: t["id"])]
+            (self.out / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         files = sorted(p for p in self.out.rglob("*") if p.is_file())
         digests = {p.relative_to(self.out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
         manifest = {"sources": SOURCES, "files": digests}

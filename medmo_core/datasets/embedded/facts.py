@@ -106,7 +106,23 @@ def load_facts() -> tuple[ImageFacts, ...]:
     Raises:
         FileNotFoundError: the installation lacks the set.
     """
-    path = EMBEDDED_ROOT / "facts.jsonl"
+    return _read_tables("facts.jsonl")
+
+
+@cache
+def load_counted() -> tuple[ImageFacts, ...]:
+    """Return the tables that hold the vertebrae and ribs of the CT slices one by one, sorted by id.
+
+    They have structures of any size: a question about them says how small a box may be.
+
+    Raises:
+        FileNotFoundError: the installation lacks the set.
+    """
+    return _read_tables("counted.jsonl")
+
+
+def _read_tables(name: str) -> tuple[ImageFacts, ...]:
+    path = EMBEDDED_ROOT / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: reinstall medmo, or rebuild the set with tools.embedded_set.build")
     with path.open(encoding="utf-8") as lines:
@@ -198,13 +214,16 @@ class View:
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
 
 
-def look(record: ImageFacts, window: Window | None = None, only: str | None = None) -> View:
+def look(
+    record: ImageFacts, window: Window | None = None, only: str | None = None, *, min_area_px: int = MIN_AREA_PX
+) -> View:
     """Return what a window of an image shows; boxes are drawn anew round the visible part of the masks.
 
     Args:
         record: facts table of the image.
         window: (x0, y0, x1, y1) in pixels, may reach beyond the image; None: the whole image.
         only: the one name of interest, which saves the time of the others; None: all.
+        min_area_px: pixels of a mask that must be in the window for its structure to be visible.
     """
     window = window or (0, 0, record.width, record.height)
     mask = mask_of(record)
@@ -219,7 +238,7 @@ def look(record: ImageFacts, window: Window | None = None, only: str | None = No
         box, area = found
         share = area / _whole_area(record, structure)
         thinnest = min((box[2] - box[0]) / (window[2] - window[0]), (box[3] - box[1]) / (window[3] - window[1]))
-        small = area < MIN_AREA_PX and structure.mask_value is not None
+        small = area < min_area_px and structure.mask_value is not None
         if share < MIN_SHARE or small or thinnest < MIN_SIDE_RATIO:
             partial.add(structure.name)
         else:

@@ -38,6 +38,7 @@ SOURCE_WEIGHTS = {
     "ihc": 0.005,
     "phase-cell": 0.005,
 }
+"""Sources without a weight (`nuclei-held-out`) are left to the data set of targets."""
 STREAM_PREFIX = "sample:"  # the set's former name, in its random numbers: another would change what every run draws
 NUM_SLOTS = 2000  # of the table that turns weights into repetitions
 MAX_ATTEMPTS = 12
@@ -84,7 +85,7 @@ def _is_val(record: ImageFacts) -> bool:
 @cache
 def _slots(task: str, split: str) -> tuple[ImageFacts, ...]:
     """Return the images a task can use, each repeated so that drawing uniformly obeys the weights of the sources."""
-    usable = [r for r in records_of(split) if _can(task, r)]
+    usable = [r for r in records_of(split) if r.source in SOURCE_WEIGHTS and _can(task, r)]
     present = sorted({r.source for r in usable})  # in another order the sum's last bit could move a rounded share
     total = sum(SOURCE_WEIGHTS[source] for source in present)
     slots: list[ImageFacts] = []

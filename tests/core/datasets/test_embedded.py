@@ -13,7 +13,7 @@ from PIL import Image
 from medmo_core.data.records.sample import SPLITS, TASKS
 from medmo_core.datasets.embedded import tasks as sample
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet, pick
-from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_facts, look, mask_of
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_counted, load_facts, look, mask_of
 
 MAX_BYTES = 6_000_000
 SEGMENT = 24  # pixels of a row that identify a picture
@@ -67,7 +67,7 @@ def test_the_set_holds_what_it_promises() -> None:
     assert count["ct-abdomen", "train"] == 112
     assert count["ct-contrast", "test"] == 20
     assert count["mr-abdomen", "train"] == 20
-    assert count["nuclei", "train"] == 16
+    assert count["nuclei", "train"] == 8 and count["nuclei-held-out", "test"] == 8
     assert {r.group for r in load_facts() if r.source == "lesion" and r.split == "test"} == {
         "pyradiomics/brain2",
         "pyradiomics/lung2",
@@ -120,6 +120,31 @@ def test_no_held_out_picture_resembles_a_training_picture_as_neighbouring_slices
     assert (test @ train.T).max() < 0.95
     contrast = np.stack([thumbnail(r) for r in load_facts() if r.source == "ct-contrast"])
     assert (contrast[:-1] * contrast[1:]).sum(1).min() > 0.97  # what a leak would look like
+
+
+def test_held_out_nuclei_are_no_part_of_the_tasks_that_were_there_before_them() -> None:
+    for task in sample.EMBEDDED_TASKS:
+        assert not any("nuclei" in s.images[0].path for s in sample.eval_samples(task, n=40)), task
+    assert {r.source for r in sample.records_of("test")} >= {"nuclei-held-out"}
+
+
+def test_what_is_counted_lies_within_the_merged_masks_and_in_the_same_pictures() -> None:
+    whole = {r.path: r for r in load_facts()}
+    most = {"rib": 0, "vertebra": 0}
+    for counted in load_counted():
+        record, single = whole[counted.path], mask_of(counted)
+        assert (record.split, record.group, record.width) == (counted.split, counted.group, counted.width)
+        assert single is not None
+        for name in most:
+            found = [s for s in counted.structures if s.name == name]
+            most[name] = max(most[name], len(found))
+            assert len({s.mask_value for s in found}) == len(found), counted.id
+        merged, bones = mask_of(record), [s for s in record.structures if s.name == "vertebra"]
+        if bones and record.source == "ct-abdomen":  # halving rounds the contrast series' edges in its own way
+            assert merged is not None
+            values = [s.mask_value for s in counted.structures if s.name == "vertebra"]
+            assert np.array_equal(np.isin(single, values), merged == bones[0].mask_value), counted.id
+    assert most == {"rib": 12, "vertebra": 2}
 
 
 def centre_of(record: ImageFacts, name: str) -> float | None:

@@ -95,7 +95,7 @@ def test_what_is_written_is_listed_with_its_digest(tmp_path: Path) -> None:
     kept = np.asarray(Image.open(io.BytesIO((tmp_path / "set/masks/ct.png").read_bytes())))
     assert set(np.unique(kept)) == {0, 1}
     listed = json.loads((tmp_path / "set/manifest.json").read_text())["files"]
-    assert set(listed) == {"images/ct.png", "masks/ct.png", "facts.jsonl"}
+    assert set(listed) == {"images/ct.png", "masks/ct.png", "facts.jsonl", "counted.jsonl"}
     for name, digest in listed.items():
         assert hashlib.sha256((tmp_path / "set" / name).read_bytes()).hexdigest() == digest
     assert size == sum(p.stat().st_size for p in (tmp_path / "set").rglob("*") if p.is_file())
