@@ -18,7 +18,8 @@ right in names are the patient's; volumes are shown with the patient's left on i
 import argparse
 from pathlib import Path
 
-from .organs import add_totalsegmentator
+from .chest import add_chest
+from .organs import add_totalsegmentator, snomed_codes
 from .pictures import add_lesions, add_nuclei, add_overlay, add_pictures
 from .tables import SOURCES, Writer
 from .volumes import Archive
@@ -40,6 +41,7 @@ def main() -> None:
     }
     writer = Writer(arguments.out)
     add_totalsegmentator(writer, archives["totalsegmentator"])
+    add_chest(writer, archives["totalsegmentator"], snomed_codes(archives["totalsegmentator"]))
     add_lesions(writer, archives["pyradiomics"])
     add_overlay(writer, archives["pydicom"])
     add_nuclei(writer, archives["stardist"])

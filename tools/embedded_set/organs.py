@@ -1,4 +1,4 @@
-"""Organ boxes of the TotalSegmentator volumes: CT, contrast-enhanced CT, MR and a chest CT with the aorta."""
+"""Organ boxes of the TotalSegmentator volumes that are labelled whole: CT, contrast-enhanced CT and MR."""
 
 import csv
 import io
@@ -13,14 +13,11 @@ from .tables import Table, Writer, connected_parts, mask_structures
 from .volumes import (
     Archive,
     Volume,
-    affine_of,
     halve,
     halve_labels,
-    open_nifti,
     percentile_window,
     read_dicom_series,
     read_nifti,
-    to_lps,
     window,
 )
 
@@ -158,7 +155,6 @@ def add_totalsegmentator(writer: Writer, archive: Archive) -> None:
     labels = read_nifti(archive.read(REFERENCE + "example_seg_mr.nii.gz"))
     base = Table("", "mr-abdomen", "train", "totalsegmentator/example_mr_sm", "MR", **abdomen)
     add_organs(writer, percentile_window(image.array), labels, base, codes)
-    add_aorta(writer, archive, codes)
 
 
 def body_area(hounsfield: np.ndarray, margin: int = 16) -> tuple[slice, slice]:
@@ -171,35 +167,3 @@ def body_area(hounsfield: np.ndarray, margin: int = 16) -> tuple[slice, slice]:
         start, stop = max(int(taken[0]) - margin, 0), min(int(taken[-1]) + 1 + margin, body.shape[axis])
         ranges.append(slice(start, stop - (stop - start) % 2))
     return ranges[0], ranges[1]
-
-
-def add_aorta(writer: Writer, archive: Archive, codes: dict[str, str]) -> None:
-    """Add every fourth slice of a contrast-enhanced chest CT, of which only the aorta is labelled."""
-    folder = REFERENCE + "aorta_report/"
-    data = archive.read(folder + "example_ct.nii.gz")
-    image = read_nifti(data)
-    aorta = crop_onto(data, archive.read(folder + "test_result/models/organ_aorta_T264.nii.gz"))
-    millilitres = round(float(aorta.sum()) * float(np.prod(image.spacing_mm)) / 1000, 1)
-    x, y, _ = (round(v, 4) for v in image.spacing_mm)
-    pixels = window(image.array, 40, 400)
-    for z in range(0, 164, 4):
-        table = Table(f"ct-aorta-{z:03d}", "ct-aorta", "train", "totalsegmentator/aorta_report", "CT", "chest", "")
-        table.region = "abdomen" if z < 40 else "chest"  # the dome of the diaphragm is near slice 40
-        table.package, table.plane, table.contrast, table.window = "totalsegmentator", "axial", "given", (40, 400)
-        table.slice_index, table.spacing_mm, table.labelled = z, (x, y), ["aorta"]
-        mask = aorta[:, :, z].T
-        structures, table.traces = mask_structures(mask, {1: "aorta"}, (x, y))
-        table.structures = [replace(s, volume_ml=millilitres, code=codes["aorta"]) for s in structures]
-        writer.add(table, np.ascontiguousarray(pixels[:, :, z].T), mask)
-
-
-def crop_onto(whole: bytes, part: bytes) -> np.ndarray:
-    """Return the label map of a cropped volume on the grid of the whole one, in LPS order."""
-    big, small = open_nifti(whole), open_nifti(part)
-    big_affine, small_affine = affine_of(big), affine_of(small)
-    offset = np.rint(np.linalg.solve(big_affine, small_affine @ [0, 0, 0, 1]))[:3].astype(int)
-    assert np.allclose(big_affine[:3, :3], small_affine[:3, :3])
-    grid = np.zeros(big.shape, np.uint8)
-    x, y, z = (slice(o, o + n) for o, n in zip(offset, small.shape, strict=True))
-    grid[x, y, z] = np.asarray(small.dataobj) > 0
-    return to_lps(grid, big_affine)[0]

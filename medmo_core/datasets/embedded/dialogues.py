@@ -40,7 +40,7 @@ class Dialogues:
     """Questions of all tasks in turns, as a source for a mixture.
 
     Args:
-        split: train or test, a volume is in one of them only; or fit or val, two parts of train.
+        split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every dialogue; otherwise show whole images.
         warps: share of the dialogues that show a warped image, where there are masks.
     """

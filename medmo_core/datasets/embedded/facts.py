@@ -232,7 +232,8 @@ def look(
     for structure in record.structures:
         if only is not None and structure.name != only:
             continue
-        found = _masked(structure, mask, window) if mask is not None else _clipped(structure, window)
+        has_mask = mask is not None and structure.mask_value is not None
+        found = _masked(structure, mask, window) if has_mask else _clipped(structure, window)
         if found is None:
             continue
         box, area = found
@@ -256,7 +257,7 @@ def _whole_area(record: ImageFacts, structure: Structure) -> int:
 def _stored_area(mask: str | None, structure: Structure) -> int:
     """Return the same of a stored image; every window asks for it again."""
     x1, y1, x2, y2 = structure.xyxy_px
-    if mask is None:
+    if mask is None or structure.mask_value is None:
         return (x2 - x1) * (y2 - y1)
     return int((_read_mask(mask)[y1:y2, x1:x2] == structure.mask_value).sum())
 

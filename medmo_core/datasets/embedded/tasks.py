@@ -22,15 +22,16 @@ from .questions import Question, ask
 from .warped import warp_facts
 
 EMBEDDED_TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
-EMBEDDED_SPLITS = ("train", "test", "fit", "val")
-"""`val` is blocks of slices of the largest training scan and `fit` all of `train` but these: settings are compared on
-them, so that the test scans have no say in what is shipped."""
+EMBEDDED_SPLITS = ("train", "test", "fit", "val", "val_scans")
+"""`val` is blocks of slices of the largest training scan, `val_scans` two whole scans, and `fit` all of `train` but
+these: settings are compared on them, so that the test scans have no say in what is shipped."""
 VAL_SOURCE, VAL_BLOCK, VAL_EVERY, VAL_PLACE = "ct-abdomen", 8, 6, 3
+VAL_SCANS = ("ct-aorta", "mr-abdomen")
 SOURCE_WEIGHTS = {
     "ct-abdomen": 0.76,
     "ct-contrast": 0.88,
     "mr-abdomen": 0.07,
-    "ct-aorta": 0.04,
+    "ct-aorta": 0.12,
     "lesion": 0.08,
     "nuclei": 0.02,
     "fundus": 0.01,
@@ -72,14 +73,15 @@ def records_of(split: str) -> tuple[ImageFacts, ...]:
         raise InputError(f"the embedded set has no split {split!r}: use one of {', '.join(EMBEDDED_SPLITS)}")
     if split in ("train", "test"):
         return tuple(r for r in load_facts() if r.split == split)
-    return tuple(r for r in load_facts() if r.split == "train" and _is_val(r) == (split == "val"))
+    return tuple(r for r in load_facts() if r.split == "train" and _part_of(r) == split)
 
 
-def _is_val(record: ImageFacts) -> bool:
-    """Return whether a training image is in a block of slices that `fit` leaves out: every sixth block of eight."""
-    if record.source != VAL_SOURCE or record.slice_index is None:
-        return False
-    return record.slice_index // VAL_BLOCK % VAL_EVERY == VAL_PLACE
+def _part_of(record: ImageFacts) -> str:
+    """Return the part of `train` that an image is in; of the slices every sixth block of eight is in `val`."""
+    if record.source in VAL_SCANS:
+        return "val_scans"
+    is_block = record.slice_index is not None and record.slice_index // VAL_BLOCK % VAL_EVERY == VAL_PLACE
+    return "val" if is_block and record.source == VAL_SOURCE else "fit"
 
 
 @cache
@@ -121,7 +123,7 @@ class EmbeddedTasks:
 
     Args:
         task: one of `EMBEDDED_TASKS`.
-        split: train or test, a volume is in one of them only; or fit or val, two parts of train.
+        split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every sample; otherwise show whole images.
         warps: share of the samples that show a warped image, where there are masks.
 

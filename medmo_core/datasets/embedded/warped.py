@@ -13,7 +13,7 @@ from .facts import MIN_AREA_PX, ImageFacts, Structure, mask_of
 def warp_facts(record: ImageFacts, seed: int) -> ImageFacts:
     """Return the facts table of an image under a random warp, its boxes drawn anew round the warped masks.
 
-    Areas follow the warp; a diameter would have to be measured anew and is left out. An image without masks comes back
+    Structures of which only the box is known are neither visible nor absent then. Areas follow the warp; a diameter would have to be measured anew and is left out. An image without masks comes back
     as it is.
 
     Args:
@@ -29,7 +29,7 @@ def warp_facts(record: ImageFacts, seed: int) -> ImageFacts:
     for structure in record.structures:
         hit = mask == structure.mask_value
         area = int(hit.sum())
-        if area < MIN_AREA_PX:
+        if structure.mask_value is None or area < MIN_AREA_PX:
             traces.add(structure.name)
             continue
         rows, columns = np.nonzero(hit.any(1))[0], np.nonzero(hit.any(0))[0]
