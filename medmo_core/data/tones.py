@@ -30,9 +30,7 @@ BUMP_HEIGHT = 0.15
 """Standard deviation of its height."""
 MAX_NOISE = 12.0
 """Largest standard deviation of the noise, in grey levels of 255."""
-SHIFTED_RATIO = 0.8
-"""Share of the curves that also shift structures with known outlines."""
-SHIFT_SIGMA = 30.0
+SHIFT_SIGMA = 45.0
 """Standard deviation of a structure's shift, in grey levels."""
 DARKEST, BRIGHTEST = 0.25, 0.7
 """Upper limit of the range's lower end, lower limit of its upper end."""
@@ -93,8 +91,7 @@ def random_tone(seed: int) -> Tone:
 def _random_shifts(seed: int) -> NDArray[np.float32]:
     """Draw what each value of the outlines gains; 0, which is no structure, gains nothing."""
     rng = np.random.default_rng((seed, 1))
-    share = rng.random() if rng.random() < SHIFTED_RATIO else 0.0
-    shifts = np.where(rng.random(256) < share, rng.normal(0.0, SHIFT_SIGMA, 256), 0.0)
+    shifts = np.where(rng.random(256) < rng.random(), rng.normal(0.0, SHIFT_SIGMA, 256), 0.0)
     shifts[0] = 0.0
     return shifts.astype(np.float32)
 
