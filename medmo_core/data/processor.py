@@ -14,6 +14,7 @@ from ..batch.looks import Looks
 from ..errors import InputError
 from ..profile import CheckpointProfile
 from .document import Document
+from .images.load import crop_pixels
 from .images.patches import patchify, smart_resize
 from .images.sizes import shown_size
 from .looks import find_looks
@@ -21,7 +22,6 @@ from .picture_cache import PictureCache
 from .records.sample import ImageRef, Message, Sample, message_text
 from .records.store import Root
 from .sample_text import SampleText, independent_turns
-from .shown import show
 from .text.chat_template import Encoded, encode_chat, name_images
 from .text.tokenizer import Tokenizer
 from .tones import random_tone
@@ -262,7 +262,7 @@ class Processor:
         return sample.root if sample.root is not None else self.root
 
     def _load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
-        pixels = show(self._cache.load(image, root), image)
+        pixels = _cropped(self._cache.load(image, root), image)
         height, width = pixels.shape[:2]
         if image.size not in (None, (width, height)):
             raise InputError(
@@ -279,7 +279,7 @@ class Processor:
         if stored.shape != outlines.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (outlines.shape, stored.shape))
             raise InputError(f"{image.outlines} and {image.path} are {sizes} px, expected the same size")
-        return show(outlines[..., 0], image)
+        return _cropped(outlines[..., 0], image)
 
     def _token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of visual tokens of an image."""
@@ -295,6 +295,10 @@ class Processor:
 
     def _num_tokens(self, grid: NDArray[np.int64]) -> int:
         return int(grid.prod()) // next(iter(self.specs.values())).merge_size ** 2
+
+
+def _cropped(pixels: NDArray[np.uint8], image: ImageRef) -> NDArray[np.uint8]:
+    return pixels if image.crop is None else crop_pixels(pixels, image.crop)
 
 
 def _visual_end(input_ids: torch.Tensor, image_token_id: int) -> int:

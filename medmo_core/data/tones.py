@@ -10,8 +10,8 @@ and places are left to learn from. Labels and boxes stay as they are. A curve is
 
 and the picture gets normal noise of up to `MAX_NOISE` grey levels. All channels of a colour picture share one curve.
 Where the outlines of structures are known, a random share of them is first made brighter or darker, each for itself, as
-another contrast agent or sequence would: no curve can tell a kidney from a liver of the same grey. (Label maps in place
-of scans: Billot et al., SynthSeg, 2023, arXiv 2107.09559.)
+another contrast agent or sequence would: a curve moves a kidney and a liver of the same grey together. (Label maps in
+place of scans: Billot et al., SynthSeg, 2023, arXiv 2107.09559.)
 """
 
 import math

@@ -51,8 +51,6 @@ class ImageRef:
         sha256: checksum of the file; of a folder of slices, see `images.digest`.
         outlines: path, relative to the data root, of a grey picture of the same size whose values tell the structures
             apart (0: none): tone curves move these against each other. Not part of the record.
-        warp: seed of the warp that the stored picture is seen under before its crop (`warps.random_warp`); None: as it
-            is. Not part of the record.
     """
 
     path: str
@@ -67,8 +65,7 @@ class ImageRef:
     modality: str | None = None
     laterality_display: str | None = None
     sha256: str | None = None
-    outlines: str | None = dataclasses.field(default=None, metadata=_OUTSIDE)
-    warp: int | None = dataclasses.field(default=None, metadata=_OUTSIDE)
+    outlines: str | None = dataclasses.field(default=None, compare=False, metadata=_OUTSIDE)
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -19,7 +19,6 @@ from ...errors import InputError
 from . import texts
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
-from .warped import warp_facts
 
 EMBEDDED_TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
 EMBEDDED_SPLITS = ("train", "test", "fit", "val", "val_scans")
@@ -125,16 +124,15 @@ class EmbeddedTasks:
         task: one of `EMBEDDED_TASKS`.
         split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every sample; otherwise show whole images.
-        warps: share of the samples that show a warped image, where there are masks.
 
     Raises:
         ValueError: an unknown task or split.
     """
 
-    def __init__(self, task: str, split: str = "train", crops: bool = True, warps: float = 0.0) -> None:
+    def __init__(self, task: str, split: str = "train", crops: bool = True) -> None:
         if task not in EMBEDDED_TASKS:
             raise InputError(f"the embedded set has no task {task!r}: use one of {', '.join(EMBEDDED_TASKS)}")
-        self.task, self.split, self.crops, self.warps = task, split, crops, warps
+        self.task, self.split, self.crops = task, split, crops
         self.name = f"embedded:{task}"
         self.stream = f"{STREAM_PREFIX}{task}"
         self.root: Path = EMBEDDED_ROOT
@@ -147,17 +145,9 @@ class EmbeddedTasks:
         """Return the image of slot `index`."""
         return self._slots[index]
 
-    def varied(self, index: int, rng: Random) -> ImageFacts:
-        """Return the image of slot `index`, as often as `warps` says under a random warp that still allows the task."""
-        record = self._slots[index]
-        if self.warps and rng.random() < self.warps:
-            warped = warp_facts(record, rng.getrandbits(32))
-            return warped if _can(self.task, warped) else record
-        return record
-
     def get(self, index: int, rng: Random) -> Sample:
         """Return a sample of image slot `index`; everything else is drawn from `rng`."""
-        return self.make(self.varied(index, rng), rng)
+        return self.make(self._slots[index], rng)
 
     def make(self, record: ImageFacts, rng: Random, *, plain_boxes: bool = False) -> Sample:
         """Return a sample of one image; arguments as `draft`."""
@@ -286,14 +276,12 @@ def image_of(view: View) -> ImageRef:
         modality=record.modality,
         laterality_display="R" if record.plane else None,
         outlines=record.mask,
-        warp=record.warp,
     )
 
 
 def where_of(view: View) -> str:
     """Name the window of a view, for the id of a sample."""
-    window = "whole" if view.is_whole else "-".join(str(v) for v in view.window)
-    return window if view.record.warp is None else f"{window}/warp-{view.record.warp}"
+    return "whole" if view.is_whole else "-".join(str(v) for v in view.window)
 
 
 def bind(task: str, draft: Draft, view: View) -> Sample:

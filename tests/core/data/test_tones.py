@@ -62,6 +62,36 @@ def test_channels_share_curve_and_noise() -> None:
     assert (quiet.apply(grey) == quiet.levels[grey]).all()
 
 
+def test_structures_of_one_grey_are_told_apart_where_their_outlines_are_known() -> None:
+    """No curve can: it has one new level for each old one."""
+    pixels = np.full((12, 12, 3), 120, dtype=np.uint8)
+    outlines = np.zeros((12, 12), dtype=np.uint8)
+    outlines[:, :6], outlines[:, 6:] = 1, 2
+    levels = np.arange(256, dtype=np.uint8)
+    apart = 0
+    for seed in SEEDS:
+        tone = replace(random_tone(seed), levels=levels, noise=0.0)
+        shown = tone.apply(pixels, outlines).astype(int)
+        assert tone.shifts[0] == 0 and (tone.apply(pixels) == pixels).all(), "nothing moves without outlines"
+        left, right = shown[0, 0, 0], shown[0, -1, 0]
+        expected = np.clip(120 + tone.shifts[1:3], 0, 255).round()
+        assert (left, right) == tuple(expected)
+        middle = shown[5, 5:7, 0]
+        assert min(left, right) <= middle.min() and middle.max() <= max(left, right), "the edge is soft, not beyond"
+        apart += left != right
+    assert 0.4 < apart / len(SEEDS) < 0.9
+
+
+def test_soft_edges_are_the_binomial_mean_of_the_neighbours() -> None:
+    outlines = np.zeros((5, 5), dtype=np.uint8)
+    outlines[2, 2] = 9
+    shifts = np.zeros(256, dtype=np.float32)
+    shifts[9] = 16.0
+    tone = replace(random_tone(1), levels=np.arange(256, dtype=np.uint8), noise=0.0, shifts=shifts)
+    shown = tone.apply(np.full((5, 5, 3), 100, dtype=np.uint8), outlines)[..., 0].astype(int) - 100
+    assert (shown[1:4, 1:4] == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]).all() and shown.sum() == 16
+
+
 def test_a_share_of_the_draws_has_a_curve_and_everything_else_stays(tmp_path: Path) -> None:
     source = Pictures(tmp_path)
     plain, toned = Mixture({"a": (source, 1.0)}, 3), Mixture({"a": (source, 1.0)}, 3, tones=0.7)

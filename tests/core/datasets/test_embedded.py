@@ -83,7 +83,7 @@ def test_boxes_lie_inside_the_image_and_tight_round_the_mask(source: str) -> Non
         for structure in record.structures:
             x1, y1, x2, y2 = structure.xyxy_px
             assert 0 <= x1 < x2 <= record.width and 0 <= y1 < y2 <= record.height, record.id
-            assert structure.origin in ("silver", "expert", "curated")
+            assert structure.origin in ("silver", "expert", "derived", "curated")
             assert structure.code is None or structure.code.startswith("SCT:")
             if structure.mask_value is None:
                 continue
@@ -196,12 +196,39 @@ def test_ct_masks_cover_tissue_of_the_right_density() -> None:
         pixels, mask = pixels_of(record), mask_of(record)
         assert mask is not None
         for structure in record.structures:
-            if structure.name in limits and (structure.area_mm2 or 0) > 300:
+            if structure.mask_value is not None and structure.name in limits and (structure.area_mm2 or 0) > 300:
                 low, high = limits[structure.name]
                 value = float(np.median(pixels[mask == structure.mask_value]))
                 assert low <= value <= high, (record.id, structure.name, value)
                 checked[structure.name] += 1
     assert set(checked) == set(limits)
+
+
+def test_boxes_drawn_by_hand_lie_on_what_they_name() -> None:
+    """Under contrast agent the spleen is brighter than the liver, and bone brighter than both."""
+    medians: dict[str, list[float]] = defaultdict(list)
+    for record in (r for r in load_facts() if r.source == "ct-aorta"):
+        pixels = pixels_of(record)
+        for s in (s for s in record.structures if s.origin == "curated"):
+            x1, y1, x2, y2 = s.xyxy_px
+            width, height = (x2 - x1) // 4, (y2 - y1) // 4  # the middle: corners show what lies beside the organ
+            medians[s.name].append(float(np.median(pixels[y1 + height : y2 - height, x1 + width : x2 - width])))
+        assert not {s.name for s in record.structures} & (set(record.labelled) - {s.name for s in record.structures})
+    assert {name: len(found) for name, found in medians.items()} == {
+        "liver": 8, "spleen": 9, "right kidney": 2, "vertebra": 11,
+    }  # fmt: skip
+    assert min(medians["liver"]) > 120 and max(medians["liver"]) < 170
+    assert min(medians["spleen"]) > max(medians["liver"]) and min(medians["right kidney"]) > 150
+
+
+def test_a_window_cuts_boxes_without_a_mask_too() -> None:
+    record = next(r for r in load_facts() if r.id == "ct-aorta-004")
+    liver = next(s for s in record.structures if s.name == "liver")
+    whole = look(record).with_name("liver")[0]
+    assert whole.xyxy_px == liver.xyxy_px and whole.share == 1
+    cut = look(record, (60, 0, 233, 167)).with_name("liver")[0]
+    assert cut.xyxy_px == (0, 22, 81, 133) and cut.share == pytest.approx(81 / 111)
+    assert look(record).is_absent("urinary bladder") and not look(record).is_absent("left kidney")
 
 
 def test_lesions_match_the_published_measurements() -> None:
@@ -275,8 +302,10 @@ def test_tasks_and_splits_are_those_of_the_record_format() -> None:
 
 
 def test_fit_and_val_share_the_training_images_out_in_blocks() -> None:
-    train, fit, val = ({r.id for r in sample.records_of(split)} for split in ("train", "fit", "val"))
-    assert fit | val == train and not fit & val
+    parts = {split: {r.id for r in sample.records_of(split)} for split in ("train", "fit", "val", "val_scans")}
+    train = parts.pop("train")
+    assert set.union(*parts.values()) == train and sum(map(len, parts.values())) == len(train)
+    assert {r.source for r in sample.records_of("val_scans")} == {"ct-aorta", "mr-abdomen"}
     places = sorted(r.slice_index or 0 for r in sample.records_of("val"))
     assert {r.source for r in sample.records_of("val")} == {"ct-abdomen"}
     assert places == [*range(24, 32), *range(72, 80)]

@@ -45,7 +45,10 @@ def form_of(sample: Sample) -> str:
 
 
 def masked(samples: list[Sample]) -> list[Sample]:
-    return [s for s in samples if BY_PATH[s.images[0].path].mask is not None]
+    """The samples about images of which every structure has a mask."""
+    records = [BY_PATH[s.images[0].path] for s in samples]
+    known = [r.mask is not None and all(s.mask_value is not None for s in r.structures) for r in records]
+    return [s for s, is_known in zip(samples, known, strict=True) if is_known]
 
 
 @pytest.mark.parametrize("task", EMBEDDED_TASKS)
