@@ -4,8 +4,8 @@
     python -m benchmarks.studies.quickstart_levers --table runs/levers
 
 Every variant starts from one align checkpoint and trains for `STEPS` steps on the split `fit`; variants are compared by
-`val`, blocks of slices of the same scan, and `val_scans`, a CT under contrast agent and an MR scan that `fit` lacks. The
-test scans are not looked at. One run a variant: less than one recipe differs from
+`val`, blocks of slices of the same scan, and `val_scans`, a CT under contrast agent and an MR scan that `fit` lacks.
+The test scans are not looked at. One run a variant: less than one recipe differs from
 seed to seed is no difference. A finished variant is not run again. Research use only.
 """
 
@@ -58,8 +58,8 @@ HEAD = f"""# Levers of the quickstart's recipe
 Written by `python -m {TOOL} --table DIR`, which keeps what stands outside the markers. Research use only.
 
 Each row is `tiny_instruct` with one thing changed, from one align checkpoint, trained on the split `fit` of the
-embedded set and asked about `fit`, about `val` (16 slices, in two blocks, of the same CT scan that `fit` lacks) and about
-`val_scans` (a CT scan under contrast agent and an MR scan). {STEPS["tiny"]} steps, fewer than shipped.
+embedded set and asked about `fit`, about `val` (16 slices, in two blocks, of the same CT scan that `fit` lacks) and
+about `val_scans` (a CT scan under contrast agent and an MR scan). {STEPS["tiny"]} steps, fewer than shipped.
 The recipe was chosen by such runs; the test scans were not looked at. One run a row: less than one recipe differs from
 seed to seed is no difference. Seconds are the training's, on as many cores as it has processes.
 """

@@ -24,6 +24,7 @@ from .tasks import (
     box_annotations,
     draft_of,
     from_question,
+    image_of,
     single_targets,
 )
 
@@ -101,6 +102,7 @@ def join_turns(drafts: list[Draft], view: View) -> Sample:
     about = "+".join(f"{d.form}:{d.about}" if d.about else d.form for d in drafts[1:])
     return replace(
         sample,
+        images=(image_of(view, [draft.form for draft in drafts]),),
         id=f"{sample.id}+{about}" if about else sample.id,
         messages=tuple(messages),
         boxes=tuple(boxes),

@@ -19,6 +19,7 @@ from ...errors import InputError
 from . import texts
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
+from .uptake import outlines_of
 
 EMBEDDED_TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
 EMBEDDED_SPLITS = ("train", "test", "fit", "val", "val_scans")
@@ -48,6 +49,8 @@ MIN_TARGET_RATIO = 0.1  # of the crop's side; a box thinner than that is not ask
 MIN_TARGET_SHARE = 0.9  # cut boxes pile up at the edges, and a model that is unsure would answer "at the edge"
 ABSENT_RATIO = 0.25  # of grounding questions that ask for what is not there: with a tenth, rewards teach to invent
 MAX_ALL_BOXES = 6
+SPEAK_OF_CONTRAST = frozenset({"contrast", "caption"})
+"""Forms of question whose answer says whether contrast agent was given."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +266,14 @@ def ask_absent(name: str) -> Draft:
     return Draft("absent", f"Where is the {name}?", Answer("boxes"), (), (Fact(name, "absent"),), name)
 
 
-def image_of(view: View) -> ImageRef:
-    """Return the picture that a view shows."""
+def image_of(view: View, forms: Iterable[str] = ()) -> ImageRef:
+    """Return the picture that a view shows.
+
+    Args:
+        view: the view.
+        forms: forms of what is said of it. The outlines are left out where one speaks of contrast agent, lest a tone
+            curve put into the picture what the text denies.
+    """
     record = view.record
     width, height = view.size
     return ImageRef(
@@ -275,7 +284,7 @@ def image_of(view: View) -> ImageRef:
         spacing_mm=record.spacing_mm,
         modality=record.modality,
         laterality_display="R" if record.plane else None,
-        outlines=record.mask,
+        outlines=None if SPEAK_OF_CONTRAST.intersection(forms) else outlines_of(record),
     )
 
 
@@ -297,7 +306,7 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
     return Sample(
         id=f"{task}/{record.id}/{where_of(view)}/{draft.form}" + (f"/{draft.about}" if draft.about else ""),
         task=task,
-        images=(image_of(view),),
+        images=(image_of(view, (draft.form,)),),
         messages=messages,
         boxes=box_annotations(draft.boxes),
         answer=draft.answer,

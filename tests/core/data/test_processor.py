@@ -17,7 +17,7 @@ from medmo_core.data.document import Document
 from medmo_core.data.images.patches import unpatchify
 from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.read import sample_from_json
-from medmo_core.data.records.sample import Answer, ImageRef, Sample
+from medmo_core.data.records.sample import Answer, ImageRef, Outlines, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.data.tones import random_tone
 from medmo_core.profile import MEDMO, QWEN3_VL, CheckpointProfile
@@ -258,16 +258,16 @@ def test_outlines_are_cropped_with_their_picture_and_only_tones_show_them(root: 
         document = maker.encode(replace(sample(), images=(image,), tone=tone))
         return unpatchify(document.patches["qwen3_vl"], tuple(document.image_grid_thw["qwen3_vl"][0]), QWEN)
 
-    assert (shown(None, outlines="outlines.png") == shown(None)).all()
+    assert (shown(None, outlines=Outlines("outlines.png")) == shown(None)).all()
     seed = next(s for s in range(100) if abs(random_tone(s).shifts[3]) > 60 and random_tone(s).noise < 3)
-    plain, moved = (shown(seed, **fields).astype(int) for fields in ({}, {"outlines": "outlines.png"}))
+    plain, moved = (shown(seed, **fields).astype(int) for fields in ({}, {"outlines": Outlines("outlines.png")}))
     change = np.abs(moved - plain)[..., 0].mean(0)
     assert change[:31].max() == 0 and change[33:].min() > 5, "the crop's middle is where the structure begins"
 
 
 def test_outlines_of_another_size_are_refused(root: Path) -> None:
     Image.new("L", (64, 64)).save(root / "outlines.png")
-    image = ImageRef("a.png", 128, 96, outlines="outlines.png")
+    image = ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
     with pytest.raises(ValueError, match=r"outlines\.png and a\.png are 64x64 and 128x96 px, expected the same size"):
         processor(root).encode(replace(sample(), images=(image,), tone=1))
 
@@ -275,5 +275,5 @@ def test_outlines_of_another_size_are_refused(root: Path) -> None:
 def test_a_record_neither_states_outlines_nor_is_written_with_them() -> None:
     with pytest.raises(ValueError, match="outlines"):
         sample(image={"path": "a.png", "width": 128, "height": 96, "outlines": "../../secret.png"})
-    image = ImageRef("a.png", 128, 96, outlines="outlines.png")
+    image = ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
     assert "outlines" not in json.dumps(replace(sample(), images=(image,), tone=4).to_json())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmo_core.data.records.sample import BoxAnnotation, ImageRef, Sample
 from medmo_core.data.sources.mixture import Mixture
-from medmo_core.data.tones import BRIGHTEST, DARKEST, MAX_NOISE, random_tone
+from medmo_core.data.tones import AGENT_RATIO, BRIGHTEST, DARKEST, DOSE_SPREAD, DOSES, MAX_NOISE, random_tone
 from medmo_recipes.settings.run_config import ConfigError, Data
 from medmo_recipes.training.loading import sources
 
@@ -80,6 +80,21 @@ def test_structures_of_one_grey_are_told_apart_where_their_outlines_are_known() 
         assert min(left, right) <= middle.min() and middle.max() <= max(left, right), "the edge is soft, not beyond"
         apart += left != right
     assert 0.4 < apart / len(SEEDS) < 0.9
+
+
+def test_contrast_agent_brightens_what_takes_it_up_by_phase_and_dose() -> None:
+    outlines = np.full((4, 4), 7, dtype=np.uint8)
+    pixels = np.full((4, 4, 3), 40, dtype=np.uint8)
+    without = 0
+    for seed in SEEDS:
+        tone = random_tone(seed)
+        still = replace(tone, levels=np.arange(256, dtype=np.uint8), noise=0.0, shifts=np.zeros(256, dtype=np.float32))
+        gain = tone.doses[7] * (100 + tone.phase * (60 - 100))
+        assert (still.apply(pixels, outlines, ((7, 100.0, 60.0), (8, 250.0, 250.0))) == round(40 + gain)).all()
+        assert (still.apply(pixels, outlines) == pixels).all(), "what takes up nothing stays"
+        assert 0 <= tone.phase <= 1 and tone.doses.max() <= DOSES[1] * (1 + DOSE_SPREAD)
+        without += not tone.doses.any()
+    assert without / len(SEEDS) == pytest.approx(1 - AGENT_RATIO, abs=0.08)
 
 
 def test_soft_edges_are_the_binomial_mean_of_the_neighbours() -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from random import Random
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from medmo_core.data.records.sample import SPLITS, TASKS
 from medmo_core.datasets.embedded import tasks as sample
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet, pick
+from medmo_core.datasets.embedded.dialogues import Dialogues
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_counted, load_facts, look, mask_of
 
 MAX_BYTES = 6_000_000
@@ -299,6 +301,28 @@ def test_how_often_images_are_drawn_does_not_depend_on_the_process(monkeypatch: 
 
 def test_tasks_and_splits_are_those_of_the_record_format() -> None:
     assert set(sample.EMBEDDED_TASKS) < set(TASKS) and set(SPLITS) < set(sample.EMBEDDED_SPLITS)
+
+
+def test_only_unenhanced_ct_takes_up_agent_and_no_text_about_it_is_belied() -> None:
+    by_path = {r.path: r for r in load_facts()}
+    source, spoken = Dialogues("train"), 0
+    for index in range(150):
+        made = source.get(index * 13, Random(index))
+        record, outlines = by_path[made.images[0].path], made.images[0].outlines
+        speaks = any("contrast" in str(m["content"]) or "enhanced" in str(m["content"]) for m in made.messages)
+        assert (outlines is None) == (speaks or record.mask is None or "caption" in made.id), made.id
+        spoken += speaks
+        if outlines is None:
+            continue
+        assert outlines.path == record.mask
+        rises = {s.name: rise for s in record.structures for v, *rise in outlines.uptake if v == s.mask_value}
+        if record.source != "ct-abdomen":
+            assert not outlines.uptake, "a scan with contrast agent does not get more of it"
+        elif {"aorta", "left kidney"} <= {s.name for s in record.structures}:
+            assert rises["aorta"] == pytest.approx((250 * 255 / 400, 110 * 255 / 400))
+            assert rises["left kidney"] == pytest.approx((110 * 255 / 400, 140 * 255 / 400))
+            assert "vertebra" not in rises and "left lung" not in rises
+    assert spoken > 10
 
 
 def test_fit_and_val_share_the_training_images_out_in_blocks() -> None:
