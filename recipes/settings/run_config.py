@@ -108,7 +108,8 @@ class Data(Section):
     only samples whose answer is boxes are cropped: a crop could hide what another answer speaks of."""
     tones: float = 0.0
     """Share of the training pictures shown under a random tone curve with noise, as another scanner or contrast might
-    have shown them; a model that sees few scans would learn their looks by heart. Held-out pictures never are."""
+    have shown them; a model that sees few scans would learn their looks by heart. Pictures with known outlines (the
+    embedded set's) get contrast agent and other greys structure by structure too. Held-out pictures never are."""
     max_bad_ratio: float = 0.1
     """Stop when more than this share of what was drawn (from 64 draws on) was unreadable or too long."""
 
