@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..nearest import nearest_name
 from .embedded.dialogues import Dialogues
 from .embedded.pairs import Pairs, eval_pairs
+from .embedded.targets import Targets, target_samples
 from .embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks, eval_samples
 from .names import EMBEDDED_PREFIX, current_name
 
@@ -54,6 +55,7 @@ CATALOGUE: dict[str, DataSet] = {
     },
     f"{EMBEDDED_PREFIX}dialogue": DataSet(Dialogues),
     f"{EMBEDDED_PREFIX}pair": DataSet(Pairs, eval_pairs),
+    f"{EMBEDDED_PREFIX}targets": DataSet(Targets, target_samples),
 }
 """Name -> data set."""
 
