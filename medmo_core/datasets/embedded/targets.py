@@ -16,7 +16,6 @@ from ...data.images.crop import random_square_window
 from ...data.records.sample import Answer, Fact, Sample
 from .facts import EMBEDDED_ROOT, MIN_AREA_PX, ImageFacts, Seen, View, load_counted, load_facts, look
 from .tasks import CROP_OVERHANG, STREAM_PREFIX, Draft, bind, records_of
-from .texts import is_lesion
 
 MAX_BOXES = 12
 EMPTY_RATIO = 0.2  # of the questions that ask to find what is not there
