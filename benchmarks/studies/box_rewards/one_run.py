@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,14 @@ from typing import Any
 import torch
 
 from medmo_core.durable import write_json
-from medmo_core.inference.kit import Kit
 from medmo_core.inference.load import load
 from medmo_recipes import reinforce
-from medmo_recipes.reinforcement.advantages import combine, group_advantages
-from medmo_recipes.reinforcement.engine import InPlaceEngine
-from medmo_recipes.reinforcement.groups import reward_completions, sample_completions
-from medmo_recipes.reinforcement.reward_calls.reward_set import RewardSet
 from medmo_recipes.reinforcement.sharpening import TEMPERATURES
-from medmo_recipes.settings.run_config import Rewards
 
 from .asking import judged_questions, measure, metrics_of, training_questions
 from .judged import judge
 from .plan import START, StudyPlan, asks_for_one_box
+from .ranking import agreement, ranking, sampled_groups
 
 
 def run_all(plan: StudyPlan, init: Path, out: Path, jobs: int) -> dict[str, dict[str, Any]]:
@@ -59,41 +53,11 @@ def run_one(plan: StudyPlan, arm: str, seed: int | None, init: Path, out: Path) 
     kit = load(str(checkpoint), device="cpu")
     result = measure(kit, plan.questions, TEMPERATURES if seed is None else (1.0,))
     if seed is None:
-        result["agreement"] = agreement(plan, kit)
+        samples = training_questions(plan.questions)
+        groups = sampled_groups(plan, kit, samples)
+        result["agreement"] = agreement(plan, groups)
         if not asks_for_one_box(plan.to_json()):
+            result["ranking"] = ranking(plan, kit, groups, samples)
             result["judged"] = judge(judged_questions(plan.questions), kit.profile)
     write_json(stored, result)
     return result
-
-
-def agreement(plan: StudyPlan, kit: Kit) -> dict[str, float]:
-    """Say how similarly the first arm and each other one judge the same completions of training questions.
-
-    Returns:
-        Arm -> correlation of the advantages (1: the two teach the same).
-    """
-    config = plan.run_config(next(iter(plan.arms)), 0, Path(), Path())
-    samples = training_questions(plan.questions)
-    prompts = {number: kit.processor.encode(sample, for_generation=True) for number, sample in enumerate(samples)}
-    answers = sample_completions(InPlaceEngine(kit.model), prompts, config.rollout, seed=0)
-    every = {name: 1.0 for weights in plan.arms.values() for name in weights}
-    rewards = RewardSet.from_config(Rewards(weights=every))
-    groups = reward_completions(
-        answers,
-        rewards,
-        every,
-        kit.tokenizer,
-        kit.processor.text,
-        config.rollout,
-        config.grpo,
-        step=plan.steps,
-        max_steps=plan.steps,
-    )
-
-    def advantages(weights: Mapping[str, float]) -> torch.Tensor:
-        rewards_PG = torch.stack([combine(g.components, weights, normalise=False) for g in groups])
-        return group_advantages(rewards_PG, config.grpo.advantage).flatten()
-
-    own, *others = (advantages(weights) for weights in plan.arms.values())
-    pairs = zip(list(plan.arms)[1:], others, strict=True)
-    return {arm: float(own @ other / (own.norm() * other.norm()).clamp(min=1e-12)) for arm, other in pairs}

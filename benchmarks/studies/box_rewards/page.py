@@ -61,7 +61,7 @@ def _round(figures: Mapping[str, Any]) -> list[str]:
     if "kinds" in figures:
         lines += _kinds(figures, ours)
     if "judged" in figures:
-        lines += _judged(figures["judged"])
+        lines += _judged(figures["judged"]) + _ranking(figures)
     return lines + _samples(figures, ours)
 
 
@@ -98,6 +98,22 @@ def _judged(judged: Mapping[str, Mapping[str, float]]) -> list[str]:
     return lines + [
         f"| {answer} | " + " | ".join(f"{row[n]:.3f}" for n in names) + " |" for answer, row in judged.items()
     ]
+
+
+def _ranking(figures: Mapping[str, Any]) -> list[str]:
+    """Write how the advantages of each arm go with what is measured."""
+    metrics, ranking = metrics_of(figures["plan"]["questions"]), figures["ranking"]
+    names = list(next(iter(ranking.values())))
+    lines = [
+        "",
+        "What the rewards make of the checkpoint's completions of training questions that ask where: correlation of "
+        "the advantages that a run would learn from, within groups, with what is measured:",
+        "",
+        *_table("reward", [metrics[name] for name in names]),
+    ]
+    for arm, row in ranking.items():
+        lines.append(f"| {_arm(arm, figures['plan'])} | " + " | ".join(f"{row[name]:+.2f}" for name in names) + " |")
+    return lines
 
 
 def _samples(figures: Mapping[str, Any], ours: str) -> list[str]:

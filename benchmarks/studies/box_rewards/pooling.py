@@ -42,7 +42,7 @@ def pool_seeds(plan: StudyPlan, measured: Measurements) -> dict[str, Any]:
     where = {"machine": platform.machine(), "torch": torch.__version__, "device": "cpu"}
     figures = {"counts": counts, "arms": arms, "against": against, "agreement": start["agreement"]}
     if "judged" in start:
-        figures["judged"] = start["judged"]
+        figures |= {"judged": start["judged"], "ranking": start["ranking"]}
         figures["kinds"] = by_kind(plan, start, answers)
         figures["answers"] = stored_answers(start, answers)
     return {"plan": plan.to_json(), "where": where, **figures}
