@@ -22,8 +22,12 @@ TARGETS = {
     "count_error": "boxes too many or too few",
     "count": "counts right",
 }
+SHOWN = ("nuclei", "organs", "ribs", "vertebrae", "lesions")
+"""Kinds that held-out images show."""
 COUNTED = ("nuclei", "ribs", "vertebrae")
-"""Kinds that held-out images show, so that the right count is not always none."""
+"""Kinds of these that are asked to be counted."""
+ABSENT = ("nuclei", "ribs", "vertebrae", "lesions", "kidneys", "lungs")
+"""Kinds of which there are held-out views that show none; every view of the abdomen shows an organ."""
 
 
 def metrics_of(questions: Mapping[str, int]) -> dict[str, str]:
@@ -92,8 +96,8 @@ def _ask_for_one_box(kit: Kit, questions: Mapping[str, int]) -> dict[str, Measur
 
 
 def _ask_for_targets(kit: Kit, questions: Mapping[str, int]) -> dict[str, Measured]:
-    present = target_samples(n=questions["find_all"], form="find_all")
-    nothing = target_samples(n=questions["find_none"], form="find_none")
+    present = target_samples(n=questions["find_all"], form="find_all", kinds=SHOWN)
+    nothing = target_samples(n=questions["find_none"], form="find_none", kinds=ABSENT)
     counting = target_samples(n=questions["count"], form="count", kinds=COUNTED)
     found, empty, counts = (_ask(kit, samples) for samples in (present, nothing, counting))
     both, samples = [*found, *empty], [*present, *nothing]

@@ -90,7 +90,9 @@ def _reduced(kind: Kind, record: ImageFacts) -> ImageFacts:
 
 
 def found_in(kind: Kind, view: View) -> tuple[Seen, ...] | None:
-    """Return the targets of a view of a reduced table, from top to bottom; none where it is certain that there is none.
+    """Return the targets of a view of a reduced table; none where it is certain that there is none.
+
+    They stand by name, and those of one name from top to bottom: an answer then says its labels in a known order.
 
     Returns:
         None where a target is cut, too small or in several parts that one box would not mark, and where there are
@@ -103,7 +105,7 @@ def found_in(kind: Kind, view: View) -> tuple[Seen, ...] | None:
     is_divided = kind.min_area_px < MIN_AREA_PX and any(s.structure.parts > 1 for s in view.seen)
     if is_divided or not kind.fewest <= len(view.seen) <= MAX_BOXES:
         return None
-    return tuple(sorted(view.seen, key=lambda s: (s.xyxy_px[1], s.xyxy_px[0])))
+    return tuple(sorted(view.seen, key=lambda s: (s.name, s.xyxy_px[1], s.xyxy_px[0])))
 
 
 def find_all(name: str, found: tuple[Seen, ...]) -> Draft:
