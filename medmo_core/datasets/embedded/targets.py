@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
     "vertebrae": Kind("vertebrae", 0.1, _CT, ("vertebra",), 1, (0.4, 1.1), is_counted=True),
     "lesions": Kind("lesions", 0.1, ("lesion", "mr-liver-overlay"), (" lesion",), 1, (0.3, 1.1)),
     "kidneys": Kind("kidneys", 0.05, _SCANS, ("kidney",), is_counted=True),
-    "lungs": Kind("lungs", 0.05, _SCANS, ("lung",), is_counted=True),
+    "lungs": Kind("lungs", 0.05, (*_SCANS, "ct-aorta"), ("lung",), is_counted=True),
 }
 """Name -> kind."""
 
@@ -125,7 +125,7 @@ class Targets:
     """Questions about several, small or no targets of one split, as a source for a mixture.
 
     Args:
-        split: train or test, a volume is in one of them only; or fit or val, two parts of train.
+        split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every question; otherwise show whole images.
     """
 
