@@ -1,4 +1,4 @@
-"""How the rewards of a round judge the completions of the checkpoint that its arms start from.
+"""Judgement of the rewards of a round on the completions of the checkpoint that its arms start from.
 
 Shapes: N prompts, G completions of each.
 """
