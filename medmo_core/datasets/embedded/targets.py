@@ -89,6 +89,11 @@ def _reduced(kind: Kind, record: ImageFacts) -> ImageFacts:
     return replace(record, structures=structures, traces=tuple(filter(kind.matches, record.traces)))
 
 
+@cache
+def _whole_tables() -> dict[str, ImageFacts]:
+    return {record.path: record for record in load_facts()}
+
+
 def found_in(kind: Kind, view: View) -> tuple[Seen, ...] | None:
     """Return the targets of a view of a reduced table; none where it is certain that there is none.
 
@@ -164,9 +169,11 @@ class Targets:
             for view in self._views(kind, record, rng):
                 found = found_in(kind, view)
                 if found is not None and bool(found) != is_empty:
+                    # With the image's own table, so that tone curves move every structure and not the targets alone.
+                    shown = replace(view, record=_whole_tables()[record.path])
                     if is_count:
-                        return bind("vqa", how_many(name, found), view)
-                    return bind("grounding", find_all(name, found), view)
+                        return bind("vqa", how_many(name, found), shown)
+                    return bind("grounding", find_all(name, found), shown)
         return None
 
     def _views(self, kind: Kind, record: ImageFacts, rng: Random) -> Iterable[View]:

@@ -9,6 +9,7 @@ from PIL import Image
 from medmo_core.data.records.sample import Sample
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, load_counted, load_facts, mask_of
 from medmo_core.datasets.embedded.targets import KINDS, MAX_BOXES, Targets, records_for, target_samples
+from medmo_core.datasets.embedded.uptake import outlines_of
 
 
 def values_in_view(sample: Sample) -> dict[int, str]:
@@ -51,6 +52,12 @@ def test_held_out_questions_cover_every_kind_and_many_boxes() -> None:
         "nuclei",
     }
     assert samples == target_samples("test", 200, form="find_all")
+
+
+def test_tone_curves_know_all_structures_of_a_picture_and_not_the_targets_alone() -> None:
+    whole = {r.path: outlines_of(r) for r in load_facts()}
+    for sample in target_samples("train", 40):
+        assert sample.images[0].outlines == whole[sample.images[0].path], sample.id
 
 
 def test_no_picture_of_a_question_is_in_two_splits() -> None:
