@@ -30,7 +30,7 @@ from .tasks import (
 
 GROUNDED_SHARE = 0.85
 """Share of the dialogues whose view is one that a grounding question can be asked of."""
-NUM_PRESENT, NUM_ABSENT = 5, 2
+NUM_PRESENT, NUM_ABSENT = 5, 3
 """Structures asked for at most: that the view shows, and that it does not."""
 TEXT_SHARE = 0.15
 """How often a dialogue asks for a caption, a report or the layout."""

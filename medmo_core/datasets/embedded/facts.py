@@ -33,7 +33,7 @@ class Structure:
     Attributes:
         name: human words; the patient's side is part of the name (`left kidney`).
         xyxy_px: its box.
-        origin: silver (predicted by a model), expert (drawn) or curated (set by hand for this set).
+        origin: silver (predicted by a model), expert (drawn), derived (computed) or curated (set by hand for this set).
         side: the patient's side it lies on, where that is known.
         area_mm2: area in this image.
         volume_ml: volume in the whole scan.

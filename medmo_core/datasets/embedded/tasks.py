@@ -33,6 +33,7 @@ SOURCE_WEIGHTS = {
     "mr-abdomen": 0.07,
     "ct-aorta": 0.12,
     "lesion": 0.08,
+    "lesion-pasted": 0.06,
     "nuclei": 0.02,
     "fundus": 0.01,
     "mr-liver-overlay": 0.01,

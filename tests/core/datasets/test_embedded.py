@@ -193,7 +193,7 @@ def test_ct_masks_cover_tissue_of_the_right_density() -> None:
     }
     checked = defaultdict(int)
     for record in load_facts():
-        if record.modality != "CT" or record.source == "lesion":
+        if record.modality != "CT" or record.source.startswith("lesion"):
             continue
         pixels, mask = pixels_of(record), mask_of(record)
         assert mask is not None
@@ -221,6 +221,29 @@ def test_boxes_drawn_by_hand_lie_on_what_they_name() -> None:
     }  # fmt: skip
     assert min(medians["liver"]) > 120 and max(medians["liver"]) < 170
     assert min(medians["spleen"]) > max(medians["liver"]) and min(medians["right kidney"]) > 150
+
+
+def test_pasted_lesions_lie_in_the_lungs_of_training_pictures_alone() -> None:
+    pasted = [r for r in load_facts() if r.source == "lesion-pasted"]
+    assert len(pasted) == 20 and {(r.split, r.group) for r in pasted} == {("train", "pyradiomics/lung1")}
+    sides = set()
+    for record in pasted:
+        (lesion,) = record.structures
+        assert lesion.origin == "derived" and lesion.name == "lung lesion" and 8 < (lesion.diameter_mm or 0) < 60
+        x1, _, x2, _ = lesion.xyxy_px
+        assert lesion.side == ("right" if (x1 + x2) / 2 < record.width / 2 else "left")
+        sides.add(lesion.side)
+        mask, pixels = mask_of(record), pixels_of(record)
+        assert mask is not None
+        inside, ring = mask == lesion.mask_value, grown(mask == lesion.mask_value) & (mask == 0)
+        assert np.median(pixels[inside]) > 140 and np.median(pixels[inside]) > np.median(pixels[ring]), record.id
+    assert sides == {"left", "right"}
+
+
+def grown(mask: np.ndarray, by: int = 6) -> np.ndarray:
+    """A mask with all that lies within some pixels of it, on the axes' sides."""
+    rows = np.any([np.roll(mask, shift, 0) for shift in range(-by, by + 1)], axis=0)
+    return np.any([np.roll(rows, shift, 1) for shift in range(-by, by + 1)], axis=0)
 
 
 def test_a_window_cuts_boxes_without_a_mask_too() -> None:
