@@ -130,7 +130,7 @@ def multiplies_bfloat16(device: str) -> bool:
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return matrices with the same singular vectors and singular values near 1.
 
-    Shapes: (n, rows, columns) to the same. Where that is faster, fp32 is multiplied in bfloat16: five rounds forgive it.
+    Shapes: (n, rows, columns) to the same. Where that is faster fp32 is multiplied in bfloat16: five rounds forgive it.
     """
     is_halved = matrices.dtype == torch.float32 and multiplies_bfloat16(matrices.device.type)
     dtype = torch.bfloat16 if is_halved else matrices.dtype

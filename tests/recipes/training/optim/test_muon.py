@@ -80,7 +80,9 @@ def test_fp32_is_multiplied_in_bfloat16_where_that_is_faster(is_halved: bool, mo
     assert found.dtype == torch.float32 and (1e-3 < error < 2e-2 if is_halved else error < 1e-5)
 
 
-@pytest.mark.parametrize(("units", "expected"), [({}, False), ({"avx512_bf16": False}, False), ({"amx_bf16": True}, True)])
+@pytest.mark.parametrize(
+    ("units", "expected"), [({}, False), ({"avx512_bf16": False}, False), ({"amx_bf16": True}, True)]
+)
 def test_units_for_bfloat16_are_asked_for(
     units: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
