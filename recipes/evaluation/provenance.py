@@ -8,6 +8,7 @@ from typing import Any
 
 from medmo_core.data.images.digest import digest_of
 from medmo_core.data.records.store import Root
+from medmo_core.errors import InputError
 from medmo_core.optional import version_of
 
 from .ask import Asking
@@ -32,7 +33,7 @@ def provenance_of(
     """
     return {
         "checkpoint": checkpoint,
-        "weights_sha256": _digest(path.name + file_digest(path) for path in sorted(folder.glob(WEIGHTS))),
+        "weights_sha256": weights_digest(folder),
         "data": data,
         "files_sha256": {str(path): file_digest(path) for path in files},
         "pictures_sha256": _digest(_pictures(result)),
@@ -60,6 +61,20 @@ def _pictures(result: Evaluation) -> Iterator[str]:
                 if place not in known:
                     known[place] = digest_of(image, sample.root)
                 yield known[place]
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of a checkpoint's weight files.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    paths = sorted(folder.glob(WEIGHTS))
+    if not paths:
+        raise InputError(
+            f"{folder}: no weights ({WEIGHTS}) there; name the folder of a checkpoint, such as a run's final/"
+        )
+    return _digest(path.name + file_digest(path) for path in paths)
 
 
 def file_digest(path: Path) -> str:

@@ -92,17 +92,24 @@ def add_organs(
     """Add every slice of a labelled volume. `image` is uint8 (x, y, z); `factor` 2 halves the slices."""
     merged, names = merged_labels(labels)
     sx, sy, sz = labels.spacing_mm
+    spacing_mm = pixel_spacing(labels, factor)
     millilitres = {n: round(float((merged == v).sum()) * sx * sy * sz / 1000, 1) for v, n in names.items()}
     base.labelled = base.labelled or vocabulary(labels)
-    base.spacing_mm = (round(sx * factor, 4), round(sy * factor, 4))
+    base.spacing_mm = spacing_mm
     for z in range(image.shape[2]):
         pixels, mask = image[:, :, z].T, merged[:, :, z].T
         if factor == 2:
             pixels, mask = halve(pixels), halve_labels(mask)
-        structures, traces = mask_structures(mask, names, base.spacing_mm)
+        structures, traces = mask_structures(mask, names, spacing_mm)
         structures = [replace(s, volume_ml=millilitres[s.name], code=codes.get(s.name)) for s in structures]
         table = replace(base, id=f"{base.source}-{z:03d}", slice_index=z, structures=structures, traces=traces)
         writer.add(table, np.ascontiguousarray(pixels), mask)
+
+
+def pixel_spacing(labels: Volume, factor: int) -> tuple[float, float]:
+    """Return the width and height (mm) of a pixel of a volume's slices made smaller by `factor`."""
+    x_mm, y_mm, _ = labels.spacing_mm
+    return round(x_mm * factor, 4), round(y_mm * factor, 4)
 
 
 def add_counted(writer: Writer, labels: Volume, base: Table, *, factor: int = 1) -> None:
@@ -115,15 +122,23 @@ def add_counted(writer: Writer, labels: Volume, base: Table, *, factor: int = 1)
     single = np.zeros(labels.array.shape, np.uint8)
     for number, value in enumerate(sorted(values), start=1):
         single[labels.array == value] = number
+    spacing_mm = pixel_spacing(labels, factor)
     sacrum = np.isin(labels.array, [v for v, name in labels.names.items() if name == "sacrum"])
     for z in range(labels.array.shape[2]):
         mask = single[:, :, z].T
         if factor == 2:
             mask = halve_labels(mask)
-        structures, _ = mask_structures(mask, names, base.spacing_mm or (1, 1), min_area_px=1)
+        structures, _ = mask_structures(mask, names, spacing_mm, min_area_px=1)
         is_told = not sacrum[:, :, z].any() or any(s.name == "vertebra" for s in structures)
         labelled = ["rib", "vertebra"] if is_told else ["rib"]
-        table = replace(base, id=f"{base.source}-{z:03d}", slice_index=z, structures=structures, labelled=labelled)
+        table = replace(
+            base,
+            id=f"{base.source}-{z:03d}",
+            slice_index=z,
+            spacing_mm=spacing_mm,
+            structures=structures,
+            labelled=labelled,
+        )
         writer.count(table, mask)
 
 

@@ -29,7 +29,7 @@ class StudyPlan:
         arms: name -> reward weights; the first is the one that must win.
         seeds: each arm is trained once with each.
         steps: steps of every run.
-        questions: what is asked, by the names of `asking.ASKERS`, and how many of each kind.
+        questions: what is asked, by the names that `asking.measure` knows, and how many of each kind.
         start: command that trains the checkpoint which every arm starts from; empty: the quickstart's instruct stage.
     """
 

@@ -1,7 +1,8 @@
 """Questions with several, small or no targets: find all of a kind, or count them.
 
 A question is asked only where the answer is certain: every target of the view is visible enough for a box, or not a
-pixel of one is in it. Held out are the lower part of the image of nuclei, the contrast-enhanced CT and two lesions.
+pixel of one is in it. Held out are the lower part of the image of nuclei, the abdominal CT after contrast agent (source
+`ct-contrast`) and two lesions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from random import Random
 
 from ...data.images.crop import random_square_window
 from ...data.records.sample import Answer, Fact, Sample
+from ...errors import InputError
 from .facts import EMBEDDED_ROOT, MIN_AREA_PX, ImageFacts, Seen, View, load_counted, load_facts, look
 from .tasks import CROP_OVERHANG, STREAM_PREFIX, Draft, bind, records_of
 
@@ -21,6 +23,7 @@ MAX_BOXES = 12
 EMPTY_RATIO = 0.2  # of the questions that ask to find what is not there
 COUNT_RATIO = 0.12  # of the questions that ask how many there are
 WINDOW_TRIALS, RECORD_TRIALS = 6, 40
+FORMS = ("find_all", "find_none", "count")
 ORGANS = (
     "adrenal gland", "bladder", "colon", "duodenum", "gallbladder", "kidney", "liver", "lung", "pancreas", "prostate",
     "small bowel", "spleen", "stomach",
@@ -41,6 +44,7 @@ class Kind:
         windows: shortest and longest side of the window, over the shorter side of the image.
         is_counted: whether to ask how many there are, besides where.
         min_area_px: pixels of a target that must be in view.
+        may_be_divided: whether one box marks a target whose mask is in several parts, as that of a vertebra is.
     """
 
     plural: str
@@ -51,6 +55,7 @@ class Kind:
     windows: tuple[float, float] = (0.55, 1.3)
     is_counted: bool = False
     min_area_px: int = MIN_AREA_PX
+    may_be_divided: bool = False
 
     def matches(self, name: str) -> bool:
         """Return whether a structure of this name is a target."""
@@ -66,7 +71,7 @@ KINDS: dict[str, Kind] = {
     "nuclei": Kind("nuclei", 0.25, ("nuclei", "nuclei-held-out"), ("nucleus",), 1, (0.3, 1.2), is_counted=True),
     "organs": Kind("organs", 0.25, _SCANS, ORGANS, fewest=2),
     "ribs": Kind("ribs", 0.2, _CT, ("rib",), 1, (0.4, 0.9), is_counted=True, min_area_px=4),
-    "vertebrae": Kind("vertebrae", 0.1, _CT, ("vertebra",), 1, (0.4, 1.1), is_counted=True),
+    "vertebrae": Kind("vertebrae", 0.1, _CT, ("vertebra",), 1, (0.4, 1.1), is_counted=True, may_be_divided=True),
     "lesions": Kind("lesions", 0.1, ("lesion", "mr-liver-overlay"), (" lesion",), 1, (0.3, 1.1)),
     "kidneys": Kind("kidneys", 0.05, _SCANS, ("kidney",), is_counted=True),
     "lungs": Kind("lungs", 0.05, (*_SCANS, "ct-aorta"), ("lung",), is_counted=True),
@@ -81,6 +86,14 @@ def records_for(name: str, split: str) -> tuple[ImageFacts, ...]:
     in_split = {r.path for r in records_of(split)}
     tables = load_counted() if name in ("ribs", "vertebrae") else load_facts()
     return tuple(_reduced(kind, r) for r in tables if r.path in in_split and r.source in kind.sources and kind.knows(r))
+
+
+@cache
+def whole_for(name: str, split: str) -> tuple[ImageFacts, ...]:
+    """Return those of `records_for` whose whole picture a question can be asked about."""
+    kind = KINDS[name]
+    views = (look(record, min_area_px=kind.min_area_px) for record in records_for(name, split))
+    return tuple(view.record for view in views if found_in(kind, view) is not None)
 
 
 def _reduced(kind: Kind, record: ImageFacts) -> ImageFacts:
@@ -107,7 +120,7 @@ def found_in(kind: Kind, view: View) -> tuple[Seen, ...] | None:
         return None
     if not view.seen:
         return ()
-    is_divided = kind.min_area_px < MIN_AREA_PX and any(s.structure.parts > 1 for s in view.seen)
+    is_divided = not kind.may_be_divided and any(s.structure.parts > 1 for s in view.seen)
     if is_divided or not kind.fewest <= len(view.seen) <= MAX_BOXES:
         return None
     return tuple(sorted(view.seen, key=lambda s: (s.name, s.xyxy_px[1], s.xyxy_px[0])))
@@ -132,28 +145,60 @@ class Targets:
     Args:
         split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every question; otherwise show whole images.
+        kinds: names of the kinds to ask for; those that no image of the split can be asked for are left out.
+
+    Raises:
+        InputError: an unknown split or kind, or no image of the split can be asked for any of the kinds.
     """
 
-    def __init__(self, split: str = "train", crops: bool = True) -> None:
+    def __init__(self, split: str = "train", crops: bool = True, kinds: Iterable[str] = KINDS) -> None:
         self.name = "embedded:targets"
         self.stream = f"{STREAM_PREFIX}targets"
         self.root: Path = EMBEDDED_ROOT
         self.split, self.crops = split, crops
-        self._kinds = tuple(name for name in KINDS if records_for(name, split))
+        wanted = _known(kinds)
+        self._kinds = tuple(name for name in wanted if self._records(name))
+        if not self._kinds:
+            shown = "window" if crops else "whole image"
+            raise InputError(
+                f"no {shown} of split {split!r} can be asked for {', '.join(wanted)}: use another split or kind"
+            )
 
     def __len__(self) -> int:
-        return sum(len(records_for(name, self.split)) for name in self._kinds)
+        return sum(len(self._records(name)) for name in self._kinds)
+
+    def _records(self, name: str) -> tuple[ImageFacts, ...]:
+        return records_for(name, self.split) if self.crops else whole_for(name, self.split)
 
     def get(self, index: int, rng: Random) -> Sample:
-        """Return a question; kind, image and view are drawn from `rng`, so that the kinds keep their shares."""
-        name = rng.choices(self._kinds, [KINDS[k].weight for k in self._kinds])[0]
-        is_count = KINDS[name].is_counted and rng.random() < COUNT_RATIO
-        is_empty = rng.random() < EMPTY_RATIO
-        for wanted in (is_empty, not is_empty):
-            sample = self.draw(name, rng, is_count=is_count, is_empty=wanted)
-            if sample is not None:
-                return sample
-        raise AssertionError(f"no view of split {self.split} can be asked for {name}, though it was listed")
+        """Return a question; kind, image and view are drawn from `rng`, so that the kinds keep their shares.
+
+        A kind that hardly any view of the split allows (organs in `val` and `val_scans`, where a divided colon is
+        nearly always in view) falls short of its share: where no view that was tried allows it, another is asked for.
+
+        Raises:
+            InputError: no view that was tried allows any of the kinds.
+        """
+        sample = self.draw_any(rng)
+        if sample is None:
+            raise InputError(
+                f"{self.split}: no view that was tried allows {', '.join(self._kinds)}; ask for more kinds"
+            )
+        return sample
+
+    def draw_any(self, rng: Random) -> Sample | None:
+        """Return a question about a kind that is drawn from `rng`; None where no view that was tried allows any."""
+        kinds = list(self._kinds)
+        while kinds:
+            name = rng.choices(kinds, [KINDS[k].weight for k in kinds])[0]
+            is_count = KINDS[name].is_counted and rng.random() < COUNT_RATIO
+            is_empty = rng.random() < EMPTY_RATIO
+            for wanted in (is_empty, not is_empty):
+                sample = self.draw(name, rng, is_count=is_count, is_empty=wanted)
+                if sample is not None:
+                    return sample
+            kinds.remove(name)
+        return None
 
     def draw(self, name: str, rng: Random, *, is_count: bool, is_empty: bool) -> Sample | None:
         """Return a question about one kind; None where no view that was tried allows it.
@@ -164,8 +209,10 @@ class Targets:
             is_count: ask how many there are; otherwise where they are.
             is_empty: ask where there are none.
         """
-        kind, records = KINDS[name], records_for(name, self.split)
-        for record in rng.sample(records, min(RECORD_TRIALS, len(records))):
+        kind, records = KINDS[name], self._records(name)
+        # An image has one whole view only: all are tried, so that chance cannot miss the few that allow the question.
+        trials = min(RECORD_TRIALS, len(records)) if self.crops else len(records)
+        for record in rng.sample(records, trials):
             for view in self._views(kind, record, rng):
                 found = found_in(kind, view)
                 if found is not None and bool(found) != is_empty:
@@ -191,14 +238,24 @@ def target_samples(
     """Return fixed questions to evaluate on; the same for the same arguments.
 
     Args:
-        split: train or test.
-        n: questions wanted, spread evenly over the kinds; there may be fewer, since each is returned once.
+        split: train or test, or a part of train.
+        n: questions wanted; there may be fewer, since each is returned once.
         seed: seed of images, crops and questions.
-        form: `find_all`, `find_none` or `count`; empty: as a run draws them.
-        kinds: names of kinds to ask for.
+        form: `find_all`, `find_none` or `count`, spread evenly over the kinds; empty: forms and kinds as a run draws
+            them.
+        kinds: names of the kinds to ask for; those that the split has no image for, or that are not counted where the
+            form is `count`, are left out.
+
+    Raises:
+        InputError: an unknown split, form or kind, or nothing of what is wanted can be asked.
     """
-    source = Targets(split)
-    names = [name for name in kinds if records_for(name, split) and (form != "count" or KINDS[name].is_counted)]
+    if form and form not in FORMS:
+        raise InputError(f"form={form!r}: use one of {', '.join(FORMS)}, or '' for all of them")
+    source = Targets(split, kinds=kinds)
+    names = [name for name in source._kinds if form != "count" or KINDS[name].is_counted]
+    if not names:
+        counted = ", ".join(name for name, kind in KINDS.items() if kind.is_counted)
+        raise InputError(f"form='count': none of {', '.join(source._kinds)} is counted; add one of {counted} to kinds")
     samples: dict[str, Sample] = {}
     for i in range(n):
         rng = Random(f"{seed}/targets/{split}/{form}/{i}")
@@ -207,7 +264,17 @@ def target_samples(
             is_empty = rng.random() < EMPTY_RATIO if is_count else form == "find_none"
             sample = source.draw(name, rng, is_count=is_count, is_empty=is_empty)
         else:
-            sample = source.get(i, rng)
+            sample = source.draw_any(rng)
         if sample is not None:
             samples.setdefault(sample.id, sample)
+    if n > 0 and not samples:
+        asked = f"form={form!r} for {', '.join(names)}"
+        raise InputError(f"no view of split {split!r} that was tried allows {asked}: use another form, kind or split")
     return list(samples.values())
+
+
+def _known(kinds: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(kinds)
+    if not names or not set(names) <= set(KINDS):
+        raise InputError(f"kinds={names!r}: use one or more of {', '.join(KINDS)}")
+    return names

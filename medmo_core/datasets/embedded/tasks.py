@@ -257,7 +257,7 @@ def ask_where(seen: Seen) -> Draft:
 
 def absent_names(view: View) -> list[str]:
     """Return what may be asked for though a view does not show it: names that were looked for in its image."""
-    if view.record.source == "nuclei":
+    if view.record.source.startswith("nuclei"):
         return []
     return [name for name in view.record.labelled if view.is_absent(name)]
 
@@ -341,7 +341,7 @@ def absent_samples(split: str = "test", n: int = 200, seed: int = 0) -> list[Sam
         seed: seed of crops and questions.
     """
     source = EmbeddedTasks("grounding", split)
-    usable = [r for r in source._slots if r.source != "nuclei"]
+    usable = [r for r in source._slots if not r.source.startswith("nuclei")]
     samples: dict[str, Sample] = {}
     for i in range(n):
         rng = Random(f"{seed}/absent/{split}/{i}")

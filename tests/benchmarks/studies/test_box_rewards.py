@@ -10,8 +10,11 @@ from benchmarks.studies.box_rewards import __main__ as compare
 from benchmarks.studies.box_rewards import one_run
 from benchmarks.studies.box_rewards.asking import metrics_of
 from benchmarks.studies.box_rewards.plan import FIGURES, PLANS, read_plan, stored_rounds
+from benchmarks.studies.box_rewards.start import NOTE, QUICKSTART, init_of, pin_weights
+from medmo_core.errors import InputError
 from medmo_core.metrics import paired_interval
 from medmo_recipes.configs import CONFIGS
+from medmo_recipes.evaluation.provenance import weights_digest
 from medmo_recipes.training.model.kit import load_kit
 
 QUESTIONS = {
@@ -46,6 +49,7 @@ def test_every_arm_is_trained_measured_and_told(
     figures = tmp_path / "figures/plan.json"
     compare.main([*words, "--figures", str(figures)])
     told = json.loads(figures.read_text())
+    assert told["init_sha256"] == weights_digest(tmp_path / "start")
     metrics = metrics_of(read_plan(plan).questions)
     assert list(told["arms"]) == ["instruct", "box", "no box term"]
     assert [len(told["arms"]["box"][key]["seeds"]) for key in metrics] == [2] * len(metrics)
@@ -66,6 +70,51 @@ def test_every_arm_is_trained_measured_and_told(
     monkeypatch.setattr(one_run.reinforce, "run", untouched)
     found = one_run.run_one(read_plan(plan), "box", 1, tmp_path / "start", tmp_path / "runs")
     assert found == json.loads((tmp_path / "runs/box-1/measured.json").read_text())
+
+    weights_in(tmp_path / "other", b"others")
+    with pytest.raises(InputError, match="its runs began from weights"):
+        compare.main(["--init", str(tmp_path / "other"), *words[2:], "--figures", str(figures)])
+    assert json.loads(figures.read_text()) == told
+
+
+def weights_in(folder: Path, content: bytes) -> Path:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+    return folder
+
+
+def test_a_round_with_a_start_of_its_own_begins_from_no_other(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--init is missing.*recipes.instruct --config tiny_instruct.*runs/targets"):
+        compare.main(["--plan", str(PLANS / "round_4.json"), "--out", str(tmp_path / "never")])
+    assert not (tmp_path / "never").exists()
+    planned = {path.stem: read_plan(path) for path in PLANS.glob("*.json")}
+    assert init_of(planned["round_4"], Path("runs/targets/final")) == Path("runs/targets/final")
+    assert init_of(planned["round_3"], None) == QUICKSTART
+
+
+def test_a_folder_of_runs_goes_on_from_the_weights_it_began_from_alone(tmp_path: Path) -> None:
+    one, other = weights_in(tmp_path / "one", b"1"), weights_in(tmp_path / "other", b"2")
+    out = tmp_path / "out"
+    digest = pin_weights(one, out)
+    assert pin_weights(one, out) == digest == weights_digest(one) != weights_digest(other)
+    with pytest.raises(InputError, match=f"its runs began from weights of SHA-256 {digest[:12]}"):
+        pin_weights(other, out)
+    (out / "instruct").mkdir()
+    (out / NOTE).unlink()
+    with pytest.raises(InputError, match="another --out"):
+        pin_weights(one, out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no weights"):
+        pin_weights(tmp_path / "empty", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_page_is_written_from_the_stored_figures_though_the_last_round_is_planned_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "PAGE", tmp_path / "page.md")
+    assert compare.main(["--page"]) == 0
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == compare.page(stored_rounds(FIGURES))
 
 
 def test_the_committed_page_is_that_of_the_committed_figures() -> None:

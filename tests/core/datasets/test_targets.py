@@ -1,5 +1,6 @@
 """Questions with several, small or no targets: every target in view is a box, and nothing is asked where unsure."""
 
+from collections.abc import Iterable
 from random import Random
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from PIL import Image
 
 from medmo_core.data.records.sample import Sample
-from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, load_counted, load_facts, mask_of
-from medmo_core.datasets.embedded.targets import KINDS, MAX_BOXES, Targets, records_for, target_samples
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, load_counted, load_facts, look, mask_of
+from medmo_core.datasets.embedded.targets import KINDS, MAX_BOXES, Targets, found_in, records_for, target_samples
+from medmo_core.datasets.embedded.tasks import EMBEDDED_SPLITS, absent_names
 from medmo_core.datasets.embedded.uptake import outlines_of
+from medmo_core.errors import InputError
 
 
 def values_in_view(sample: Sample) -> dict[int, str]:
@@ -87,6 +90,81 @@ def test_a_source_draws_every_kind_by_its_weight_and_repeats_itself() -> None:
     assert 0.08 < forms.count("find_none") / len(forms) < 0.3 and 0.02 < forms.count("count") / len(forms) < 0.2
 
 
-def test_whole_pictures_can_be_asked_too() -> None:
-    sample = Targets("test", crops=False).get(0, Random(2))
-    assert sample.images[0].crop is None
+@pytest.mark.parametrize("split", EMBEDDED_SPLITS)
+@pytest.mark.parametrize("crops", [True, False])
+def test_every_draw_of_every_split_gives_a_question(split: str, crops: bool) -> None:
+    source = Targets(split, crops=crops)
+    assert len(source) > 0
+    for seed in range(40):
+        image = source.get(0, Random(seed)).images[0]
+        assert crops or image.crop is None
+
+
+def test_a_kind_that_hardly_any_view_allows_gives_way_to_others_or_is_refused() -> None:
+    """In nearly every view of these slices the colon is divided, so that no question about organs is certain."""
+    alone, beside = Targets("val_scans", kinds=("organs",)), Targets("val_scans", kinds=("organs", "lungs"))
+    seed = next(seed for seed in range(20) if alone.draw_any(Random(seed)) is None)
+    with pytest.raises(InputError, match="val_scans: no view that was tried allows organs"):
+        alone.get(0, Random(seed))
+    assert "lungs" in {beside.get(0, Random(seed)).provenance["about"] for seed in range(10)}
+
+
+def test_one_box_marks_each_target_but_the_parts_of_a_vertebra() -> None:
+    assert [name for name, kind in KINDS.items() if kind.may_be_divided] == ["vertebrae"]
+    divided = 0
+    for name, kind in KINDS.items():
+        for record in records_for(name, "train"):
+            view = look(record, min_area_px=kind.min_area_px)
+            found = found_in(kind, view)
+            has_parts = any(s.structure.parts > 1 for s in view.seen)
+            divided += has_parts
+            assert not (has_parts and found) or name == "vertebrae", record.id
+    assert divided > 100
+    organs = {(r.path, s.name): s for r in records_for("organs", "train") for s in r.structures}
+    for sample in target_samples("train", 40, form="find_all", kinds=("organs",)):
+        assert all(organs[sample.images[0].path, box.label].parts == 1 for box in sample.boxes), sample.id
+    vertebrae = (r for r in records_for("vertebrae", "train") if any(s.parts > 1 for s in r.structures))
+    kind = KINDS["vertebrae"]
+    assert any(found_in(kind, look(record, min_area_px=kind.min_area_px)) for record in vertebrae)
+
+
+def test_kinds_are_asked_for_alone_whatever_the_form() -> None:
+    for form in ("", "find_all", "count"):
+        samples = target_samples("train", 12, form=form, kinds=("ribs", "kidneys"))
+        assert {s.provenance["about"] for s in samples} == {"ribs", "kidneys"}
+    assert target_samples("train", 12) == target_samples("train", 12, kinds=KINDS)
+
+
+@pytest.mark.parametrize(
+    ("split", "form", "kinds", "names"),
+    [
+        ("train", "fnd_none", KINDS, "form='fnd_none': use one of find_all, find_none, count"),
+        ("train", "", ("nuclei", "teeth"), "'teeth'.*: use one or more of nuclei, organs"),
+        ("train", "count", (), "kinds=.*: use one or more of nuclei, organs"),
+        (
+            "train",
+            "count",
+            ("organs", "lesions"),
+            "form='count': none of organs, lesions is counted; add one of nuclei",
+        ),
+        ("val_scans", "count", ("nuclei",), "no window of split 'val_scans' can be asked for nuclei"),
+        ("test", "find_all", ("kidneys",), "no view of split 'test' .* form='find_all' for kidneys"),
+        ("tset", "", KINDS, "no split 'tset'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(split: str, form: str, kinds: Iterable[str], names: str) -> None:
+    with pytest.raises(InputError, match=names):
+        target_samples(split, 4, form=form, kinds=kinds)
+
+
+def test_whole_pictures_that_none_can_ask_are_refused() -> None:
+    with pytest.raises(InputError, match="no whole image of split 'val' can be asked for organs"):
+        Targets("val", crops=False, kinds=("organs",))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_no_task_asks_for_nuclei_where_none_are(split: str) -> None:
+    """Tiles of nuclei hold nothing but nuclei, and a window of a tile without any is an accident of the cut."""
+    for record in records_for("nuclei", split):
+        beside = look(record, (-40, -40, -8, -8))
+        assert beside.is_absent("nucleus") and absent_names(beside) == []

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,10 +13,10 @@ import pytest
 from PIL import Image
 
 from medmo_core.datasets.embedded.facts import Structure
-from tools.embedded_set.organs import human_name
+from tools.embedded_set.organs import add_counted, human_name
 from tools.embedded_set.pictures import lesion_structures
 from tools.embedded_set.tables import SOURCES, Table, Writer, mask_structures, side_of
-from tools.embedded_set.volumes import Archive, to_lps
+from tools.embedded_set.volumes import Archive, Volume, to_lps
 
 COMMITTED = Path(__file__).resolve().parents[3] / "medmo_core/datasets/embedded/files"
 
@@ -30,6 +31,18 @@ def test_boxes_are_half_open_and_small_parts_are_traces() -> None:
         ("left kidney", (0, 5, 20, 35), "left", 125.0, 2)
     ]
     assert traces == ["spleen"]
+
+
+def test_areas_of_what_is_counted_are_in_mm_whatever_was_added_before(tmp_path: Path) -> None:
+    array = np.zeros((40, 30, 1), np.uint8)
+    array[4:8, 10:16] = 1
+    base = Table("", "ct-abdomen", "train", "g", "CT", "abdomen", "totalsegmentator", window=(40, 400))
+    writer = Writer(tmp_path / "set")
+    writer.add(replace(base, id="ct-abdomen-000"), np.zeros((15, 20), np.uint8))
+    add_counted(writer, Volume(array, (0.5, 2.0, 3.0), {1: "rib_left_1"}), base, factor=2)
+    (record,) = writer.counted
+    assert record["spacing_mm"] == (1.0, 4.0)
+    assert record["structures"][0]["area_mm2"] == 24.0  # 2 columns by 3 rows of 1 x 4 mm
 
 
 def test_a_lesion_is_as_long_as_its_outer_corners_are_apart() -> None:
