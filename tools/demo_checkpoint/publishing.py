@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.suite.machine import describe
-from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT
-from medmo_core.datasets.embedded.tasks import records_of
+from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts
+from medmo_core.datasets.embedded.tasks import SOURCE_WEIGHTS, records_of
 from medmo_core.demo.checkpoint import CARD, DEMO_NAME, FIRST_IMAGE, FIRST_QUESTION, HELD_OUT, WEIGHTS
 from medmo_core.durable import replacing_folder, write_json, write_text
 from medmo_core.errors import InputError
@@ -85,7 +85,7 @@ def publish(run: Path, files: Path, *, command: str, counts: Counts = DEFAULT_CO
             "num_bytes": sum(path.stat().st_size for path in folder.iterdir()),
             "dtype": DTYPE,
             "stages": {name: stage_figures(config) for name, config in configs.items()},
-            "num_training_images": len(records_of(split)),
+            "num_training_images": len(images_of(split)),
             "data": data_rows(split),
             "first_answer": {"image": FIRST_IMAGE, "question": FIRST_QUESTION, **first.to_json()},
             "metrics": stored.to_json(),
@@ -125,6 +125,11 @@ def stage_figures(config: RunConfig) -> dict[str, Any]:
     return {"steps": config.train.steps, "samples_per_step": config.train.docs_per_step, "seed": config.train.seed}
 
 
+def images_of(split: str) -> list[ImageFacts]:
+    """Return the images of a split that the embedded tasks draw from."""
+    return [record for record in records_of(split) if record.source in SOURCE_WEIGHTS]
+
+
 def data_rows(split: str) -> list[dict[str, Any]]:
     """Return source packages of the embedded set: file, licences, images trained on and images held out.
 
@@ -132,8 +137,8 @@ def data_rows(split: str) -> list[dict[str, Any]]:
         split: split that was trained on.
     """
     manifest = json.loads((EMBEDDED_ROOT / "manifest.json").read_text(encoding="utf-8"))
-    trained, held_out = (Counter(r.package for r in records_of(name)) for name in (split, "test"))
-    every = [*records_of(split), *records_of("test")]
+    trained, held_out = (Counter(r.package for r in images_of(name)) for name in (split, "test"))
+    every = [*images_of(split), *images_of("test")]
     return [
         {
             "package": name,

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from medmo_core.datasets.embedded.facts import load_facts
 from medmo_core.demo.checkpoint import CARD, DEMO_NAME, FILES, HELD_OUT, WEIGHTS
 from medmo_core.errors import InputError
 from medmo_core.inference import load
@@ -23,7 +22,7 @@ from medmo_recipes.settings.run_config import STAGES
 from medmo_recipes.training.model.kit import load_kit
 from tools.demo_checkpoint import __main__ as tool
 from tools.demo_checkpoint.card import card_of
-from tools.demo_checkpoint.publishing import FINAL, Counts, publish, refuse_unfit
+from tools.demo_checkpoint.publishing import FINAL, Counts, images_of, publish, refuse_unfit
 
 FEW = Counts(num_samples=6, num_reports=2, num_captions=3)
 
@@ -69,7 +68,7 @@ def test_what_is_stored_may_stand_in_the_package(stored: dict[str, Any]) -> None
     refuse_unfit(stored)
     counts = [(row["num_training_images"], row["num_held_out_images"]) for row in stored["data"]]
     assert sum(trained for trained, _ in counts) == stored["num_training_images"]
-    assert sum(held_out for _, held_out in counts) == sum(r.split == "test" for r in load_facts())
+    assert sum(held_out for _, held_out in counts) == len(images_of("test"))
 
 
 @pytest.mark.parametrize(
