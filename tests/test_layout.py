@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "benchmarks.suite": ("medmo_core", "medmo_kernels", "medmo_recipes.settings"),
     "benchmarks.peers": ("medmo_core", "medmo_kernels"),
     "benchmarks.studies": ("medmo_core", "medmo_recipes"),
+    "benchmarks.studies.box_rewards": ("medmo_core", "medmo_kernels", "medmo_recipes"),
     "benchmarks.studies.quickstart_runs": (
         "benchmarks.report.markdown",
         "benchmarks.report.page_section",

@@ -19,8 +19,9 @@ from medmo_core.durable import write_text
 from medmo_core.notice import PAGE_NOTICE
 from medmo_recipes.settings.run_config import STAGES
 
-from ..studies.box_rewards import FIGURES as REWARDS
-from ..studies.box_rewards import brackets, settings_of, stored_rounds
+from ..studies.box_rewards.page import brackets
+from ..studies.box_rewards.plan import FIGURES as REWARDS
+from ..studies.box_rewards.plan import asks_for_one_box, settings_of, stored_rounds
 from ..studies.quickstart_runs.publishing import FIGURES as STUDY
 from ..studies.quickstart_runs.records import FILE, StudyRecord, read_study
 from ..studies.quickstart_runs.spread import MEDIAN_BY, median_run, summarise
@@ -104,6 +105,7 @@ def seeds(rounds: Mapping[str, Values]) -> str:
         plan = figures["plan"]
         return ", ".join([f"{plan['steps']} steps", *(f"`{setting}`" for setting in settings_of(plan))])
 
+    rounds = {name: figures for name, figures in rounds.items() if asks_for_one_box(figures["plan"])}
     shipped = [figures for figures in rounds.values() if not figures["plan"]["settings"]][-1]
     others = "; ".join(f"{described(f)}: {gained(f)}" for f in rounds.values() if f is not shipped)
     beside = [figures["against"]["medmo_box"]["f1"] for figures in rounds.values()]

@@ -3,8 +3,9 @@
     python -m benchmarks.studies.quickstart_levers --out runs/levers
     python -m benchmarks.studies.quickstart_levers --table runs/levers
 
-Every variant starts from one align checkpoint and trains on the split `fit`; `val`, blocks of slices of the same scan,
-is what variants are compared by. The test scans are not looked at. One run a variant: less than one recipe differs from
+Every variant starts from one align checkpoint and trains for `STEPS` steps on the split `fit`; variants are compared by
+`val`, blocks of slices of the same scan, and `val_scans`, a CT under contrast agent and an MR scan that `fit` lacks.
+The test scans are not looked at. One run a variant: less than one recipe differs from
 seed to seed is no difference. A finished variant is not run again. Research use only.
 """
 
@@ -43,11 +44,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "one grounding question a picture, as many pictures": (
         "data.sources.embedded:dialogue=0", "data.sources.embedded:grounding=8", "data.sources.embedded:caption=1",
     ),
-    "half the pictures a step, twice the steps": ("train.docs_per_step=8", "train.micro_batch=4", "train.steps=500"),
+    "half the pictures a step, twice the steps": ("train.docs_per_step=8", "train.micro_batch=4", "train.steps=400"),
     "two thirds of the rate": ("optim.lr=6e-3",),
 }  # fmt: skip
 """Name -> settings that differ from `tiny_instruct`."""
-SPLITS = ("fit", "val")
+STEPS = {"tiny": 200, "debug": 2}
+"""Size -> steps of every variant that does not name its own, fewer than shipped."""
+SPLITS = ("fit", "val", "val_scans")
 NUM_QUESTIONS = {"tiny": 320, "debug": 8}
 FIGURES_SHOWN = {"grounding_iou": "IoU", "grounding_denied": "denied", "grounding_invented": "invented"}
 HEAD = f"""# Levers of the quickstart's recipe
@@ -55,7 +58,8 @@ HEAD = f"""# Levers of the quickstart's recipe
 Written by `python -m {TOOL} --table DIR`, which keeps what stands outside the markers. Research use only.
 
 Each row is `tiny_instruct` with one thing changed, from one align checkpoint, trained on the split `fit` of the
-embedded set and asked about `fit` and about `val`: 16 slices, in two blocks, of the same CT scan that `fit` lacks.
+embedded set and asked about `fit`, about `val` (16 slices, in two blocks, of the same CT scan that `fit` lacks) and
+about `val_scans` (a CT scan under contrast agent and an MR scan). {STEPS["tiny"]} steps, fewer than shipped.
 The recipe was chosen by such runs; the test scans were not looked at. One run a row: less than one recipe differs from
 seed to seed is no difference. Seconds are the training's, on as many cores as it has processes.
 """
@@ -78,7 +82,8 @@ def run_variants(out: Path, size: str) -> dict[str, Any]:
             continue
         print(f"\n=== {name}", flush=True)
         folder, started = out / re.sub(r"\W+", "-", " ".join([name, *words]).lower()), time.perf_counter()
-        train("instruct", size, folder, (f"model.init={align / 'final'}", *words))
+        shorter = (f"model.init={align / 'final'}", f"train.steps={STEPS[size]}", f"train.save_every={STEPS[size]}")
+        train("instruct", size, folder, (*shorter, *words))
         seconds = time.perf_counter() - started
         results[name] = {"settings": list(words), "seconds": round(seconds, 1), **score(folder / "final", size)}
         write_json(out / FILE, study, indent=1)

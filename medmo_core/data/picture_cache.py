@@ -27,9 +27,9 @@ class PictureCache:
         return PictureCache, (self.max_bytes,)  # another process decodes its own
 
     def load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
-        """Return the stored picture, without warp and crop: (H, W, 3)."""
+        """Return the picture without its crop: (H, W, 3)."""
         # All of the reference but what says nothing of the whole picture: a setting added later is part of the key.
-        key = (root, replace(image, crop=None, width=None, height=None, outlines=None, warp=None))
+        key = (root, replace(image, crop=None, width=None, height=None, outlines=None))
         with self.lock:
             if key in self.pictures:
                 self.pictures.move_to_end(key)

@@ -14,6 +14,7 @@ from ..batch.looks import Looks
 from ..errors import InputError
 from ..profile import CheckpointProfile
 from .document import Document
+from .images.load import crop_pixels
 from .images.patches import patchify, smart_resize
 from .images.sizes import shown_size
 from .looks import find_looks
@@ -21,10 +22,9 @@ from .picture_cache import PictureCache
 from .records.sample import ImageRef, Message, Sample, message_text
 from .records.store import Root
 from .sample_text import SampleText, independent_turns
-from .shown import show
 from .text.chat_template import Encoded, encode_chat, name_images
 from .text.tokenizer import Tokenizer
-from .tones import random_tone
+from .tones import Uptake, random_tone
 
 CACHE_BYTES = 256 * 2**20
 Cut = tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]
@@ -220,9 +220,10 @@ class Processor:
             root = self._root_of(sample)
             pictures = (self._load(image, root) for image in sample.images)
             if sample.tone is not None:
-                tones = (random_tone(sample.tone + i) for i in range(len(sample.images)))
-                outlines = (self._outlines(image, root) for image in sample.images)
-                pictures = (tone.apply(*shown) for tone, *shown in zip(tones, pictures, outlines, strict=True))
+                pictures = (
+                    random_tone(sample.tone + i).apply(pixels, *self._outlines(sample.images[i], root))
+                    for i, pixels in enumerate(pictures)
+                )
             return self.cut(pictures)
         except ValueError as error:
             raise InputError(f"{sample.id}: {error}") from error
@@ -262,7 +263,7 @@ class Processor:
         return sample.root if sample.root is not None else self.root
 
     def _load(self, image: ImageRef, root: Root) -> NDArray[np.uint8]:
-        pixels = show(self._cache.load(image, root), image)
+        pixels = _cropped(self._cache.load(image, root), image)
         height, width = pixels.shape[:2]
         if image.size not in (None, (width, height)):
             raise InputError(
@@ -271,15 +272,16 @@ class Processor:
             )
         return pixels
 
-    def _outlines(self, image: ImageRef, root: Root) -> NDArray[np.uint8] | None:
-        """Return the outlines (H, W) of what an image shows; None where they are not known."""
+    def _outlines(self, image: ImageRef, root: Root) -> tuple[NDArray[np.uint8], Uptake] | tuple[()]:
+        """Return the label map (H, W) of what an image shows and its uptake; nothing where they are not known."""
         if image.outlines is None:
-            return None
-        stored, outlines = self._cache.load(image, root), self._cache.load(ImageRef(image.outlines), root)
-        if stored.shape != outlines.shape:
-            sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (outlines.shape, stored.shape))
-            raise InputError(f"{image.outlines} and {image.path} are {sizes} px, expected the same size")
-        return show(outlines[..., 0], image)
+            return ()
+        path = image.outlines.path
+        stored, labels = self._cache.load(image, root), self._cache.load(ImageRef(path), root)
+        if stored.shape != labels.shape:
+            sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (labels.shape, stored.shape))
+            raise InputError(f"{path} and {image.path} are {sizes} px, expected the same size")
+        return _cropped(labels[..., 0], image), image.outlines.uptake
 
     def _token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of visual tokens of an image."""
@@ -295,6 +297,10 @@ class Processor:
 
     def _num_tokens(self, grid: NDArray[np.int64]) -> int:
         return int(grid.prod()) // next(iter(self.specs.values())).merge_size ** 2
+
+
+def _cropped(pixels: NDArray[np.uint8], image: ImageRef) -> NDArray[np.uint8]:
+    return pixels if image.crop is None else crop_pixels(pixels, image.crop)
 
 
 def _visual_end(input_ids: torch.Tensor, image_token_id: int) -> int:

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..nearest import nearest_name
 from .embedded.dialogues import Dialogues
 from .embedded.pairs import Pairs, eval_pairs
+from .embedded.targets import Targets, target_samples
 from .embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks, eval_samples
 from .names import EMBEDDED_PREFIX, current_name
 
@@ -25,14 +26,12 @@ class DataSet:
 
     Attributes:
         open: split, crops -> source of that split's samples; empty where it has none. `crops` asks for random crops.
-        can_warp: whether `open` also takes `warps`, the share of the samples that show warped images.
         fixed: split, number, seed -> samples to evaluate on, the same for the same arguments; None: drawn from
             `open(split, True)`, evenly over the source.
     """
 
-    open: Callable[..., Source]
+    open: Callable[[str, bool], Source]
     fixed: Callable[[str, int, int], list[Sample]] | None = None
-    can_warp: bool = False
 
     def evaluation_samples(self, split: str, num_samples: int, seed: int) -> list[Sample]:
         """Return fixed samples to evaluate on; there may be fewer than asked for, since each is returned once."""
@@ -51,13 +50,12 @@ def _embedded_samples(task: str, split: str, num_samples: int, seed: int) -> lis
 
 CATALOGUE: dict[str, DataSet] = {
     **{
-        f"{EMBEDDED_PREFIX}{task}": DataSet(
-            partial(EmbeddedTasks, task), partial(_embedded_samples, task), can_warp=True
-        )
+        f"{EMBEDDED_PREFIX}{task}": DataSet(partial(EmbeddedTasks, task), partial(_embedded_samples, task))
         for task in EMBEDDED_TASKS
     },
-    f"{EMBEDDED_PREFIX}dialogue": DataSet(Dialogues, can_warp=True),
+    f"{EMBEDDED_PREFIX}dialogue": DataSet(Dialogues),
     f"{EMBEDDED_PREFIX}pair": DataSet(Pairs, eval_pairs),
+    f"{EMBEDDED_PREFIX}targets": DataSet(Targets, target_samples),
 }
 """Name -> data set."""
 

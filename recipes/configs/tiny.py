@@ -42,10 +42,10 @@ def tiny_instruct() -> RunConfig:
         },
         train={
             "attention_weight": 12.0,
-            "steps": 250,
+            "steps": 600,
             "docs_per_step": 16,
             "micro_batch": 8,
-            "save_every": 250,
+            "save_every": 600,
             "out_dir": "runs/tiny_instruct",
         },
     )
@@ -61,10 +61,10 @@ def tiny_reinforce() -> RunConfig:
         stage="reinforce",
         name="tiny_reinforce",
         data={"sources": {"embedded:grounding": 8.0, "embedded:vqa": 1.0, "embedded:report": 1.0}},
-        optim={"kind": "adamw", "lr": 1e-4, "weight_decay": 0.0, "warmup_ratio": 0.05, "schedule": "constant"},
+        optim={"kind": "adamw", "lr": 1e-4, "weight_decay": 0.0, "warmup_ratio": 0.05},
         train={
             "steps": 80,
-            "docs_per_step": 8,
+            "docs_per_step": 16,
             "micro_batch": 64,
             "save_every": 80,
             "out_dir": "runs/tiny_reinforce",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from medmo_core.boxes import Boxes
+from medmo_core.data.images.load import load_image
 from medmo_core.data.images.overlay import overlay_boxes
 from medmo_core.data.records.sample import Sample
-from medmo_core.data.shown import load_shown
 from medmo_core.durable import write_text
 from medmo_core.metrics.intervals import MIN_GROUPS
 
@@ -113,7 +113,10 @@ def pictures(result: Evaluation, limit: int = MAX_PICTURES) -> list[Picture]:
 def picture(sample: Sample, prediction: Prediction) -> Picture:
     """Draw the true and the predicted boxes of a question about one image."""
     ref = sample.images[0]
-    pixels = load_shown(ref, sample.root)
+    pixels = load_image(
+        ref.path, root=sample.root, frame=ref.frame, slice_index=ref.slice_index, plane=ref.plane, window=ref.window,
+        crop=ref.crop,
+    ).pixels  # fmt: skip
     size = (pixels.shape[1], pixels.shape[0])
     where = sample.truth_boxes()
     if not isinstance(where, Boxes):

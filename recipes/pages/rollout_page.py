@@ -15,11 +15,11 @@ from typing import Any
 from PIL import Image
 
 from medmo_core.boxes import AnyBoxes, Boxes, ParsedBoxes, by_image, resize_like
+from medmo_core.data.images.load import load_image
 from medmo_core.data.images.overlay import TRUE_COLOUR
 from medmo_core.data.records.sample import Sample, message_parts
 from medmo_core.data.records.store import Root
 from medmo_core.data.sample_text import SampleText
-from medmo_core.data.shown import load_shown
 from medmo_core.durable import write_text
 
 from ..reinforcement.groups import Group
@@ -140,7 +140,10 @@ def _pictures(sample: Sample, layers: Sequence[_Layer], root: Root) -> list[dict
     """Return every image of a sample, at most MAX_SIDE px wide and high, with the boxes that lie in it."""
     pictures = []
     for index, ref in enumerate(sample.images):
-        pixels = load_shown(ref, sample.root if sample.root is not None else root)
+        pixels = load_image(
+            ref.path, root=sample.root if sample.root is not None else root, frame=ref.frame,
+            slice_index=ref.slice_index, plane=ref.plane, window=ref.window, crop=ref.crop,
+        ).pixels  # fmt: skip
         height, width = pixels.shape[:2]
         picture = Image.fromarray(pixels)
         picture.thumbnail((MAX_SIDE, MAX_SIDE))

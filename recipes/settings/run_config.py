@@ -108,10 +108,8 @@ class Data(Section):
     only samples whose answer is boxes are cropped: a crop could hide what another answer speaks of."""
     tones: float = 0.0
     """Share of the training pictures shown under a random tone curve with noise, as another scanner or contrast might
-    have shown them; a model that sees few scans would learn their looks by heart. Held-out pictures never are."""
-    warps: float = 0.0
-    """Share of the training samples of the embedded set whose picture is turned, stretched and bent at random, with
-    boxes drawn anew round its masks. Other sources know no masks and are shown as they are, held-out pictures too."""
+    have shown them; a model that sees few scans would learn their looks by heart. Pictures with known outlines (the
+    embedded set's) get contrast agent and other greys structure by structure too. Held-out pictures never are."""
     max_bad_ratio: float = 0.1
     """Stop when more than this share of what was drawn (from 64 draws on) was unreadable or too long."""
 
@@ -127,7 +125,6 @@ class Data(Section):
         require(self.max_tokens is None or self.max_tokens > 0, "data.max_tokens", self.max_tokens, "1 or more")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "0 or more")
         require(0 <= self.tones <= 1, "data.tones", self.tones, "a share from 0 to 1")
-        require(0 <= self.warps <= 1, "data.warps", self.warps, "a share from 0 to 1")
         require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "a share from 0 to 1")
 
 

@@ -116,7 +116,7 @@ def add_counted(writer: Writer, labels: Volume, base: Table, *, factor: int = 1)
     for number, value in enumerate(sorted(values), start=1):
         single[labels.array == value] = number
     sacrum = np.isin(labels.array, [v for v, name in labels.names.items() if name == "sacrum"])
-    for z in range(single.shape[2]):
+    for z in range(labels.array.shape[2]):
         mask = single[:, :, z].T
         if factor == 2:
             mask = halve_labels(mask)

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ from scipy.spatial.distance import pdist
 
 from medmo_core.datasets.embedded.facts import MIN_AREA_PX, Structure
 
+from .pasted import add_pasted
 from .tables import CORNERS_TOUCH, Table, Writer, connected_parts
 from .volumes import Archive, halve, halve_labels, percentile_window, read_nrrd, window
 
@@ -23,6 +25,8 @@ LESIONS: dict[str, tuple[str, str, str, str | None, str | None, int]] = {
     "lung1": ("train", "CT", "chest", None, "right", 4),
     "lung2": ("test", "CT", "chest", None, "left", 4),
 }
+PASTED = {"lung1": 20}
+"""Case -> pictures with its lesion pasted elsewhere."""
 SITES = {"brain": "brain", "breast": "breast", "chest": "lung"}
 FREE_GAP = 3  # slices between a lesion-free slice and the lesion
 TILE = 128  # width of a tile of nuclei, and its height in the part that trains
@@ -30,7 +34,7 @@ TRAINING_HEIGHT, NUCLEI_MARGIN, HELD_OUT_TILE = 256, 40, 108  # rows of the imag
 FLUORESCENCE, FUNDUS = "fluorescence microscopy", "fundus photograph"
 
 
-def lesion_structures(mask: np.ndarray, spacing: tuple[float, float], site: str, side: str | None) -> list[Structure]:
+def lesion_structures(mask: np.ndarray, side: str | None, spacing: tuple[float, float], site: str) -> list[Structure]:
     """Return one structure per connected lesion of a slice (H, W), with its largest in-plane diameter."""
     parts = connected_parts(mask, CORNERS_TOUCH)
     found = []
@@ -65,6 +69,12 @@ def free_slices(has_lesion: np.ndarray, number: int) -> list[int]:
     return [candidates[round(float(p))] for p in picks]
 
 
+def slice_of(pixels: np.ndarray, lesion: np.ndarray, z: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a slice (H, W) of a volume (x, y, z) and its lesion mask; `factor` 2 halves both."""
+    plane, mask = pixels[:, :, z].T, lesion[:, :, z].T.astype(np.int32)
+    return (halve(plane), halve_labels(mask)) if factor == 2 else (plane, mask)
+
+
 def add_lesions(writer: Writer, archive: Archive) -> None:
     """Add the slices with a lesion and some without; the chest slices at half size."""
     for case, (split, modality, region, contrast, side, free) in LESIONS.items():
@@ -82,17 +92,21 @@ def add_lesions(writer: Writer, archive: Archive) -> None:
         base = Table("", "lesion", split, f"pyradiomics/{case}", modality, region, "pyradiomics", "axial", contrast)
         base.spacing_mm, base.labelled = spacing, [f"{site} lesion"]
         base.window = (-600, 1500) if is_ct else None
+        planes = [slice_of(pixels, lesion, z, factor) for z in range(lesion.shape[2])]
         for z in sorted([*np.nonzero(has_lesion)[0].tolist(), *free_slices(has_lesion, free)]):
-            plane, mask = pixels[:, :, z].T, lesion[:, :, z].T.astype(np.int32)
-            if factor == 2:
-                plane, mask = halve(plane), halve_labels(mask)
-            structures = lesion_structures(mask, spacing, site, side)
+            plane, mask = planes[z]
+            structures = lesion_structures(mask, side, spacing, site)
             if has_lesion[z] and not structures:
                 continue  # a rim of the lesion below the smallest box: neither a lesion nor lesion-free
             structures = [replace(structure, volume_ml=millilitres) for structure in structures]
             parts = connected_parts(mask, CORNERS_TOUCH)
             table = replace(base, id=f"lesion-{case}-{z:03d}", slice_index=z, structures=structures)
             writer.add(table, np.ascontiguousarray(plane), parts)
+        if case in PASTED:
+            donors = [planes[z] for z in np.nonzero(has_lesion)[0].tolist()]
+            hosts = [planes[z][0] for z in free_slices(has_lesion, 2 * PASTED[case])]
+            describe = partial(lesion_structures, spacing=spacing, site=site)
+            add_pasted(writer, replace(base, source="lesion-pasted"), donors, hosts, describe, PASTED[case])
 
 
 def add_overlay(writer: Writer, archive: Archive) -> None:
@@ -105,7 +119,7 @@ def add_overlay(writer: Writer, archive: Archive) -> None:
     mask = filled[max(filled, key=lambda v: int((filled[v] & (parts != v)).sum()))]
     row_mm, column_mm = (float(v) for v in dataset.PixelSpacing)
     spacing = (round(column_mm, 4), round(row_mm, 4))
-    structures = lesion_structures(mask, spacing, "liver", "right")
+    structures = lesion_structures(mask, "right", spacing, "liver")
     assert len(structures) == 1
     name = "mr-liver-overlay"
     table = Table(name, name, "train", "pydicom/examples_overlay", "MR", "abdomen", "pydicom")

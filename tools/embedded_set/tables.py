@@ -136,7 +136,7 @@ class Writer:
         self.tables.append(self._record(table, path, pixels.shape[:2], "masks", mask))
 
     def count(self, table: Table, mask: np.ndarray) -> None:
-        """Write a second table of an image that was added: structures of one name, each with a value of its own."""
+        """Write a second table of an image that was added: structures of one name, each with another value."""
         path = f"images/{table.id}.png"
         assert any(record["path"] == path for record in self.tables), path
         self.counted.append(self._record(table, path, mask.shape, "counted", mask))

@@ -34,6 +34,20 @@ _OUTSIDE = {"record": False}
 
 
 @dataclass(frozen=True)
+class Outlines:
+    """Label map of a picture: the structure that each pixel belongs to.
+
+    Attributes:
+        path: grey picture of the same size, relative to the data root, with a value for each structure and 0 for none.
+        uptake: (value, arterial, venous) of the structures that contrast agent brightens: grey levels that they gain at
+            a usual dose, early and late.
+    """
+
+    path: str
+    uptake: tuple[tuple[int, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class ImageRef:
     """Reference to an image file, and what to take of it.
 
@@ -49,10 +63,8 @@ class ImageRef:
         modality: such as CT.
         laterality_display: which of the patient's sides is at the picture's left.
         sha256: checksum of the file; of a folder of slices, see `images.digest`.
-        outlines: path, relative to the data root, of a grey picture of the same size whose values tell the structures
-            apart (0: none): tone curves move these against each other. Not part of the record.
-        warp: seed of the warp that the stored picture is seen under before its crop (`warps.random_warp`); None: as it
-            is. Not part of the record.
+        outlines: its label map, by which `tones` move structures against each other; None: not known. Not part of the
+            record.
     """
 
     path: str
@@ -67,8 +79,7 @@ class ImageRef:
     modality: str | None = None
     laterality_display: str | None = None
     sha256: str | None = None
-    outlines: str | None = dataclasses.field(default=None, metadata=_OUTSIDE)
-    warp: int | None = dataclasses.field(default=None, metadata=_OUTSIDE)
+    outlines: Outlines | None = dataclasses.field(default=None, compare=False, metadata=_OUTSIDE)
 
     @property
     def size(self) -> tuple[int, int] | None:

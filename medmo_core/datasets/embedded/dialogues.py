@@ -24,12 +24,13 @@ from .tasks import (
     box_annotations,
     draft_of,
     from_question,
+    image_of,
     single_targets,
 )
 
 GROUNDED_SHARE = 0.85
 """Share of the dialogues whose view is one that a grounding question can be asked of."""
-NUM_PRESENT, NUM_ABSENT = 5, 2
+NUM_PRESENT, NUM_ABSENT = 5, 3
 """Structures asked for at most: that the view shows, and that it does not."""
 TEXT_SHARE = 0.15
 """How often a dialogue asks for a caption, a report or the layout."""
@@ -42,16 +43,15 @@ class Dialogues:
     Args:
         split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every dialogue; otherwise show whole images.
-        warps: share of the dialogues that show a warped image, where there are masks.
     """
 
-    def __init__(self, split: str = "train", crops: bool = True, warps: float = 0.0) -> None:
+    def __init__(self, split: str = "train", crops: bool = True) -> None:
         self.name = "embedded:dialogue"
         self.stream = f"{STREAM_PREFIX}dialogue"
         self.root: Path = EMBEDDED_ROOT
-        self.split, self.crops, self.warps = split, crops, warps
-        self._grounded = EmbeddedTasks("grounding", split, crops, warps)
-        self._any = EmbeddedTasks("caption", split, crops, warps)
+        self.split, self.crops = split, crops
+        self._grounded = EmbeddedTasks("grounding", split, crops)
+        self._any = EmbeddedTasks("caption", split, crops)
 
     def __len__(self) -> int:
         return len(self._any)
@@ -59,7 +59,7 @@ class Dialogues:
     def get(self, index: int, rng: Random) -> Sample:
         """Return a dialogue about some image; index and `rng` choose it."""
         task = self._grounded if rng.random() < GROUNDED_SHARE else self._any
-        _, view = task.draft(task.varied(index % len(task), rng), rng)
+        _, view = task.draft(task.record(index % len(task)), rng)
         return join_turns(turns_about(view, rng), view)
 
 
@@ -102,6 +102,7 @@ def join_turns(drafts: list[Draft], view: View) -> Sample:
     about = "+".join(f"{d.form}:{d.about}" if d.about else d.form for d in drafts[1:])
     return replace(
         sample,
+        images=(image_of(view, [draft.form for draft in drafts]),),
         id=f"{sample.id}+{about}" if about else sample.id,
         messages=tuple(messages),
         boxes=tuple(boxes),

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from ...data.warps import random_warp
 
 EMBEDDED_ROOT = Path(__file__).parent / "files"
 MIN_AREA_PX = 16
@@ -35,7 +33,7 @@ class Structure:
     Attributes:
         name: human words; the patient's side is part of the name (`left kidney`).
         xyxy_px: its box.
-        origin: silver (predicted by a model), expert (drawn) or curated (set by hand for this set).
+        origin: silver (predicted by a model), expert (drawn), derived (computed) or curated (set by hand for this set).
         side: the patient's side it lies on, where that is known.
         area_mm2: area in this image.
         volume_ml: volume in the whole scan.
@@ -65,7 +63,6 @@ class ImageFacts:
         labelled: names that were looked for: one that no structure has is absent.
         traces: names that are there but below 16 px: neither visible nor absent.
         group: the volume; never in two splits.
-        warp: seed of the warp that image and mask are seen under, and that the structures are stated for; None: stored.
     """
 
     id: str
@@ -88,7 +85,6 @@ class ImageFacts:
     labelled: tuple[str, ...]
     traces: tuple[str, ...]
     structures: tuple[Structure, ...]
-    warp: int | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ImageFacts:
@@ -131,15 +127,7 @@ def _read_tables(name: str) -> tuple[ImageFacts, ...]:
 
 def mask_of(record: ImageFacts) -> NDArray[np.uint8] | None:
     """Return the mask (H, W) whose values are the structures' `mask_value`; None where only boxes are known."""
-    if record.mask is None:
-        return None
-    return _read_mask(record.mask) if record.warp is None else _warped_mask(record.mask, record.warp)
-
-
-@lru_cache(maxsize=2)  # every view of a sample asks for the same one, and no later sample does
-def _warped_mask(path: str, seed: int) -> NDArray[np.uint8]:
-    mask = _read_mask(path)
-    return random_warp(seed, (mask.shape[1], mask.shape[0])).labels(mask)
+    return None if record.mask is None else _read_mask(record.mask)
 
 
 @cache
@@ -237,7 +225,7 @@ def look(
         if found is None:
             continue
         box, area = found
-        share = area / _whole_area(record, structure)
+        share = area / _whole_area(record.mask, structure)
         thinnest = min((box[2] - box[0]) / (window[2] - window[0]), (box[3] - box[1]) / (window[3] - window[1]))
         small = area < min_area_px and structure.mask_value is not None
         if share < MIN_SHARE or small or thinnest < MIN_SIDE_RATIO:
@@ -247,15 +235,9 @@ def look(
     return View(record, window, tuple(seen), frozenset(partial))
 
 
-def _whole_area(record: ImageFacts, structure: Structure) -> int:
-    """Return the pixels of a structure, or of its box where only that is known."""
-    mask = mask_of(record) if record.warp is not None else None
-    return _stored_area(record.mask, structure) if mask is None else int((mask == structure.mask_value).sum())
-
-
 @cache
-def _stored_area(mask: str | None, structure: Structure) -> int:
-    """Return the same of a stored image; every window asks for it again."""
+def _whole_area(mask: str | None, structure: Structure) -> int:
+    """Return the pixels of a structure, or of its box where only that is known; every window asks for them again."""
     x1, y1, x2, y2 = structure.xyxy_px
     if mask is None or structure.mask_value is None:
         return (x2 - x1) * (y2 - y1)

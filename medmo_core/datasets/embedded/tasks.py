@@ -19,7 +19,7 @@ from ...errors import InputError
 from . import texts
 from .facts import EMBEDDED_ROOT, ImageFacts, Seen, View, Window, load_facts, look
 from .questions import Question, ask
-from .warped import warp_facts
+from .uptake import outlines_of
 
 EMBEDDED_TASKS = ("caption", "vqa", "report", "retrieval", "grounding")
 EMBEDDED_SPLITS = ("train", "test", "fit", "val", "val_scans")
@@ -33,6 +33,7 @@ SOURCE_WEIGHTS = {
     "mr-abdomen": 0.07,
     "ct-aorta": 0.12,
     "lesion": 0.08,
+    "lesion-pasted": 0.06,
     "nuclei": 0.02,
     "fundus": 0.01,
     "mr-liver-overlay": 0.01,
@@ -47,8 +48,10 @@ CROP_RATIOS = (0.55, 1.3)  # side of a crop over the shorter side of the image
 CROP_OVERHANG = 0.25  # of the crop's side that may hang over an edge: a constant place is a poor answer then
 MIN_TARGET_RATIO = 0.1  # of the crop's side; a box thinner than that is not asked for
 MIN_TARGET_SHARE = 0.9  # cut boxes pile up at the edges, and a model that is unsure would answer "at the edge"
-ABSENT_RATIO = 0.1  # of grounding questions that ask for what is not there
+ABSENT_RATIO = 0.25  # of grounding questions that ask for what is not there: with a tenth, rewards teach to invent
 MAX_ALL_BOXES = 6
+SPEAK_OF_CONTRAST = frozenset({"contrast", "caption"})
+"""Forms of question whose answer says whether contrast agent was given."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +128,15 @@ class EmbeddedTasks:
         task: one of `EMBEDDED_TASKS`.
         split: train or test, a volume is in one of them only; or a part of train.
         crops: draw a random square window for every sample; otherwise show whole images.
-        warps: share of the samples that show a warped image, where there are masks.
 
     Raises:
         ValueError: an unknown task or split.
     """
 
-    def __init__(self, task: str, split: str = "train", crops: bool = True, warps: float = 0.0) -> None:
+    def __init__(self, task: str, split: str = "train", crops: bool = True) -> None:
         if task not in EMBEDDED_TASKS:
             raise InputError(f"the embedded set has no task {task!r}: use one of {', '.join(EMBEDDED_TASKS)}")
-        self.task, self.split, self.crops, self.warps = task, split, crops, warps
+        self.task, self.split, self.crops = task, split, crops
         self.name = f"embedded:{task}"
         self.stream = f"{STREAM_PREFIX}{task}"
         self.root: Path = EMBEDDED_ROOT
@@ -147,17 +149,9 @@ class EmbeddedTasks:
         """Return the image of slot `index`."""
         return self._slots[index]
 
-    def varied(self, index: int, rng: Random) -> ImageFacts:
-        """Return the image of slot `index`, as often as `warps` says under a random warp that still allows the task."""
-        record = self._slots[index]
-        if self.warps and rng.random() < self.warps:
-            warped = warp_facts(record, rng.getrandbits(32))
-            return warped if _can(self.task, warped) else record
-        return record
-
     def get(self, index: int, rng: Random) -> Sample:
         """Return a sample of image slot `index`; everything else is drawn from `rng`."""
-        return self.make(self.varied(index, rng), rng)
+        return self.make(self._slots[index], rng)
 
     def make(self, record: ImageFacts, rng: Random, *, plain_boxes: bool = False) -> Sample:
         """Return a sample of one image; arguments as `draft`."""
@@ -273,8 +267,14 @@ def ask_absent(name: str) -> Draft:
     return Draft("absent", f"Where is the {name}?", Answer("boxes"), (), (Fact(name, "absent"),), name)
 
 
-def image_of(view: View) -> ImageRef:
-    """Return the picture that a view shows."""
+def image_of(view: View, forms: Iterable[str] = ()) -> ImageRef:
+    """Return the picture that a view shows.
+
+    Args:
+        view: the view.
+        forms: forms of what is said of it. The outlines are left out where one speaks of contrast agent, lest a tone
+            curve put into the picture what the text denies.
+    """
     record = view.record
     width, height = view.size
     return ImageRef(
@@ -285,15 +285,13 @@ def image_of(view: View) -> ImageRef:
         spacing_mm=record.spacing_mm,
         modality=record.modality,
         laterality_display="R" if record.plane else None,
-        outlines=record.mask,
-        warp=record.warp,
+        outlines=None if SPEAK_OF_CONTRAST.intersection(forms) else outlines_of(record),
     )
 
 
 def where_of(view: View) -> str:
     """Name the window of a view, for the id of a sample."""
-    window = "whole" if view.is_whole else "-".join(str(v) for v in view.window)
-    return window if view.record.warp is None else f"{window}/warp-{view.record.warp}"
+    return "whole" if view.is_whole else "-".join(str(v) for v in view.window)
 
 
 def bind(task: str, draft: Draft, view: View) -> Sample:
@@ -309,7 +307,7 @@ def bind(task: str, draft: Draft, view: View) -> Sample:
     return Sample(
         id=f"{task}/{record.id}/{where_of(view)}/{draft.form}" + (f"/{draft.about}" if draft.about else ""),
         task=task,
-        images=(image_of(view),),
+        images=(image_of(view, (draft.form,)),),
         messages=messages,
         boxes=box_annotations(draft.boxes),
         answer=draft.answer,

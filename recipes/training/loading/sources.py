@@ -1,6 +1,5 @@
 """Sources of a run's samples, opened by the names in data.sources, and their weighted mixture."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from medmo_core.data.records.faults import RecordError
@@ -48,15 +47,12 @@ def load_mixture(data: Data, *, seed: int, split: str | None = None, index_folde
     """
     if not data.sources:
         raise ConfigError("data.sources: nothing to train on; name data files or embedded:TASK, each with a weight")
-    if split is not None:
-        data = replace(data, split=split, tones=0.0, warps=0.0)
-    parts = {n: (load_source(n, data, index_folder), w) for n, w in data.sources.items() if w > 0}
-    if data.warps and not any(getattr(source, "warps", 0.0) for source, _ in parts.values()):
-        raise ConfigError(f"data.warps={data.warps}: none of data.sources knows the masks to warp boxes by; leave it 0")
-    return Mixture(parts, seed, tones=data.tones)
+    wanted = split or data.split
+    parts = {n: (load_source(n, data, wanted, index_folder), w) for n, w in data.sources.items() if w > 0}
+    return Mixture(parts, seed, tones=data.tones if split is None else 0.0)
 
 
-def load_source(name: str, data: Data, index_folder: Path | None = None) -> Source:
+def load_source(name: str, data: Data, split: str, index_folder: Path | None = None) -> Source:
     """Open one entry of data.sources: a data set of the catalogue, or files.
 
     Raises:
@@ -68,10 +64,9 @@ def load_source(name: str, data: Data, index_folder: Path | None = None) -> Sour
     except ValueError as error:
         raise ConfigError(f"data.sources: {error}") from error
     if data_set is not None:
-        more = {"warps": data.warps} if data_set.can_warp else {}
-        return data_set.open(data.split, data.crops, **more)
+        return data_set.open(split, data.crops)
     try:
-        return open_source(name, data.root, split=data.split, crops=data.crops, index_folder=index_folder)
+        return open_source(name, data.root, split=split, crops=data.crops, index_folder=index_folder)
     except RecordError:
         raise
     except ValueError as error:

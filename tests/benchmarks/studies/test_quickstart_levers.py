@@ -14,7 +14,8 @@ from medmo_recipes.settings.command_line import apply_overrides
 
 def scores(iou: float) -> dict[str, Any]:
     one = {"grounding_iou": {"value": iou}, "grounding_denied": {"value": 0.1}, "grounding_invented": {"value": 0.25}}
-    return {"fit": one, "val": {**one, "grounding_iou": {"value": iou / 2}}}
+    half = {**one, "grounding_iou": {"value": iou / 2}}
+    return {"fit": one, "val": half, "val_scans": half}
 
 
 def test_every_variant_is_a_config_that_differs() -> None:
@@ -39,7 +40,8 @@ def test_finished_variants_are_not_run_again(tmp_path: Path, monkeypatch: pytest
     results = quickstart_levers.run_variants(tmp_path, "debug")
     assert list(results) == names and results[names[0]]["val"]["grounding_iou"]["value"] == 0.25
     assert [stage for stage, _ in trained] == ["align", *["instruct"] * (len(names) - 1)]
-    assert all(words[0] == f"model.init={tmp_path / 'align' / 'final'}" for _, words in trained[1:])
+    shorter = (f"model.init={tmp_path / 'align' / 'final'}", "train.steps=2", "train.save_every=2")
+    assert all(words[:3] == shorter for _, words in trained[1:])
     assert results[names[1]]["settings"] == list(quickstart_levers.VARIANTS[names[1]])
     trained.clear()
     assert quickstart_levers.run_variants(tmp_path, "debug") == results and trained == []
@@ -50,7 +52,7 @@ def test_the_table_has_a_row_per_variant() -> None:
     found["slower"] = {"settings": ["optim.lr=1e-3"], "seconds": 300.6, **scores(0.25)}
     lines = quickstart_levers.section(found).splitlines()
     assert lines[0].startswith("| variant | IoU, fit | denied, fit | invented, fit | IoU, val |")
-    assert lines[2] == "| as shipped | 0.500 | 0.100 | 0.250 | 0.250 | 0.100 | 0.250 | 301 | none |"
+    assert lines[2] == "| as shipped | 0.500 |" + " 0.100 | 0.250 | 0.250 |" * 2 + " 0.100 | 0.250 | 301 | none |"
     assert lines[3].endswith("| 301 | `optim.lr=1e-3` |")
 
 

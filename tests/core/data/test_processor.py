@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from medmo_core.batch import IGNORE_INDEX, PatchSpec
@@ -16,8 +17,9 @@ from medmo_core.data.document import Document
 from medmo_core.data.images.patches import unpatchify
 from medmo_core.data.processor import Processor, TooLong
 from medmo_core.data.records.read import sample_from_json
-from medmo_core.data.records.sample import Answer, ImageRef, Sample
+from medmo_core.data.records.sample import Answer, ImageRef, Outlines, Sample
 from medmo_core.data.text.tokenizer import Tokenizer
+from medmo_core.data.tones import random_tone
 from medmo_core.profile import MEDMO, QWEN3_VL, CheckpointProfile
 
 QWEN = PatchSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
@@ -242,3 +244,36 @@ def test_encoding_a_file_of_own_data_end_to_end(root: Path) -> None:
         "yes<|im_end|>",
         '[{"bbox_2d": [250, 250, 500, 1000], "label": "it"}]<|im_end|>',
     ]
+
+
+def test_outlines_are_cropped_with_their_picture_and_only_tones_show_them(root: Path) -> None:
+    outlines = np.zeros((96, 128), dtype=np.uint8)
+    outlines[:, 64:] = 3
+    Image.fromarray(outlines).save(root / "outlines.png")
+    Image.new("RGB", (128, 96), (120, 120, 120)).save(root / "grey.png")
+    maker = processor(root)
+
+    def shown(tone: int | None, **fields: Any) -> NDArray[np.uint8]:
+        image = ImageRef("grey.png", 64, 64, crop=(32, 16, 96, 80), **fields)
+        document = maker.encode(replace(sample(), images=(image,), tone=tone))
+        return unpatchify(document.patches["qwen3_vl"], tuple(document.image_grid_thw["qwen3_vl"][0]), QWEN)
+
+    assert (shown(None, outlines=Outlines("outlines.png")) == shown(None)).all()
+    seed = next(s for s in range(100) if abs(random_tone(s).shifts[3]) > 60 and random_tone(s).noise < 3)
+    plain, moved = (shown(seed, **fields).astype(int) for fields in ({}, {"outlines": Outlines("outlines.png")}))
+    change = np.abs(moved - plain)[..., 0].mean(0)
+    assert change[:31].max() == 0 and change[33:].min() > 5, "the crop's middle is where the structure begins"
+
+
+def test_outlines_of_another_size_are_refused(root: Path) -> None:
+    Image.new("L", (64, 64)).save(root / "outlines.png")
+    image = ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
+    with pytest.raises(ValueError, match=r"outlines\.png and a\.png are 64x64 and 128x96 px, expected the same size"):
+        processor(root).encode(replace(sample(), images=(image,), tone=1))
+
+
+def test_a_record_neither_states_outlines_nor_is_written_with_them() -> None:
+    with pytest.raises(ValueError, match="outlines"):
+        sample(image={"path": "a.png", "width": 128, "height": 96, "outlines": "../../secret.png"})
+    image = ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
+    assert "outlines" not in json.dumps(replace(sample(), images=(image,), tone=4).to_json())

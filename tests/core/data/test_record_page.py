@@ -21,5 +21,5 @@ def test_the_examples_have_no_fault(tmp_path: Path) -> None:
 
 def test_every_field_is_described() -> None:
     names = {f.name for kind in (Sample, ImageRef, BoxAnnotation, Answer, Fact) for f in record_fields(kind)}
-    assert not names & {"root", "tone", "outlines", "warp"}
+    assert not names & {"root", "tone", "outlines"}
     assert {name for name in names if f"`{name}`" not in PAGE} == set()

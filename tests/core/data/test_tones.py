@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmo_core.data.records.sample import BoxAnnotation, ImageRef, Sample
 from medmo_core.data.sources.mixture import Mixture
-from medmo_core.data.tones import BRIGHTEST, DARKEST, MAX_NOISE, random_tone
+from medmo_core.data.tones import AGENT_RATIO, BRIGHTEST, DARKEST, DOSE_SPREAD, DOSES, MAX_NOISE, random_tone
 from medmo_recipes.settings.run_config import ConfigError, Data
 from medmo_recipes.training.loading import sources
 
@@ -60,6 +60,51 @@ def test_channels_share_curve_and_noise() -> None:
     assert (shown == shown[..., :1]).all(), "grey stays grey"
     quiet = replace(random_tone(5), noise=0.0)
     assert (quiet.apply(grey) == quiet.levels[grey]).all()
+
+
+def test_structures_of_one_grey_are_told_apart_where_their_outlines_are_known() -> None:
+    """No curve can: it has one new level for each old one."""
+    pixels = np.full((12, 12, 3), 120, dtype=np.uint8)
+    outlines = np.zeros((12, 12), dtype=np.uint8)
+    outlines[:, :6], outlines[:, 6:] = 1, 2
+    levels = np.arange(256, dtype=np.uint8)
+    apart = 0
+    for seed in SEEDS:
+        tone = replace(random_tone(seed), levels=levels, noise=0.0)
+        shown = tone.apply(pixels, outlines).astype(int)
+        assert tone.shifts[0] == 0 and (tone.apply(pixels) == pixels).all(), "nothing moves without outlines"
+        left, right = shown[0, 0, 0], shown[0, -1, 0]
+        expected = np.clip(120 + tone.shifts[1:3], 0, 255).round()
+        assert (left, right) == tuple(expected)
+        middle = shown[5, 5:7, 0]
+        assert min(left, right) <= middle.min() and middle.max() <= max(left, right), "the edge is soft, not beyond"
+        apart += left != right
+    assert 0.4 < apart / len(SEEDS) < 0.9
+
+
+def test_contrast_agent_brightens_what_takes_it_up_by_phase_and_dose() -> None:
+    outlines = np.full((4, 4), 7, dtype=np.uint8)
+    pixels = np.full((4, 4, 3), 40, dtype=np.uint8)
+    without = 0
+    for seed in SEEDS:
+        tone = random_tone(seed)
+        still = replace(tone, levels=np.arange(256, dtype=np.uint8), noise=0.0, shifts=np.zeros(256, dtype=np.float32))
+        gain = tone.doses[7] * (100 + tone.phase * (60 - 100))
+        assert (still.apply(pixels, outlines, ((7, 100.0, 60.0), (8, 250.0, 250.0))) == round(40 + gain)).all()
+        assert (still.apply(pixels, outlines) == pixels).all(), "what takes up nothing stays"
+        assert 0 <= tone.phase <= 1 and tone.doses.max() <= DOSES[1] * (1 + DOSE_SPREAD)
+        without += not tone.doses.any()
+    assert without / len(SEEDS) == pytest.approx(1 - AGENT_RATIO, abs=0.08)
+
+
+def test_soft_edges_are_the_binomial_mean_of_the_neighbours() -> None:
+    outlines = np.zeros((5, 5), dtype=np.uint8)
+    outlines[2, 2] = 9
+    shifts = np.zeros(256, dtype=np.float32)
+    shifts[9] = 16.0
+    tone = replace(random_tone(1), levels=np.arange(256, dtype=np.uint8), noise=0.0, shifts=shifts)
+    shown = tone.apply(np.full((5, 5, 3), 100, dtype=np.uint8), outlines)[..., 0].astype(int) - 100
+    assert (shown[1:4, 1:4] == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]).all() and shown.sum() == 16
 
 
 def test_a_share_of_the_draws_has_a_curve_and_everything_else_stays(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from random import Random
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from medmo_core.data.records.sample import SPLITS, TASKS
 from medmo_core.datasets.embedded import tasks as sample
 from medmo_core.datasets.embedded.contact_sheet import contact_sheet, pick
+from medmo_core.datasets.embedded.dialogues import Dialogues
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, ImageFacts, load_counted, load_facts, look, mask_of
 
 MAX_BYTES = 6_000_000
@@ -83,7 +85,7 @@ def test_boxes_lie_inside_the_image_and_tight_round_the_mask(source: str) -> Non
         for structure in record.structures:
             x1, y1, x2, y2 = structure.xyxy_px
             assert 0 <= x1 < x2 <= record.width and 0 <= y1 < y2 <= record.height, record.id
-            assert structure.origin in ("silver", "expert", "curated")
+            assert structure.origin in ("silver", "expert", "derived", "curated")
             assert structure.code is None or structure.code.startswith("SCT:")
             if structure.mask_value is None:
                 continue
@@ -191,17 +193,67 @@ def test_ct_masks_cover_tissue_of_the_right_density() -> None:
     }
     checked = defaultdict(int)
     for record in load_facts():
-        if record.modality != "CT" or record.source == "lesion":
+        if record.modality != "CT" or record.source.startswith("lesion"):
             continue
         pixels, mask = pixels_of(record), mask_of(record)
         assert mask is not None
         for structure in record.structures:
-            if structure.name in limits and (structure.area_mm2 or 0) > 300:
+            if structure.mask_value is not None and structure.name in limits and (structure.area_mm2 or 0) > 300:
                 low, high = limits[structure.name]
                 value = float(np.median(pixels[mask == structure.mask_value]))
                 assert low <= value <= high, (record.id, structure.name, value)
                 checked[structure.name] += 1
     assert set(checked) == set(limits)
+
+
+def test_boxes_drawn_by_hand_lie_on_what_they_name() -> None:
+    """Under contrast agent the spleen is brighter than the liver, and bone brighter than both."""
+    medians: dict[str, list[float]] = defaultdict(list)
+    for record in (r for r in load_facts() if r.source == "ct-aorta"):
+        pixels = pixels_of(record)
+        for s in (s for s in record.structures if s.origin == "curated"):
+            x1, y1, x2, y2 = s.xyxy_px
+            width, height = (x2 - x1) // 4, (y2 - y1) // 4  # the middle: corners show what lies beside the organ
+            medians[s.name].append(float(np.median(pixels[y1 + height : y2 - height, x1 + width : x2 - width])))
+        assert not {s.name for s in record.structures} & (set(record.labelled) - {s.name for s in record.structures})
+    assert {name: len(found) for name, found in medians.items()} == {
+        "liver": 8, "spleen": 9, "right kidney": 2, "vertebra": 11,
+    }  # fmt: skip
+    assert min(medians["liver"]) > 120 and max(medians["liver"]) < 170
+    assert min(medians["spleen"]) > max(medians["liver"]) and min(medians["right kidney"]) > 150
+
+
+def test_pasted_lesions_lie_in_the_lungs_of_training_pictures_alone() -> None:
+    pasted = [r for r in load_facts() if r.source == "lesion-pasted"]
+    assert len(pasted) == 20 and {(r.split, r.group) for r in pasted} == {("train", "pyradiomics/lung1")}
+    sides = set()
+    for record in pasted:
+        (lesion,) = record.structures
+        assert lesion.origin == "derived" and lesion.name == "lung lesion" and 8 < (lesion.diameter_mm or 0) < 60
+        x1, _, x2, _ = lesion.xyxy_px
+        assert lesion.side == ("right" if (x1 + x2) / 2 < record.width / 2 else "left")
+        sides.add(lesion.side)
+        mask, pixels = mask_of(record), pixels_of(record)
+        assert mask is not None
+        inside, ring = mask == lesion.mask_value, grown(mask == lesion.mask_value) & (mask == 0)
+        assert np.median(pixels[inside]) > 140 and np.median(pixels[inside]) > np.median(pixels[ring]), record.id
+    assert sides == {"left", "right"}
+
+
+def grown(mask: np.ndarray, by: int = 6) -> np.ndarray:
+    """A mask with all that lies within some pixels of it, on the axes' sides."""
+    rows = np.any([np.roll(mask, shift, 0) for shift in range(-by, by + 1)], axis=0)
+    return np.any([np.roll(rows, shift, 1) for shift in range(-by, by + 1)], axis=0)
+
+
+def test_a_window_cuts_boxes_without_a_mask_too() -> None:
+    record = next(r for r in load_facts() if r.id == "ct-aorta-004")
+    liver = next(s for s in record.structures if s.name == "liver")
+    whole = look(record).with_name("liver")[0]
+    assert whole.xyxy_px == liver.xyxy_px and whole.share == 1
+    cut = look(record, (60, 0, 233, 167)).with_name("liver")[0]
+    assert cut.xyxy_px == (0, 22, 81, 133) and cut.share == pytest.approx(81 / 111)
+    assert look(record).is_absent("urinary bladder") and not look(record).is_absent("left kidney")
 
 
 def test_lesions_match_the_published_measurements() -> None:
@@ -274,9 +326,33 @@ def test_tasks_and_splits_are_those_of_the_record_format() -> None:
     assert set(sample.EMBEDDED_TASKS) < set(TASKS) and set(SPLITS) < set(sample.EMBEDDED_SPLITS)
 
 
+def test_only_unenhanced_ct_takes_up_agent_and_no_text_about_it_is_belied() -> None:
+    by_path = {r.path: r for r in load_facts()}
+    source, spoken = Dialogues("train"), 0
+    for index in range(150):
+        made = source.get(index * 13, Random(index))
+        record, outlines = by_path[made.images[0].path], made.images[0].outlines
+        speaks = any("contrast" in str(m["content"]) or "enhanced" in str(m["content"]) for m in made.messages)
+        assert (outlines is None) == (speaks or record.mask is None or "caption" in made.id), made.id
+        spoken += speaks
+        if outlines is None:
+            continue
+        assert outlines.path == record.mask
+        rises = {s.name: rise for s in record.structures for v, *rise in outlines.uptake if v == s.mask_value}
+        if record.source != "ct-abdomen":
+            assert not outlines.uptake, "a scan with contrast agent does not get more of it"
+        elif {"aorta", "left kidney"} <= {s.name for s in record.structures}:
+            assert rises["aorta"] == pytest.approx((250 * 255 / 400, 110 * 255 / 400))
+            assert rises["left kidney"] == pytest.approx((110 * 255 / 400, 140 * 255 / 400))
+            assert "vertebra" not in rises and "left lung" not in rises
+    assert spoken > 10
+
+
 def test_fit_and_val_share_the_training_images_out_in_blocks() -> None:
-    train, fit, val = ({r.id for r in sample.records_of(split)} for split in ("train", "fit", "val"))
-    assert fit | val == train and not fit & val
+    parts = {split: {r.id for r in sample.records_of(split)} for split in ("train", "fit", "val", "val_scans")}
+    train = parts.pop("train")
+    assert set.union(*parts.values()) == train and sum(map(len, parts.values())) == len(train)
+    assert {r.source for r in sample.records_of("val_scans")} == {"ct-aorta", "mr-abdomen"}
     places = sorted(r.slice_index or 0 for r in sample.records_of("val"))
     assert {r.source for r in sample.records_of("val")} == {"ct-abdomen"}
     assert places == [*range(24, 32), *range(72, 80)]

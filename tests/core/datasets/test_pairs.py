@@ -29,11 +29,14 @@ def form_of(sample: Sample) -> str:
 
 
 def pixels_in_view(record: ImageFacts, image: ImageRef, name: str) -> np.ndarray:
-    """The mask of one structure as the view shows it, True where it is."""
+    """The mask, or the box where that is all that is known, of one structure as the view shows it."""
     mask = mask_of(record)
     assert mask is not None
-    values = [s.mask_value for s in record.structures if s.name == name]
-    shown = np.isin(mask, values).astype(np.uint8)[..., None].repeat(3, axis=2)
+    found = [s for s in record.structures if s.name == name]
+    shown = np.isin(mask, [s.mask_value for s in found if s.mask_value is not None])
+    for x1, y1, x2, y2 in (s.xyxy_px for s in found if s.mask_value is None):
+        shown[y1:y2, x1:x2] = True
+    shown = shown.astype(np.uint8)[..., None].repeat(3, axis=2)
     return (shown if image.crop is None else crop_pixels(shown, image.crop))[..., 0] > 0
 
 

@@ -35,7 +35,7 @@ def test_boxes_are_half_open_and_small_parts_are_traces() -> None:
 def test_a_lesion_is_as_long_as_its_outer_corners_are_apart() -> None:
     mask = np.zeros((20, 20), np.uint8)
     mask[4:8, 2:14] = 1
-    (lesion,) = lesion_structures(mask, (0.5, 2.0), "brain", None)
+    (lesion,) = lesion_structures(mask, None, (0.5, 2.0), "brain")
     assert lesion.xyxy_px == (2, 4, 14, 8) and lesion.area_mm2 == 48.0
     assert lesion.diameter_mm == 10.0  # 12 columns of 0.5 mm by 4 rows of 2 mm
 
