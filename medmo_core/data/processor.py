@@ -272,10 +272,10 @@ class Processor:
             )
         return pixels
 
-    def _outlines(self, image: ImageRef, root: Root) -> tuple[NDArray[np.uint8], Uptake] | tuple[()]:
+    def _outlines(self, image: ImageRef, root: Root) -> tuple[NDArray[np.uint8] | None, Uptake]:
         """Return the label map (H, W) of what an image shows and its uptake; nothing where they are not known."""
         if image.outlines is None:
-            return ()
+            return None, ()
         path = image.outlines.path
         stored, labels = self._cache.load(image, root), self._cache.load(ImageRef(path), root)
         if stored.shape != labels.shape:

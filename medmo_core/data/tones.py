@@ -119,5 +119,5 @@ def _soft(field: NDArray[np.float32]) -> NDArray[np.float32]:
     for axis in (0, 1):
         padded = np.pad(field, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
         before, after = (padded.take(range(o, o + field.shape[axis]), axis) for o in (0, 2))
-        field = (before + 2 * field + after) / 4
+        field = (0.25 * (before + 2 * field + after)).astype(np.float32)
     return field

@@ -55,7 +55,7 @@ def add_pasted(
     for index in range(number):
         plane, mask = donors[int(rng.integers(len(donors)))]
         host = hosts[index * len(hosts) // number]
-        places = np.argwhere(ndimage.distance_transform_edt(lungs_of(host)) >= EDGE_PX)
+        places = np.argwhere(np.asarray(ndimage.distance_transform_edt(lungs_of(host))) >= EDGE_PX)
         row, column = places[int(rng.integers(len(places)))]
         patch, alpha = turned(plane, mask, rng)
         shown, pasted = paste(host, patch + rng.normal(0.0, GREY_SIGMA), alpha, int(row), int(column))

@@ -220,8 +220,10 @@ def look(
     for structure in record.structures:
         if only is not None and structure.name != only:
             continue
-        has_mask = mask is not None and structure.mask_value is not None
-        found = _masked(structure, mask, window) if has_mask else _clipped(structure, window)
+        if mask is not None and structure.mask_value is not None:
+            found = _masked(structure, mask, window)
+        else:
+            found = _clipped(structure, window)
         if found is None:
             continue
         box, area = found
