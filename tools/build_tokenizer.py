@@ -74,9 +74,13 @@ uncertain visible not visible normal abnormal positive negative possible likely 
 """
 
 
+ROLES = ("system", "user", "assistant")  # stand in every turn: one token each
+
+
 def texts() -> Iterator[str]:
     """Yield everything the tokenizer is trained on."""
     yield from SENTENCES.strip().splitlines()
+    yield from ROLES * DRAWS
     names = sorted({name for record in load_facts() for name in record.labelled})
     for name in names:
         yield from (name, f"the {name}", name.capitalize(), f"{name}.")
