@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "one grounding question a picture, as many pictures": (
         "data.sources.embedded:dialogue=0", "data.sources.embedded:grounding=8", "data.sources.embedded:caption=1",
     ),
-    "half the pictures a step, twice the steps": ("train.docs_per_step=8", "train.micro_batch=4", "train.steps=400"),
+    "half the pictures a step": ("train.docs_per_step=8", "train.micro_batch=4"),
     "two thirds of the rate": ("optim.lr=6e-3",),
 }  # fmt: skip
 """Name -> settings that differ from `tiny_instruct`."""

@@ -33,7 +33,8 @@ Cut = tuple[dict[str, NDArray[np.uint8]], dict[str, NDArray[np.int64]]]
 
 def shown_images(sample: Sample) -> Hashable:
     """Return what is equal for samples that show the same pixels."""
-    return sample.root, sample.images, sample.tone
+    outlines = tuple(image.outlines for image in sample.images)  # no part of what makes references equal
+    return sample.root, sample.images, sample.tone, None if sample.tone is None else outlines
 
 
 class TooLong(ValueError):
@@ -277,11 +278,11 @@ class Processor:
         if image.outlines is None:
             return None, ()
         path = image.outlines.path
-        stored, labels = self._cache.load(image, root), self._cache.load(ImageRef(path), root)
-        if stored.shape != labels.shape:
+        stored, labels = self._cache.load(image, root), self._cache.load_label_map(path, root)
+        if stored.shape[:2] != labels.shape:
             sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (labels.shape, stored.shape))
             raise InputError(f"{path} and {image.path} are {sizes} px, expected the same size")
-        return _cropped(labels[..., 0], image), image.outlines.uptake
+        return _cropped(labels, image), image.outlines.uptake
 
     def _token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of visual tokens of an image."""

@@ -14,6 +14,7 @@ Units: boxes in pixels of their image after its crop, as half-open edges (x1 <= 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ SPLITS = ("train", "val", "test")
 ANSWER_TYPES = ("yesno", "choice", "open", "boxes", "report")
 STATUSES = ("present", "absent", "uncertain")
 PLANES = ("axial", "coronal", "sagittal")
+MAX_LABEL = 255
 Message = dict[str, Any]
 _OUTSIDE = {"record": False}
 """Metadata of fields that are set in memory and no part of the record."""
@@ -41,10 +43,20 @@ class Outlines:
         path: grey picture of the same size, relative to the data root, with a value for each structure and 0 for none.
         uptake: (value, arterial, venous) of the structures that contrast agent brightens: grey levels that they gain at
             a usual dose, early and late.
+
+    Raises:
+        ValueError: a row of `uptake` that is none.
     """
 
     path: str
     uptake: tuple[tuple[int, float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.uptake:
+            is_row = len(row) == 3 and isinstance(row[0], int) and 1 <= row[0] <= MAX_LABEL
+            if not is_row or not all(math.isfinite(gain) for gain in row[1:]):
+                expected = f"(a value from 1 to {MAX_LABEL}, a number, a number)"
+                raise InputError(f"outlines {self.path}: uptake holds {row!r}, expected {expected}")
 
 
 @dataclass(frozen=True)

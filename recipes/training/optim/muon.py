@@ -15,6 +15,7 @@ scale and decay: Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -117,12 +118,22 @@ def _move(part: TrainedParameter, direction: Tensor, rate: float) -> None:
         part.local.copy_(held)
 
 
+@cache
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether a kind of device has units that multiply bfloat16, and so does it faster than fp32."""
+    if device != "cpu":
+        return device == "cuda"
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.11 may lack it
+    return any(known.get(units, False) for units in ("avx512_bf16", "amx_bf16"))
+
+
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return matrices with the same singular vectors and singular values near 1.
 
-    Shapes: (n, rows, columns) to the same. On CUDA fp32 is multiplied in bfloat16: five rounds forgive it.
+    Shapes: (n, rows, columns) to the same. Where that is faster fp32 is multiplied in bfloat16: five rounds forgive it.
     """
-    dtype = torch.bfloat16 if matrices.is_cuda and matrices.dtype == torch.float32 else matrices.dtype
+    is_halved = matrices.dtype == torch.float32 and multiplies_bfloat16(matrices.device.type)
+    dtype = torch.bfloat16 if is_halved else matrices.dtype
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.flatten(1).norm(dim=1).clamp(min=EPS)[:, None, None]

@@ -277,3 +277,40 @@ def test_a_record_neither_states_outlines_nor_is_written_with_them() -> None:
         sample(image={"path": "a.png", "width": 128, "height": 96, "outlines": "../../secret.png"})
     image = ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
     assert "outlines" not in json.dumps(replace(sample(), images=(image,), tone=4).to_json())
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "1", "I;16"])
+def test_label_maps_that_would_lose_their_values_are_refused(root: Path, mode: str) -> None:
+    Image.new(mode, (128, 96)).save(root / "outlines.png")
+    image = ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
+    with pytest.raises(ValueError, match=rf"s: outlines\.png: a label map of mode {mode}, expected 8-bit grey"):
+        processor(root).encode(replace(sample(), images=(image,), tone=1))
+
+
+@pytest.mark.parametrize("path", ["../outlines.png", "/etc/outlines.png", "missing.png"])
+def test_label_maps_stay_in_the_data_root(root: Path, path: str) -> None:
+    Image.new("L", (128, 96)).save(root.parent / "outlines.png")
+    image = ImageRef("a.png", 128, 96, outlines=Outlines(path))
+    with pytest.raises(ValueError, match=r"leaves the data root|no such file"):
+        processor(root).encode(replace(sample(), images=(image,), tone=1))
+
+
+@pytest.mark.parametrize(
+    "row", [(300, 1.0, 1.0), (3.5, 1.0, 1.0), (-1, 1.0, 1.0), (0, 1.0, 1.0), (3, float("nan"), 1.0), (3, 1.0)]
+)
+def test_uptake_of_what_is_no_structure_is_refused(row: Any) -> None:
+    with pytest.raises(ValueError, match=r"outlines m\.png: uptake holds .*, expected \(a value from 1 to 255"):
+        Outlines("m.png", (row,))
+
+
+def test_samples_that_differ_in_outlines_alone_do_not_share_their_pixels(root: Path) -> None:
+    outlines = np.full((96, 128), 3, dtype=np.uint8)
+    Image.fromarray(outlines).save(root / "outlines.png")
+    plain, known = ImageRef("a.png", 128, 96), ImageRef("a.png", 128, 96, outlines=Outlines("outlines.png"))
+    seed = next(s for s in range(100) if abs(random_tone(s).shifts[3]) > 60)
+    maker = processor(root)
+    samples = [replace(sample(), images=(image,), tone=seed) for image in (plain, known)]
+    together = maker.encode_all(samples)
+    for document, one in zip(together, samples, strict=True):
+        assert (document.patches["qwen3_vl"] == maker.encode(one).patches["qwen3_vl"]).all()
+    assert (together[0].patches["qwen3_vl"] != together[1].patches["qwen3_vl"]).any()

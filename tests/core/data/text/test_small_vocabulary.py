@@ -120,3 +120,8 @@ def test_names_count_over_all_turns() -> None:
     named = name_images([turn, answer, turn])
     assert named[0]["content"][0] == text("Image 1: ") and named[2]["content"][0] == text("Image 2: ")
     assert named[1] == answer
+
+
+def test_every_role_of_a_chat_is_one_token() -> None:
+    tokenizer = Tokenizer.embedded()
+    assert [len(tokenizer.encode(role)) for role in ("system", "user", "assistant")] == [1, 1, 1]
