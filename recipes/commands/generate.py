@@ -64,10 +64,10 @@ def refuse_gaps(words: argparse.Namespace) -> None:
     if missing:
         from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT  # late: NumPy is needed by few command lines
 
-        example = shlex.join(["--image", str(EMBEDDED_ROOT / FIRST_IMAGE), "--prompt", FIRST_QUESTION])
-        raise InputError(
-            f"{' and '.join(missing)} missing: name an image and a question, as in\n  medmo generate {example}"
-        )
+        images = [str(image) for image in words.image or [EMBEDDED_ROOT / FIRST_IMAGE]]
+        named = [word for image in images for word in ("--image", image)]
+        example = shlex.join([*named, "--prompt", words.prompt or FIRST_QUESTION])
+        raise InputError(f"{' and '.join(missing)} missing: for example medmo generate {example}")
 
 
 def join_window(argv: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from medmo_core.demo.checkpoint import FILES
 from medmo_core.errors import user_message
 from medmo_recipes.commands.three_stages import run
 
-from .publishing import FINAL, publish, write_card
+from .publishing import FINAL, publish, refuse_other_runs, write_card
 
 NAME = "python -m tools.demo_checkpoint"
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if not (asked.out / FINAL).is_dir():
             run(asked.out, size="demo", seed=asked.seed)
+        refuse_other_runs(asked.out, asked.seed)
         publish(asked.out, FILES, command=command)
     except Exception as error:
         message = user_message(error)

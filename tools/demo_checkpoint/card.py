@@ -12,7 +12,7 @@ from medmo_recipes.pages.quickstart_page import METRIC_NAMES
 LIMITS = """\
 - So small a model is often wrong and never says that it is unsure. It knows the structures and the phrasings of its few
   training images; about other images it makes up boxes and answers.
-- Organ boxes are silver labels: predictions of TotalSegmentator, which no reader has confirmed.
+- Organ boxes are silver labels, predictions of TotalSegmentator which no reader has confirmed, or were drawn by laymen.
 - The held-out figures describe very few scans, and the intervals speak of those scans only.
 - Images are shown to it at 192 x 192 px; answers are in English.
 - It is no start for a medical model. It exists so that the commands and the documentation have something to ask."""
@@ -35,7 +35,7 @@ def card_of(values: Mapping[str, Any]) -> str:
         "## Held-out figures",
         "In brackets: 95 % intervals over images. Questions are asked under fixed random crops. Baselines, fitted on "
         "training data: the commonest answer per kind of question, the best constant box per label, chance. "
-        f"`medmo evaluate` repeats these figures; all of them, and their provenance, are in `{HELD_OUT}`.",
+        f"`medmo evaluate --device cpu` repeats these figures; all of them, and their provenance, are in `{HELD_OUT}`.",
         figures_table(values["metrics"]),
         rounding_line(values["rounding"], values["dtype"]),
         f"Measured on {machine_line(values['machine'])}, torch {values['provenance']['torch']}.",

@@ -18,6 +18,7 @@ from medmo_core.errors import InputError
 from medmo_core.inference import Kit, Reply, ask, load
 from medmo_core.inference.copies import num_useful
 from medmo_recipes.commands.official_export import export
+from medmo_recipes.configs import CONFIGS
 from medmo_recipes.evaluation.ask import Asking
 from medmo_recipes.evaluation.provenance import provenance_of
 from medmo_recipes.evaluation.results import NOTICE, Evaluation, paired_gain
@@ -118,6 +119,19 @@ def evaluated(kit: Kit, counts: Counts) -> Evaluation:
 def first_answer(kit: Kit) -> Reply:
     """Ask what README asks first."""
     return ask(kit, EMBEDDED_ROOT / FIRST_IMAGE, FIRST_QUESTION)
+
+
+def refuse_other_runs(run: Path, seed: int) -> None:
+    """Refuse a finished run whose steps or seed are not those that the card would state.
+
+    Raises:
+        InputError: naming the stage and the setting.
+    """
+    for stage in STAGES:
+        found, expected = read_config(run / stage).train, CONFIGS[f"demo_{stage}"]().train
+        for name, value, wanted in (("steps", found.steps, expected.steps), ("seed", found.seed, seed)):
+            if value != wanted:
+                raise InputError(f"{run / stage}: trained with {name}={value}, expected {wanted}; name another --out")
 
 
 def stage_figures(config: RunConfig) -> dict[str, Any]:

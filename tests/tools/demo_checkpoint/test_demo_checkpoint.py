@@ -22,7 +22,7 @@ from medmo_recipes.settings.run_config import STAGES
 from medmo_recipes.training.model.kit import load_kit
 from tools.demo_checkpoint import __main__ as tool
 from tools.demo_checkpoint.card import card_of
-from tools.demo_checkpoint.publishing import FINAL, Counts, images_of, publish, refuse_unfit
+from tools.demo_checkpoint.publishing import FINAL, Counts, images_of, publish, refuse_other_runs, refuse_unfit
 
 FEW = Counts(num_samples=6, num_reports=2, num_captions=3)
 
@@ -42,6 +42,15 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / "run" / stage / "config.json").write_text(config, encoding="utf-8")
     shutil.copytree(FILES / WEIGHTS, tmp_path / "run" / FINAL)
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("setting", "value"), [("steps", 7), ("seed", 3)])
+def test_a_run_that_the_card_would_misdescribe_is_refused(run: Path, setting: str, value: int) -> None:
+    refuse_other_runs(run, 0)
+    config = CONFIGS["demo_instruct"]().change(train={setting: value}).to_dict()
+    (run / "instruct/config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"instruct: trained with {setting}={value}, expected .*another --out"):
+        refuse_other_runs(run, 0)
 
 
 def test_the_card_says_what_the_figures_say(stored: dict[str, Any]) -> None:
@@ -121,6 +130,7 @@ def test_the_command_trains_only_what_is_not_trained(
     done: list[str] = []
     monkeypatch.setattr(tool, "run", lambda out, *, size, seed: done.append(f"train {out.name} {size} {seed}"))
     monkeypatch.setattr(tool, "publish", lambda out, files, *, command: done.append(command))
+    monkeypatch.setattr(tool, "refuse_other_runs", lambda out, seed: None)
     assert tool.main(["--out", str(run)]) == 0
     assert tool.main(["--out", str(tmp_path / "new"), "--seed", "3"]) == 0
     assert [line.split()[0] for line in done] == ["python", "train", "python"]
