@@ -70,6 +70,8 @@ setup(
             "data/text/tokenizer/*",
             "datasets/embedded/files/*",
             "datasets/embedded/files/*/*",
+            "demo/files/*.*",
+            "demo/files/checkpoint/*",
         ],
         "medmo_kernels": ["py.typed", "*.so", "*/table.json"],
         "medmo_recipes": ["pages/templates/*.html.j2", "pages/quickstart_study.json"],

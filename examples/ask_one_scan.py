@@ -1,6 +1,6 @@
 """Ask a checkpoint about one scan and save a picture of its answer.
 
-    python examples/ask_one_scan.py runs/quickstart/reinforce scan.dcm "Where is the liver?"
+    python examples/ask_one_scan.py medmo-tiny-demo scan.dcm "Where is the liver?"
 
 Research use only: not a medical device, not for diagnosis.
 """

@@ -41,12 +41,12 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "medmo_recipes.commands.generate",
         "ask about images (PNG, JPEG, TIFF, DICOM, NIfTI): text, parsed boxes, overlay PNG",
-        'medmo generate --checkpoint runs/quickstart/reinforce/final --image scan.dcm --prompt "Where is the liver?"',
+        'medmo generate --image scan.dcm --prompt "Where is the liver?"',
     ),
     "evaluate": Command(
         "medmo_recipes.commands.evaluate",
         "score a checkpoint: VQA, grounding, reports, retrieval, with intervals and baselines",
-        "medmo evaluate --checkpoint runs/quickstart/reinforce/final",
+        "medmo evaluate --checkpoint runs/quickstart/reinforce",
     ),
     "export": Command(
         "medmo_recipes.commands.export",

@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_core.losses": ("medmo_kernels", "medmo_core.modules.backend"),
     "medmo_core.encoders": ("medmo_core.modules", "medmo_core.batch"),
     "medmo_core.decoders": ("medmo_core.modules", "medmo_core.generation.kv_cache"),
-    "medmo_core.models.official": ("medmo_core.profile",),
+    "medmo_core.demo": (),
+    "medmo_core.models.official": ("medmo_core.profile", "medmo_core.demo"),
     "medmo_core.models": (
         "medmo_core.models.official",
         "medmo_core.encoders",
@@ -134,6 +135,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "benchmarks": ("benchmarks", "medmo_core", "medmo_kernels", "medmo_recipes"),
     "tools.house": (),
     "tools.embedded_set": ("medmo_core.datasets",),
+    "tools.demo_checkpoint": ("benchmarks.report.markdown", "benchmarks.suite", "medmo_core", "medmo_recipes"),
     "tools.mutants": (),
     "tools.compile_kernels": ("medmo_kernels",),
     "tools": ("tools", "benchmarks.report", "benchmarks.suite", "medmo_core", "medmo_kernels", "medmo_recipes"),

@@ -62,6 +62,17 @@ def test_tokenizer_tables_and_report_travel(installed: Path, tmp_path: Path) -> 
     assert run(code, installed, tmp_path).startswith("True True " + str(installed))
 
 
+def test_the_demo_checkpoint_answers_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import medmo_core; from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT as root;"
+        "from medmo_core.inference import ask, load; kit = load('medmo-tiny-demo');"
+        "print(kit.base, len(ask(kit, root / 'images/ct-contrast-006.png', 'Where is the liver?').boxes) > 0)"
+    )
+    files = installed / "medmo_core/demo/files"
+    assert run(code, installed, tmp_path).split() == [str(files / "checkpoint"), "True"]
+    assert (files / "README.md").is_file() and (files / "held_out.json").is_file()
+
+
 def test_the_wheel_holds_only_our_packages(installed: Path) -> None:
     found = {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")}
     assert found == {"medmo_core", "medmo_kernels", "medmo_recipes"}

@@ -2,7 +2,7 @@
 
     from medmo_core.inference import ask, load
 
-    kit = load("runs/quickstart/reinforce/final")
+    kit = load("medmo-tiny-demo")       # the toy in the package; or a folder, a run, a hub id
     answer = ask(kit, "scan.dcm", "Where is the liver?")
     print(answer.text, answer.boxes.xyxy, answer.corners_mm())
 

@@ -29,7 +29,8 @@ def load(
     """Load a checkpoint ready to answer.
 
     Args:
-        checkpoint: a folder in the official layout, a run's folder (its final/ is taken), or a hub id.
+        checkpoint: a folder in the official layout, a run's folder (its final/ is taken), a hub id, or
+            `medmo-tiny-demo`, the toy that the package carries.
         device: "auto" (CUDA when there is one), "cpu", or a CUDA device, such as "cuda:1".
         dtype: type of weights and activations; None: bfloat16 on CUDA, float32 elsewhere.
         max_pixels: largest image area in px; a larger image is shrunk. None: what the checkpoint states.

@@ -1,5 +1,6 @@
 """`medmo evaluate`: score a checkpoint on held-out images, beside what needs no looking.
 
+    medmo evaluate
     medmo evaluate --checkpoint runs/quickstart/reinforce/final
     medmo evaluate --checkpoint exported/ --data my.jsonl --split test --out results/
     medmo evaluate --checkpoint exported/ --data embedded:pair
@@ -11,6 +12,8 @@ commonest answer per kind of question, the best constant box per label, chance. 
 over images, and so speak of these scans only. The embedded images are scored under fixed random crops (the bar) and
 whole (`_full`), pairs of them (`embedded:pair`) when asked for. In `_shuffled` each question comes with another image:
 what is left there was not seen.
+
+Without --checkpoint it scores medmo-tiny-demo, the toy that the package carries.
 
 Writes metrics.json, predictions.jsonl and report.html (pictures with boxes, every answer, provenance); none of them
 names a patient. Research use only.
@@ -25,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medmo_core.datasets.names import current_name
+from medmo_core.demo.checkpoint import DEMO_NAME
 from medmo_core.errors import InputError
 
 
@@ -92,7 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medmo evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="official folder, a run's folder, or a hub id")
+    parser.add_argument(
+        "--checkpoint", default=DEMO_NAME, help="official folder, a run's folder, or a hub id (default: %(default)s)"
+    )
     parser.add_argument(
         "--data",
         help="data set (embedded:pair), JSONL file, Parquet files or tar shards (default: the embedded images)",

@@ -1,13 +1,15 @@
 """`medmo generate`: ask a checkpoint about one image, or about several at once.
 
-    medmo generate --checkpoint runs/quickstart/reinforce/final --image scan.dcm --prompt "Where is the liver?"
+    medmo generate --image scan.dcm --prompt "Where is the liver?"
+    medmo generate --checkpoint runs/quickstart/reinforce --image scan.dcm --prompt "Where is the liver?"
     medmo generate --checkpoint exported/ --image ct.nii.gz --slice 40 --window soft_tissue --prompt "Find the spleen."
     medmo generate --checkpoint exported/ --image series/ --plane coronal --window -600,1500 --prompt "Any nodule?"
     medmo generate --checkpoint exported/ --image prior.png --image current.png --prompt "What is new in image 2?"
 
 Prints what the model says and the boxes it wrote, in pixels of the image and, where the file knows the patient's axes,
 in millimetres; draws them on a picture. How boxes are written comes from the checkpoint's medmo_profile.json. Nothing
-in a file's header that names a person is printed or stored.
+in a file's header that names a person is printed or stored. Without --checkpoint medmo-tiny-demo answers, the toy that
+the package carries.
 
 Research use only: not a medical device, not for diagnosis.
 """
@@ -15,11 +17,13 @@ Research use only: not a medical device, not for diagnosis.
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medmo_core.demo.checkpoint import DEMO_NAME, FIRST_IMAGE, FIRST_QUESTION
 from medmo_core.durable import replacing
 from medmo_core.errors import InputError
 from medmo_core.notice import RESEARCH_ONLY
@@ -35,6 +39,7 @@ IMAGE_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z][A-Za-z0-9]{1,5})$")  # what be
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer as the command line says; returns the exit status."""
     words = build_parser().parse_args(join_window(sys.argv[1:] if argv is None else argv))
+    refuse_gaps(words)
     from medmo_core.inference import ask, load  # late: help need not wait for PyTorch
 
     out = picture_path(words.out, words.image)
@@ -47,6 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if replaced:
         print(replaced, file=sys.stderr)
     return 0
+
+
+def refuse_gaps(words: argparse.Namespace) -> None:
+    """Refuse a command line without an image or without a question, with one that works as it stands.
+
+    Raises:
+        InputError: either is missing.
+    """
+    missing = [option for option in ("--image", "--prompt") if getattr(words, option[2:]) is None]
+    if missing:
+        from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT  # late: NumPy is needed by few command lines
+
+        images = [str(image) for image in words.image or [EMBEDDED_ROOT / FIRST_IMAGE]]
+        named = [word for image in images for word in ("--image", image)]
+        example = shlex.join([*named, "--prompt", words.prompt or FIRST_QUESTION])
+        raise InputError(f"{' and '.join(missing)} missing: for example medmo generate {example}")
 
 
 def join_window(argv: Sequence[str]) -> list[str]:
@@ -103,15 +124,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medmo generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="official folder, a run's folder, or a hub id")
+    parser.add_argument(
+        "--checkpoint", default=DEMO_NAME, help="official folder, a run's folder, or a hub id (default: %(default)s)"
+    )
     parser.add_argument(
         "--image",
         type=Path,
-        required=True,
         action="append",
         help="PNG, JPEG, TIFF, DICOM or NIfTI file, or a folder of DICOM slices; again for more",
     )
-    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--prompt", help="the question")
     parser.add_argument("--out", type=Path, help="overlay PNG to write (default: NAME_overlay.png, here)")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of text")
     parser.add_argument("--frame", type=int, help="frame of a multi-frame file, from 0")
@@ -147,9 +169,7 @@ def read_window_arguments(texts: Sequence[str] | None) -> Any:
         return None
     windows = [_read_window(text) for text in texts]
     if len(windows) not in (1, 3):
-        raise InputError(
-            f"--window is given {len(windows)} times: give one, or three for red, green and blue"
-        )
+        raise InputError(f"--window is given {len(windows)} times: give one, or three for red, green and blue")
     return windows[0] if len(windows) == 1 else tuple(windows)
 
 

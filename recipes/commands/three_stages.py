@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -55,19 +55,20 @@ class Layout:
         return self.processes * self.threads
 
 
-LAYOUTS = {"tiny": Layout(2, 1), "debug": Layout(1, 1)}
+LAYOUTS = {"tiny": Layout(2, 1), "demo": Layout(2, 1), "debug": Layout(1, 1)}
 """Size -> layout, the same on every machine, so that one seed gives one result.
 
 Two processes of one thread each: in matrices as small as these, two threads of one process mostly wait."""
 SIZES = {
     "tiny": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
+    "demo": {"num_samples": 320, "num_reports": 30, "num_captions": 20},
     "debug": {"num_samples": 6, "num_reports": 2, "num_captions": 3},
 }
 
 
 COSTS = {"evaluate random": 26, "align": 22, "evaluate align": 15, "instruct": 307, "evaluate instruct": 16,
          "sample instruct": 7, "reinforce": 96, "evaluate reinforce": 21, "sample reinforce": 3}  # fmt: skip
-"""Seconds of each part in one run on two cores: what the whole is reckoned from."""
+"""Seconds of each part in one run of the tiny size on two cores: what the whole is reckoned from."""
 NUM_SUITES = 8
 """Parts of an evaluation that report their progress, `evaluate_embedded`'s."""
 
@@ -81,7 +82,7 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None =
 
     Args:
         out: folder; one that holds a run already is refused.
-        size: "tiny" or "debug": which configs.
+        size: which configs: "tiny", "debug", or "demo", which trains the tiny model longer.
         seed: number that fixes weights, data and sampling.
         layout: processes and threads of every stage; evaluation has a process for each of these threads. None: the
             size's own.
@@ -96,8 +97,8 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None =
         raise ConfigError(f"{out} already holds a quickstart; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
     layout = layout or LAYOUTS[size]
-    outcome, whole = Outcome(study=summary_for(recipe_digest(size))), Whole(COSTS)
-    configs = stage_configs(out, size, seed)
+    outcome, configs = Outcome(study=summary_for(recipe_digest(size))), stage_configs(out, size, seed)
+    whole = Whole(costs_of(configs))
     outcome.commands = [command_line(stage, size, config, layout) for stage, config in configs.items()]
 
     with timed(outcome, whole, "evaluate random"):
@@ -122,6 +123,12 @@ def run(out: Path, *, size: str = "tiny", seed: int = 0, layout: Layout | None =
         write_metrics(out, outcome, seed)
     pages.write(out, outcome, configs, seed)
     return outcome
+
+
+def costs_of(configs: Mapping[str, RunConfig]) -> dict[str, float]:
+    """Return part -> its cost beside the others: that of `COSTS`, of a stage in proportion to its steps."""
+    steps = {stage: config.train.steps / CONFIGS[f"tiny_{stage}"]().train.steps for stage, config in configs.items()}
+    return {part: seconds * steps.get(part, 1.0) for part, seconds in COSTS.items()}
 
 
 def stage_configs(out: Path, size: str, seed: int) -> dict[str, RunConfig]:

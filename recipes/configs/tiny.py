@@ -42,10 +42,10 @@ def tiny_instruct() -> RunConfig:
         },
         train={
             "attention_weight": 12.0,
-            "steps": 660,
+            "steps": 800,
             "docs_per_step": 16,
             "micro_batch": 8,
-            "save_every": 660,
+            "save_every": 800,
             "out_dir": "runs/tiny_instruct",
         },
     )

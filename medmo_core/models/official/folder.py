@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ...demo.checkpoint import DEMO_NAME, demo_folder
 from ...errors import InputError
 from .names import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
@@ -55,8 +56,8 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
     """Return the local folder of a checkpoint, downloading it when the name is a hub id, which is said before.
 
     Args:
-        path_or_hub_id: a folder in the official layout, a run's folder (its final/ is taken), or `owner/name` on the
-            Hugging Face hub; see `names_folder`.
+        path_or_hub_id: a folder in the official layout, a run's folder (its final/ is taken), `medmo-tiny-demo` for
+            the checkpoint in this package, or `owner/name` on the Hugging Face hub; see `names_folder`.
         revision: branch, tag or commit on the hub; ignored for folders.
 
     Raises:
@@ -64,6 +65,8 @@ def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None) -> P
         ImportError: the name is a hub id and huggingface_hub is not installed.
         ValueError: the path is a file.
     """
+    if path_or_hub_id == DEMO_NAME:
+        return demo_folder()
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return _finished(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medmo_core.data.sources.open_source import find_files
 from medmo_core.datasets.catalogue import CATALOGUE, find_data_set
+from medmo_core.demo.checkpoint import DEMO_NAME
 from medmo_core.models.config import PRESETS
 from medmo_core.models.official.folder import names_folder
 
@@ -31,7 +32,7 @@ def _missing(config: RunConfig) -> Iterator[str]:
     """Say what is missing, one setting after the other."""
     model, data = config.model, config.data
     for key, name in {"model.init": model.init, **_encoders(config)}.items():
-        if name not in PRESETS and names_folder(name) and not Path(name).expanduser().is_dir():
+        if name not in (*PRESETS, DEMO_NAME) and names_folder(name) and not Path(name).expanduser().is_dir():
             yield f"{key}: {name} is no folder; expected that of a checkpoint or of a run"
     if model.tokenizer not in ("auto", "embedded") and not Path(model.tokenizer).exists():
         yield f'model.tokenizer: {model.tokenizer} is no file; expected "auto", "embedded" or a path'

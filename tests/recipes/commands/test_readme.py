@@ -9,7 +9,6 @@ from pathlib import Path
 
 from medmo_core.datasets.embedded.facts import EMBEDDED_ROOT, load_facts
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.training.model.kit import load_kit
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,36 +22,49 @@ def block_after(heading: str, language: str) -> str:
     return found.group(1)
 
 
+def run_bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder, with the installed `medmo` on its path."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", "-e"],
+        input=script,
+        text=True,
+        capture_output=True,
+        cwd=folder,
+        env=environment,
+        timeout=240,
+        check=False,
+    )
+
+
 def test_the_own_data_example_runs_as_printed(tmp_path: Path) -> None:
     record = next(r for r in load_facts() if r.source == "ct-abdomen")
     shutil.copy(EMBEDDED_ROOT / record.path, tmp_path / "scan.png")
     script = block_after("Your own data in ten lines", "bash")
     assert len(script.splitlines()) <= 10
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-e"],
-        input=script,
-        text=True,
-        capture_output=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=240,
-        check=False,
-    )
+    done = run_bash(script, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 samples, 0 faults" in done.stdout
     assert (tmp_path / "runs/mine/final/model.safetensors").is_file()
     assert (tmp_path / "answer.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_door_runs_as_printed_on_the_quickstarts_checkpoint(tmp_path: Path) -> None:
-    kit = load_kit(CONFIGS["debug_instruct"](), "cpu")
-    final = tmp_path / "runs/quickstart/reinforce/final"
-    kit.model.save_pretrained(final, tokenizer=kit.tokenizer, profile=kit.profile)
+def test_the_door_runs_as_printed_with_nothing_trained(tmp_path: Path) -> None:
     script = block_after("Ask a checkpoint", "python")
-    command = [sys.executable, "-c", f"{script}\nassert len(answers) == 2 and answer.images[0].size == (199, 146)"]
+    asked = "assert len(answers) == 2 and len(answer.boxes) and answer.images[0].size == (199, 146)"
+    command = [sys.executable, "-c", f"{script}\n{asked}"]
     done = subprocess.run(command, text=True, capture_output=True, cwd=tmp_path, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+    assert "is a toy" in done.stderr
+    assert (tmp_path / "answer.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_first_command_runs_as_printed_with_nothing_trained(tmp_path: Path) -> None:
+    """In a folder that has the images where the repository has them."""
+    (tmp_path / "medmo_core").symlink_to(ROOT / "medmo_core")
+    done = run_bash(block_after("Ask a checkpoint", "bash"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\nbox " in done.stdout and "is a toy" in done.stderr
     assert (tmp_path / "answer.png").read_bytes()[:4] == b"\x89PNG"
 
 
