@@ -66,8 +66,8 @@ SIZES = {
 }
 
 
-COSTS = {"evaluate random": 26, "align": 22, "evaluate align": 15, "instruct": 307, "evaluate instruct": 16,
-         "sample instruct": 7, "reinforce": 96, "evaluate reinforce": 21, "sample reinforce": 3}  # fmt: skip
+COSTS = {"evaluate random": 12, "align": 11, "evaluate align": 7, "instruct": 377, "evaluate instruct": 6,
+         "sample instruct": 2, "reinforce": 50, "evaluate reinforce": 6, "sample reinforce": 1}  # fmt: skip
 """Seconds of each part in one run of the tiny size on two cores: what the whole is reckoned from."""
 NUM_SUITES = 8
 """Parts of an evaluation that report their progress, `evaluate_embedded`'s."""
