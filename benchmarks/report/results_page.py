@@ -153,8 +153,8 @@ def about(run: Values, study: StudyRecord | None) -> str:
     """Say which run it was and how long it took."""
     minutes = sum(run["seconds"].values()) / 60
     return (
-        f"The run below: {run['num_parameters'] / 1e6:.1f} million parameters, seed {run['seed']}, two CPU cores that "
-        f"other work shared (torch {run['torch']}), {minutes:.0f} minutes with all evaluations. `metrics.json` and "
+        f"The run below: {run['num_parameters'] / 1e6:.1f} million parameters, seed {run['seed']}, two CPU cores "
+        f"(torch {run['torch']}), {minutes:.0f} minutes with all evaluations. `metrics.json` and "
         f"`report.html` of your run show yours. {spread(run) if study is None else spread_of_study(study)}"
     )
 
