@@ -8,7 +8,6 @@ from typing import Any
 
 from medmo_core.data.images.digest import digest_of
 from medmo_core.data.records.store import Root
-from medmo_core.errors import InputError
 from medmo_core.optional import version_of
 
 from .ask import Asking
@@ -64,17 +63,8 @@ def _pictures(result: Evaluation) -> Iterator[str]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 of the names and contents of a checkpoint's weight files.
-
-    Raises:
-        InputError: the folder has none.
-    """
-    paths = sorted(folder.glob(WEIGHTS))
-    if not paths:
-        raise InputError(
-            f"{folder}: no weights ({WEIGHTS}) there; name the folder of a checkpoint, such as a run's final/"
-        )
-    return _digest(path.name + file_digest(path) for path in paths)
+    """Return the SHA-256 of the names and contents of a checkpoint's weight files."""
+    return _digest(path.name + file_digest(path) for path in sorted(folder.glob(WEIGHTS)))
 
 
 def file_digest(path: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medmo_core.durable import write_json
 from medmo_core.errors import InputError
-from medmo_recipes.evaluation.provenance import weights_digest
+from medmo_recipes.evaluation.provenance import WEIGHTS, weights_digest
 
 from .plan import StudyPlan
 
@@ -44,6 +44,8 @@ def pin_weights(init: Path, out: Path) -> str:
     Raises:
         InputError: `init` has no weights, or `out` holds runs that began from others.
     """
+    if not any(init.glob(WEIGHTS)):
+        raise InputError(f"{init}: no weights ({WEIGHTS}) there; name the folder of a checkpoint, such as a run's final/")
     digest, note = weights_digest(init), out / NOTE
     if note.exists():
         stored = str(json.loads(note.read_text(encoding="utf-8"))["weights_sha256"])

@@ -102,9 +102,9 @@ def test_verdicts_and_losses_follow_the_figures() -> None:
     for low, high, word in ((0.1, 0.2, "better than"), (-0.2, -0.1, "worse than"), (-0.1, 0.1, "level with")):
         full.update(gain_low=low, gain_high=high)
         assert f"grounding is {word} the constant box" in tool.reading(run)
-    assert "Reports do not beat" in tool.reading(run)
-    run["stages"]["reinforce"]["report_fact_f1"]["gain_low"] = 0.1
-    assert "Reports beat" in tool.reading(run)
+    for low, words in ((-0.1, "Reports do not beat"), (0.1, "Reports beat")):
+        run["stages"]["reinforce"]["report_fact_f1"]["gain_low"] = low
+        assert words in tool.reading(run)
 
 
 def test_the_suite_is_quoted_from_its_newest_cpu_result(
