@@ -46,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kit = load(words.checkpoint, device=words.device, dtype=words.dtype)
     answer = ask(kit, words.image, words.prompt, **ask_settings(words))
     replaced = f"{out}: an earlier file of this name was replaced" if out.exists() else ""
+    # Before the picture: an answer is not lost where that cannot be written.
+    print(json.dumps(answer.to_json(), indent=2) if words.json else describe(answer), flush=True)
     with replacing(out) as partial:
         answer.picture(words.prompt).save(partial, format="PNG")
-    print(json.dumps(answer.to_json(), indent=2) if words.json else f"{describe(answer)}\noverlay: {out}")
+    if not words.json:
+        print(f"overlay: {out}")
     if replaced:
         print(replaced, file=sys.stderr)
     return 0

@@ -17,7 +17,7 @@ def demo_align() -> RunConfig:
 
 
 def demo_instruct() -> RunConfig:
-    """Train on all tasks about twice as long: twenty minutes on two CPU cores on two CPU cores."""
+    """Train on all tasks about twice as long: a quarter of an hour on two CPU cores."""
     return longer(tiny_instruct(), "demo_instruct", steps=1500)
 
 

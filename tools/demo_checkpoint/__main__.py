@@ -3,7 +3,7 @@
     python -m tools.demo_checkpoint --out runs/demo
     python -m tools.demo_checkpoint --card             # the card alone, from the figures in the package
 
-The three stages of the quickstart run with the steps of the `demo_*` configs: about half an hour on two
+The three stages of the quickstart run with the steps of the `demo_*` configs: about twenty minutes on two
 CPU cores. A run that is finished is not repeated, only measured and written again. What is written replaces
 medmo_core/demo/files/: the checkpoint in bfloat16, held_out.json and the card, which takes its figures from there.
 Nothing is replaced where the checkpoint is over 10 MB, answers its first question without a box, or scores otherwise

@@ -45,7 +45,7 @@ def pin_weights(init: Path, out: Path) -> str:
         InputError: `init` has no weights, or `out` holds runs that began from others.
     """
     if not any(init.glob(WEIGHTS)):
-        raise InputError(f"{init}: no weights ({WEIGHTS}) there; name the folder of a checkpoint, such as a run's final/")
+        raise InputError(f"{init}: no weights ({WEIGHTS}) there; name a checkpoint, such as the final/ of a run")
     digest, note = weights_digest(init), out / NOTE
     if note.exists():
         stored = str(json.loads(note.read_text(encoding="utf-8"))["weights_sha256"])
