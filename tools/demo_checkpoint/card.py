@@ -37,9 +37,9 @@ def card_of(values: Mapping[str, Any]) -> str:
         summary(values),
         "## Held-out figures",
         "In brackets: 95 % intervals over images. Questions are asked under fixed random crops, but where whole images "
-        "are named. Baselines, fitted on training data: the commonest answer per kind of question, the best constant box "
-        "per label, chance. `medmo evaluate --device cpu` repeats these figures; all of them, and their provenance, are "
-        f"in `{HELD_OUT}`.",
+        "are named. Baselines, fitted on training data: the commonest answer per kind of question, the best constant "
+        "box per label, chance. `medmo evaluate --device cpu` repeats these figures; all of them, and their "
+        f"provenance, are in `{HELD_OUT}`.",
         figures_table(values["metrics"]),
         rounding_line(values["rounding"], values["dtype"]),
         f"Measured on {machine_line(values['machine'])}, torch {values['provenance']['torch']}.",
