@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -46,6 +48,18 @@ def user_message(error: BaseException) -> str | None:
     if number is not None and number in OF_FILES:
         return f"{os.fsdecode(place)}: {os.strerror(number)}" if place else os.strerror(number)
     return str(error) if isinstance(error, USER_ERRORS) else None
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """Run a command and return its exit status: 2, with its message on stderr, after an error that its user can fix."""
+    try:
+        return work()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise  # a fault of the program keeps its traceback
+        print(f"error: {message}", file=sys.stderr)
+        return 2
 
 
 def number_in_words(text: str) -> int | None:

@@ -12,7 +12,6 @@ seed to seed is no difference. A finished variant is not run again. Research use
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from medmo_core.datasets.embedded.tasks import absent_samples, eval_samples
 from medmo_core.durable import write_json, write_text
-from medmo_core.errors import InputError
+from medmo_core.errors import InputError, exit_status
 from medmo_core.inference.load import load
 from medmo_recipes.commands.three_stages import LAYOUTS, StageFailed, recipe_digest, stage_words
 from medmo_recipes.configs import CONFIGS
@@ -170,16 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--table", type=Path, help="folder of finished runs to publish")
     parser.add_argument("--size", choices=sorted(NUM_QUESTIONS), default="tiny", help="which configs")
     asked = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         if asked.table is not None:
             publish(asked.table)
         else:
             asked.out.mkdir(parents=True, exist_ok=True)
             print(section(run_variants(asked.out, asked.size)))
-    except (InputError, StageFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

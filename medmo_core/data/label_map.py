@@ -11,7 +11,7 @@ from PIL import Image
 
 from .images.load import check_file, safe_path
 from .images.loaded import MAX_PIXELS, ImageError, own_errors, silent_libraries
-from .records.store import Root, store_of
+from .records.store import Root, folder_of, store_of
 
 FORMATS = ("PNG", "TIFF", "BMP")
 """Formats that keep every value."""
@@ -32,8 +32,8 @@ def read_label_map(path: str, root: Root, *, max_pixels: int = MAX_PIXELS) -> ND
     if store is not None:
         with own_errors(path), store.open(path) as file:
             return _read(path, file, max_pixels)
-    source = safe_path(path, root)  # type: ignore[arg-type]
-    check_file(source, root)  # type: ignore[arg-type]
+    source = safe_path(path, folder_of(root))
+    check_file(source, folder_of(root))
     return _read(path, source, max_pixels)
 
 

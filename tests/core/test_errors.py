@@ -8,7 +8,7 @@ import pytest
 from medmo_core.data.images.loaded import ImageError
 from medmo_core.data.records.faults import Fault, RecordError
 from medmo_core.data.records.sample import Answer
-from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError, user_message
+from medmo_core.errors import USER_ERRORS, BadStep, InputError, UserError, exit_status, user_message
 from medmo_core.metrics.vqa import vqa_correct
 from medmo_core.profile import CheckpointProfile
 
@@ -57,3 +57,14 @@ def test_a_true_answer_that_cannot_be_scored_is_a_fault_of_the_data(answer: Answ
 )
 def test_what_is_user_message_an_error(error: Exception, told: str | None) -> None:
     assert user_message(error) == told
+
+
+def test_the_status_of_a_command_says_whose_the_error_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(error: Exception) -> int:
+        raise error
+
+    assert exit_status(lambda: 0) == 0 and exit_status(lambda: 1) == 1
+    assert exit_status(lambda: fails(InputError("--out runs: is a file"))) == 2
+    assert capsys.readouterr().err == "error: --out runs: is a file\n"
+    with pytest.raises(KeyError, match="round_9"):
+        exit_status(lambda: fails(KeyError("round_9")))

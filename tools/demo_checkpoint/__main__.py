@@ -12,12 +12,11 @@ in bfloat16 than as trained. Research use only.
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from medmo_core.demo.checkpoint import FILES
-from medmo_core.errors import user_message
+from medmo_core.errors import exit_status
 from medmo_recipes.commands.three_stages import run
 
 from .publishing import FINAL, publish, refuse_other_runs, write_card
@@ -36,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--card", action="store_true", help="write the card anew, and nothing else")
     asked = parser.parse_args(argv)
     command = f"{NAME} {shlex.join(['--out', str(asked.out), '--seed', str(asked.seed)])}"
-    try:
+
+    def work() -> int:
         if asked.card:
             print(f"wrote {write_card(FILES)}")
             return 0
@@ -44,14 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run(asked.out, size="demo", seed=asked.seed)
         refuse_other_runs(asked.out, asked.seed)
         publish(asked.out, FILES, command=command)
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    print(f"wrote {FILES}; commit the whole folder")
-    return 0
+        print(f"wrote {FILES}; commit the whole folder")
+        return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

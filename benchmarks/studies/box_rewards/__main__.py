@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medmo_core.durable import write_text
+from medmo_core.errors import exit_status
 
 from .one_run import run_all
 from .page import page
@@ -69,4 +70,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_status(main))

@@ -13,11 +13,10 @@ study. `python -m benchmarks.report.results_page --write` then writes README's f
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from medmo_core.errors import user_message
+from medmo_core.errors import exit_status
 
 from .one_run import NUM_TRAINING_QUESTIONS, checked_layout
 from .publishing import FIGURES, PLACES, publish
@@ -42,20 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--isa", choices=list(ISAS), default="machine", help=f"which instructions are used {shown}")
     parser.add_argument("--size", choices=sorted(NUM_TRAINING_QUESTIONS), default="tiny", help=f"which configs {shown}")
     asked = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         if asked.table is not None:
             for path in publish(asked.table, PLACES):
                 print(f"wrote {path}")
             return 0
         study = run_all(asked.out, size=asked.size, seeds=asked.seeds, layouts=asked.layouts, isa=asked.isa)
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    print(f"{len(study.runs)} runs in {asked.out}; publish them: --table {asked.out}")
-    return 0
+        print(f"{len(study.runs)} runs in {asked.out}; publish them: --table {asked.out}")
+        return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
