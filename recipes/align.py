@@ -45,6 +45,7 @@ def run(config: RunConfig) -> bool:
         # The model.
         kit = load_kit(config, world.device)
         model = kit.model
+        coordinates = kit.processor.coordinates and kit.processor.coordinates.to(world.device)
 
         # What trains.
         trainable = choose_trainable(config, model)
@@ -55,7 +56,9 @@ def run(config: RunConfig) -> bool:
         # What is minimised: the cross-entropy of the labelled tokens, summed; `fit` divides by their global number.
         def minimise(batch: Batch) -> TokenLosses:
             train = config.train
-            return model.token_losses(batch, z_loss=train.z_loss, attention_weight=train.attention_weight)
+            return model.token_losses(
+                batch, z_loss=train.z_loss, attention_weight=train.attention_weight, coordinates=coordinates
+            )
 
         with open_run(config, world, kit) as opened:
             loader = train_loader(config, mixture.draw, kit.processor, world, opened.skipped)

@@ -81,7 +81,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "medmo_recipes.settings": ("medmo_core",),
     "medmo_recipes.configs": SETTINGS,
     "medmo_recipes.training.model": SETTINGS,
-    "medmo_recipes.training.distributed": (*SETTINGS, "medmo_recipes.training.model.float8"),
+    "medmo_recipes.training.distributed": (
+        *SETTINGS,
+        "medmo_recipes.training.model.bfloat16_products",
+        "medmo_recipes.training.model.float8",
+    ),
     "medmo_recipes.training.loading": (*SETTINGS, "medmo_recipes.training.distributed"),
     "medmo_recipes.training.optim": TRAINING,
     "medmo_recipes.training.checkpoints": (*TRAINING, "medmo_recipes.training.optim"),

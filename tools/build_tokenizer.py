@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -21,16 +22,16 @@ from medmo_core.data.sample_text import SampleText
 from medmo_core.data.text.tokenizer import PLAIN_ADDED_TOKENS, QWEN_SPLIT, SPECIAL_TOKENS, dress
 from medmo_core.datasets.embedded.facts import load_facts
 from medmo_core.datasets.embedded.tasks import EMBEDDED_TASKS, EmbeddedTasks
-from medmo_core.profile import MEDMO, QWEN3_VL
+from medmo_core.profile import MEDMO, QWEN3_VL_TENS
 
 OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/text/tokenizer/tokenizer.json"
 DRAWS = 600  # samples per task of the embedded set
 VOCAB_SIZE = 1536  # with the added tokens; a quarter of a tiny model's weights would otherwise be rows for rare words
 
-# What stands around the numbers of a box costs one token each: a labelled box is then about twenty tokens.
+# The numbers of a box and what stands around them cost one token each: a labelled box is then about fifteen tokens.
 BOX_SPLIT = (
     r'\[\{"bbox_2d": \[|"\}, \{"bbox_2d": \[|\], "label": "|"\}\]'
-    r"|<box>\[\[|\]\]</box>|\], \[|, (?=\p{N})"
+    r"|<box>\[\[|\]\]</box>|\], \[|, (?=\p{N})|\p{N}{1,4}"
 )
 
 SENTENCES = """
@@ -84,7 +85,7 @@ def texts() -> Iterator[str]:
     names = sorted({name for record in load_facts() for name in record.labelled})
     for name in names:
         yield from (name, f"the {name}", name.capitalize(), f"{name}.")
-    writers = [SampleText(profile) for profile in (QWEN3_VL, MEDMO)]
+    writers = [SampleText(profile) for profile in (QWEN3_VL_TENS, replace(MEDMO, step=10))]
     for task in EMBEDDED_TASKS:
         source = EmbeddedTasks(task, "train", crops=True)
         for number in range(DRAWS):

@@ -38,6 +38,8 @@ FILE = "levers.json"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as shipped": (),
     "attention not supervised": ("train.attention_weight=0",),
+    "coordinates not spread": ("train.coordinate_spread=0",),
+    "products in fp32": ("model.bfloat16_products=false",),
     "no tone curves": ("data.tones=0",),
     "AdamW at a rate that suits it": ("optim.kind=adamw", "optim.lr=1.5e-3"),
     "one grounding question a picture, as many pictures": (

@@ -50,6 +50,8 @@ class Batch:
             the tower is not run then, and `patches` may be left out.
         looks: where attention should be while answers that are boxes are said: one entry for a prompt with its
             branches, or for a document; empty: attention is not supervised.
+        coordinates: (T,) int64 or None, of each token that says a coordinate which number and place it is, as codes of
+            `batch.coordinates.Coordinates`; -1 elsewhere.
     """
 
     input_ids: Tensor
@@ -64,6 +66,7 @@ class Batch:
     tasks: tuple[str, ...] = ()
     features: Tensor | None = None
     looks: tuple[Looks, ...] = ()
+    coordinates: Tensor | None = None
 
     def __post_init__(self) -> None:
         total = self.input_ids.shape[0]
@@ -71,6 +74,8 @@ class Batch:
             raise ValueError(f"position_ids must be (3, {total}), got {tuple(self.position_ids.shape)}")
         if self.labels is not None and self.labels.shape != (total,):
             raise ValueError(f"labels must be ({total},), got {tuple(self.labels.shape)}")
+        if self.coordinates is not None and self.coordinates.shape != (total,):
+            raise ValueError(f"coordinates must be ({total},), got {tuple(self.coordinates.shape)}")
         if self.features is None and self.patches.keys() != self.image_grid_thw.keys():
             raise ValueError(
                 f"patches are given for {sorted(self.patches)}, grids for {sorted(self.image_grid_thw)}: name the same"

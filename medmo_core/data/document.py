@@ -27,6 +27,7 @@ class Document:
         visual_end: number of tokens up to and with the last visual one; 0 without images.
         features: (1 + D, M, E) output of the vision tower, where it has run already (`Batch.features`).
         looks: where attention should be while the answer is said, positions counted within the document.
+        coordinates: (T,) int64 codes of `batch.coordinates.Coordinates`, -1 where no coordinate is said; None: nowhere.
     """
 
     input_ids: NDArray[np.int64]
@@ -38,3 +39,4 @@ class Document:
     visual_end: int
     features: torch.Tensor | None = None
     looks: Looks | None = None
+    coordinates: NDArray[np.int64] | None = None

@@ -7,23 +7,18 @@ tokens. An answer that writes no box looks at nothing. The two kinds of looks of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..batch import IGNORE_INDEX
 from ..batch.looks import Grid, Looks
 from ..boxes import AnyBoxes, Boxes, ImageBoxes
 from ..profile import CheckpointProfile
-from .text.tokenizer import Tokenizer
+from .box_answers import NUMBER, BoxAnswer
 
-_NUMBER = re.compile(r"(?<![\w.])\d+(?![\w.])")
 ROUNDING = 1e-6
 """Of a cell's side: what a coordinate may be off."""
 Share = tuple[float, float, float, float]
@@ -43,38 +38,22 @@ class _Collected:
 
 
 def find_looks(
-    input_ids: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    answers: Sequence[str],
-    where: AnyBoxes,
-    profile: CheckpointProfile,
-    tokenizer: Tokenizer,
-    grids: Sequence[Grid],
+    answers: Sequence[BoxAnswer], profile: CheckpointProfile, grids: Sequence[Grid], num_tokens: int
 ) -> Looks | None:
     """Find the looks of a chat.
 
     Args:
-        input_ids: (T,) tokens of the chat.
-        labels: (T,) its labels.
-        answers: texts of the assistant's turns, in order.
-        where: boxes that know the sizes of the chat's pictures.
-        profile: how the answers write boxes.
-        tokenizer: tokenizer of the tokens.
+        answers: its answers that are boxes.
+        profile: how they write boxes.
         grids: frames, rows and columns of visual tokens of every picture.
+        num_tokens: length of the chat.
 
     Returns:
-        The looks; None where no answer is boxes, or where two answers follow one another without a question.
+        The looks; None where no answer is boxes.
     """
     found = _Collected()
-    learned = np.flatnonzero(labels != IGNORE_INDEX)
-    runs = np.split(learned, np.flatnonzero(np.diff(learned) > 1) + 1) if len(learned) else []
-    if len(runs) != len(answers):
-        return None
-    for run, answer in zip(runs, answers, strict=True):
-        parsed = profile.read_boxes(answer, where)
-        if parsed.ok and profile.write_boxes(parsed.boxes) == answer:
-            words = [tokenizer.decode([i]) for i in input_ids[run].tolist()]
-            _look_at(found, run, words, _shares(parsed.boxes), profile, grids)
+    for answer in answers:
+        _look_at(found, answer, profile, grids)
     if not found.tokens:
         return None
     return Looks(
@@ -85,7 +64,7 @@ def find_looks(
         images=torch.tensor([image for _, image, _ in found.boxes], dtype=torch.int64),
         grids=tuple(grids),
         start=0,
-        stop=len(input_ids),
+        stop=num_tokens,
     )
 
 
@@ -100,33 +79,20 @@ def _shares(boxes: AnyBoxes) -> list[tuple[int, Share]]:
     ]
 
 
-def _look_at(
-    found: _Collected,
-    run: NDArray[np.int64],
-    words: list[str],
-    boxes: list[tuple[int, Share]],
-    profile: CheckpointProfile,
-    grids: Sequence[Grid],
-) -> None:
-    """Add the looks of one answer; `run` are the positions of its tokens, `words` their texts."""
-    found.add(int(run[0]), 1.0, boxes)
-    numbers, order = _numbers(words), _axis_order(profile)
-    # Other numbers in the answer (the name of a picture, a vertebra), or fractions: which token is which is not known.
-    if not boxes or order is None or len(numbers) != 4 * len(boxes):
+def _look_at(found: _Collected, answer: BoxAnswer, profile: CheckpointProfile, grids: Sequence[Grid]) -> None:
+    """Add the looks of one answer."""
+    boxes = _shares(answer.boxes)
+    found.add(int(answer.positions[0]), 1.0, boxes)
+    numbers, order = answer.coordinates(), _axis_order(profile)
+    if not numbers or order is None:
         return
-    said = [tokens[: max(1, len(tokens) - 1)] for tokens in numbers]  # the last digit adds next to nothing
+    said = [tokens[: max(1, len(tokens) - 1)] for _, tokens in numbers]  # the last digit adds next to nothing
     weight = 1.0 / sum(len(tokens) for tokens in said)
     for number, tokens in enumerate(said):
         image, box = boxes[number // 4]
         edge = _edge(box, order[number % 4], grids[image])
         for token in tokens:
-            found.add(int(run[token]), weight, [(image, edge)])
-
-
-def _numbers(words: list[str]) -> list[list[int]]:
-    """Return the tokens of every whole number of a text that is not part of a word, such as `bbox_2d`."""
-    owner = [i for i, word in enumerate(words) for _ in word]
-    return [list(dict.fromkeys(owner[slice(*match.span())])) for match in _NUMBER.finditer("".join(words))]
+            found.add(int(answer.positions[token]), weight, [(image, edge)])
 
 
 @lru_cache(maxsize=16)
@@ -136,7 +102,7 @@ def _axis_order(profile: CheckpointProfile) -> tuple[int, ...] | None:
     None: boxes are not written in four whole numbers.
     """
     probe = Boxes(torch.tensor([[10.0, 60.0, 30.0, 90.0]]), "pixel", (100, 100))
-    numbers = [int(number) for number in _NUMBER.findall(profile.write_boxes(probe))]
+    numbers = [int(number) for number in NUMBER.findall(profile.write_boxes(probe))]
     if len(numbers) != 4:
         return None
     return (0, 1, 2, 3) if numbers[0] < numbers[1] else (1, 0, 3, 2)

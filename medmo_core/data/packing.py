@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch import IGNORE_INDEX, Batch
+from ..batch.coordinates import NO_COORDINATE
 from ..batch.looks import Looks, join_looks
 from .document import Document
 
@@ -118,6 +119,7 @@ def pack(items: Sequence[Document], share_prefixes: bool = False) -> Batch:
         tasks=tuple(document.sample.task for document in documents),
         features=torch.cat(features, dim=1) if features else None,
         looks=_looks(documents, prompt_of, lengths.tolist()),
+        coordinates=_coordinates(documents),
     )
 
 
@@ -129,6 +131,14 @@ def _looks(documents: Sequence[Document], prompt_of: Tensor | None, starts: Sequ
         if document.looks is not None:
             found.setdefault(number if prompt < 0 else prompt, []).append(document.looks.shift(starts[number]))
     return tuple(replace(join_looks(parts), start=starts[owner]) for owner, parts in found.items())
+
+
+def _coordinates(documents: Sequence[Document]) -> Tensor | None:
+    if all(document.coordinates is None for document in documents):
+        return None
+    none = [np.full_like(document.input_ids, NO_COORDINATE) for document in documents]
+    codes = [other if d.coordinates is None else d.coordinates for d, other in zip(documents, none, strict=True)]
+    return torch.from_numpy(np.concatenate(codes))
 
 
 def _documents(items: Sequence[Document], share_prefixes: bool) -> tuple[list[Document], Tensor | None]:
@@ -160,7 +170,9 @@ def _documents(items: Sequence[Document], share_prefixes: bool) -> tuple[list[Do
 
 def _cut(item: Document, tokens: slice) -> Document:
     labels = None if item.labels is None else item.labels[tokens]
-    return replace(item, input_ids=item.input_ids[tokens], labels=labels, position_ids=item.position_ids[:, tokens])
+    coordinates = None if item.coordinates is None else item.coordinates[tokens]
+    cut = replace(item, input_ids=item.input_ids[tokens], labels=labels, position_ids=item.position_ids[:, tokens])
+    return replace(cut, coordinates=coordinates)
 
 
 def _distinct(seeing: Sequence[Document]) -> tuple[list[Document], Tensor | None]:

@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..batch import PatchSpec, mrope_position_ids
+from ..batch.coordinates import Coordinates
 from ..batch.looks import Looks
 from ..errors import InputError
 from ..profile import CheckpointProfile
+from .box_answers import box_answers
+from .coordinates import coordinate_codes
 from .document import Document
 from .images.load import crop_pixels
 from .images.patches import patchify, smart_resize
@@ -46,6 +49,7 @@ class Processor:
 
     Attributes:
         text: the samples' chats in the checkpoint's words.
+        coordinates: distributions of the coordinates whose codes documents carry; None: they carry none.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -58,6 +62,7 @@ class Processor:
         root: data root of samples that do not carry one.
         cache_bytes: memory for decoded pictures.
         looks: also find where attention should be while boxes are said (`Document.looks`).
+        coordinates: distributions whose codes are also found where boxes are said (`Document.coordinates`).
     """
 
     def __init__(
@@ -72,12 +77,13 @@ class Processor:
         root: str | Path | None = None,
         cache_bytes: int = CACHE_BYTES,
         looks: bool = False,
+        coordinates: Coordinates | None = None,
     ) -> None:
         self.tokenizer, self.specs, self.text = tokenizer, dict(specs), SampleText(profile)
         self.min_pixels, self.max_pixels, self.max_tokens = min_pixels, max_pixels, max_tokens
         self.root = None if root is None else Path(root)
         self._cache = PictureCache(cache_bytes)
-        self._finds_looks = looks
+        self._finds_looks, self.coordinates = looks, coordinates
 
     def encode(
         self, sample: Sample, *, for_generation: bool = False, pixels: bool = True, cut: Cut | None = None
@@ -182,6 +188,7 @@ class Processor:
             video_token_id=self.tokenizer.video_token_id,
             sample_id=sample.id,
         )
+        looks, coordinates = (None, None) if for_generation else self._said(sample, messages, encoded, grids)
         return Document(
             input_ids=input_ids.numpy(),
             labels=None if for_generation else np.array(encoded.labels, dtype=np.int64),
@@ -190,26 +197,27 @@ class Processor:
             image_grid_thw=grids,
             sample=sample,
             visual_end=_visual_end(input_ids, self.tokenizer.image_token_id),
-            looks=self._looks(sample, messages, encoded, grids) if self._finds_looks and not for_generation else None,
+            looks=looks,
+            coordinates=coordinates,
         )
 
-    def _looks(
+    def _said(
         self, sample: Sample, messages: Sequence[Message], encoded: Encoded, grids: dict[str, NDArray[np.int64]]
-    ) -> Looks | None:
-        where = sample.truth_boxes()
+    ) -> tuple[Looks | None, NDArray[np.int64] | None]:
+        """Return looks and coordinates of the answers that are boxes, as far as they are wanted."""
+        where = sample.truth_boxes() if self._finds_looks or self.coordinates else None
         if where is None:
-            return None
-        size = next(iter(self.specs.values())).merge_size
-        tokens = [grid // (1, size, size) for grid in self._token_grids(grids)]
-        return find_looks(
-            np.array(encoded.input_ids),
-            np.array(encoded.labels),
-            [message_text(message) for message in messages if message["role"] == "assistant"],
-            where,
-            self.text.profile,
-            self.tokenizer,
-            [(int(frames), int(rows), int(columns)) for frames, rows, columns in tokens],
-        )
+            return None, None
+        input_ids, profile = np.array(encoded.input_ids), self.text.profile
+        texts = [message_text(message) for message in messages if message["role"] == "assistant"]
+        answers = box_answers(input_ids, np.array(encoded.labels), texts, where, profile, self.tokenizer)
+        looks = None
+        if self._finds_looks:
+            size = next(iter(self.specs.values())).merge_size
+            tokens = [grid // (1, size, size) for grid in self._token_grids(grids)]
+            shown = [(int(frames), int(rows), int(columns)) for frames, rows, columns in tokens]
+            looks = find_looks(answers, profile, shown, len(input_ids))
+        return looks, coordinate_codes(self.coordinates, answers, input_ids) if self.coordinates else None
 
     def _images(self, sample: Sample, pixels: bool) -> Cut:
         """Return patches and grids of all images, per encoder."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..batch.coordinates import NO_COORDINATE, Coordinates
 from ..choices import Recompute
 from ..decoders.qwen3 import Qwen3Decoder
 from ..encoders.protocol import Encoder
@@ -24,6 +25,7 @@ from ..generation.sampling import Sampling
 from ..losses.chunked_head import TokenLosses, linear_cross_entropy, linear_token_losses, token_logprobs
 from ..losses.grpo import PolicyLoss, linear_grpo_loss
 from ..losses.policy_objective import DAPO, PolicyObjective
+from ..losses.soft_targets import softened
 from ..modules.blocks import blocks_of, set_forward
 from ..modules.projector import Projector
 from ..profile import CheckpointProfile
@@ -295,7 +297,8 @@ class MedMO(nn.Module):
         return linear_cross_entropy(self.hidden_states(batch, rows), self.head_weight, targets, reduction)
 
     def token_losses(
-        self, batch: Batch, *, z_loss: float = 0.0, accuracy: bool = False, attention_weight: float = 0.0
+        self, batch: Batch, *, z_loss: float = 0.0, accuracy: bool = False, attention_weight: float = 0.0,
+        coordinates: Coordinates | None = None,
     ) -> TokenLosses:
         """Return the summed loss of the labelled tokens and what it is made of, from one pass.
 
@@ -304,6 +307,7 @@ class MedMO(nn.Module):
             z_loss: weight of the z-loss.
             accuracy: also say of every labelled token whether it was the most likely one.
             attention_weight: weight of the supervised attention of the batch's looks.
+            coordinates: distributions that stand for the batch's coordinates, on its device; None: the tokens alone.
 
         Returns:
             The sum with a graph; the parts without one, tokens in the order of the labels.
@@ -315,10 +319,19 @@ class MedMO(nn.Module):
         looking = self._looking(batch) if attention_weight else None
         hidden = self.hidden_states(batch, rows, keep_qk=None if looking is None else looking.keep_qk)
         losses = linear_token_losses(hidden, self.head_weight, targets, z_loss=z_loss, accuracy=accuracy)
+        if coordinates is not None and batch.coordinates is not None:
+            losses = losses._replace(total=losses.total + self._softened(batch, hidden, coordinates))
         if looking is None:
             return losses
         term = attention_weight * looking.total()
         return losses._replace(total=losses.total + term, attention=term.detach())
+
+    def _softened(self, batch: Batch, hidden: Tensor, coordinates: Coordinates) -> Tensor:
+        assert batch.coordinates is not None
+        codes = batch.coordinates[learned_positions(batch)]
+        said, codes = codes != NO_COORDINATE, codes.clamp(min=0)
+        shares = coordinates.shares[codes] * said[:, None]
+        return softened(hidden, self.head_weight, coordinates.tokens, shares, coordinates.own[codes])
 
     def _looking(self, batch: Batch) -> LookLoss | None:
         if not batch.looks:

@@ -72,6 +72,9 @@ class Model(Section):
     """Compile the blocks with torch.compile, for any length of the packed tokens."""
     float8: bool = False
     """Multiply in float8 in the decoder's linear layers (torchao; needs a GPU that has float8)."""
+    bfloat16_products: bool = False
+    """Multiply in bfloat16 in fp32 linear layers, on processors that have units for it (AVX-512 BF16, AMX, GPUs);
+    elsewhere nothing changes."""
 
     def check(self) -> None:
         require(bool(self.trainable), "model.trainable", self.trainable, "at least one part or prefix")
@@ -193,6 +196,10 @@ class Train(Section):
     attention_weight: float = 0.0
     """Weight of attention supervision: while an answer says boxes, one head of one decoder layer must look at them. An
     answer counts like so many tokens; 12 in the tiny recipe. In align and instruct."""
+    coordinate_spread: float = 0.0
+    """Standard deviation, in thousandths of the image's side, of the target that stands for a box's coordinate: the
+    numbers beside the written one are nearly right. 0 = that number alone; 40 in the tiny recipe. In align and
+    instruct."""
     log_every: int = 1
     """Steps between metric lines."""
     save_every: int = 500
@@ -234,7 +241,8 @@ class Train(Section):
                      "save_every", "eval_docs"):  # fmt: skip
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         for name in ("eval_every", "keep_checkpoints", "keep_every", "export_every",
-                     "profile_step", "num_threads", "seed", "z_loss", "attention_weight", "spike_ratio"):  # fmt: skip
+                     "profile_step", "num_threads", "seed", "z_loss", "attention_weight", "coordinate_spread",
+                     "spike_ratio"):  # fmt: skip
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         require(self.profile_step <= self.steps, "train.profile_step", self.profile_step, f"one of {self.steps} steps")
         budget = self.tokens_per_batch
@@ -326,7 +334,7 @@ class RunConfig(Section):
             for name, off in (("top_p", 1.0), ("top_k", 0)):
                 value = getattr(self.rollout, name)
                 require(value == off, f"rollout.{name}", value, f"{off}: training knows no truncated distribution")
-            for name in ("eval_every", "z_loss", "attention_weight", "spike_ratio"):
+            for name in ("eval_every", "z_loss", "attention_weight", "coordinate_spread", "spike_ratio"):
                 value = getattr(self.train, name)
                 require(value == 0, f"train.{name}", value, "0: align and instruct alone have it")
             overlong, longest = self.grpo.overlong_tokens, self.rollout.max_new_tokens

@@ -1,5 +1,6 @@
-"""A writer of small DICOM files, damage for files of any kind, and a limit of memory."""
+"""A writer of small DICOM files, damage for files of any kind, a limit of memory, a tokenizer of single digits."""
 
+import base64
 import multiprocessing
 import random
 import resource
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from medmo_core.data.text.tokenizer import Tokenizer
 
 WriteDicom = Callable[..., Path]
 MIB = 2**20
@@ -32,6 +35,14 @@ def within() -> Callable[[int, Callable[[], object]], str]:
 def damaged() -> Callable[[bytes, random.Random], bytes]:
     """Hand out a function (bytes, rng) that returns the bytes with a few changed, cut, repeated or dropped."""
     return _damaged
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Hand out a tokenizer whose tokens are single bytes: numbers are written digit by digit, as Qwen's are."""
+    path = tmp_path_factory.mktemp("tokenizer") / "bytes.tiktoken"
+    path.write_text("".join(f"{base64.b64encode(bytes([value])).decode()} {value}\n" for value in range(256)))
+    return Tokenizer.from_tiktoken(path)
 
 
 def _write(path: Path, words: np.ndarray, *, syntax: str | None = None, **tags: Any) -> Path:

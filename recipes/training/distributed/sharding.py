@@ -34,6 +34,7 @@ from medmo_core.models.official.read import load_weights
 from medmo_core.modules.blocks import blocks_of, set_forward
 
 from ...settings.run_config import ConfigError, Parallel, RunConfig
+from ..model.bfloat16_products import multiply_in_bfloat16
 from ..model.float8 import convert
 from .shards import local_rows
 from .world import World, say
@@ -48,7 +49,8 @@ def prepare(model: MedMO, config: RunConfig, world: World) -> None:
     Args:
         model: model on the device of `world`, or on the meta device (`kit.is_filled_later`): then it is filled here,
             each process reading its own part of the checkpoint's files.
-        config: settings of the run; read are model.recompute_text, recompute_vision, compile, float8, and parallel.
+        config: settings of the run; read are model.recompute_text, recompute_vision, compile, float8,
+            bfloat16_products, and parallel.
         world: the processes; parallel.shard needs a process group, also of one.
 
     Raises:
@@ -59,6 +61,8 @@ def prepare(model: MedMO, config: RunConfig, world: World) -> None:
     set_forward(blocks_of(model.model.visual), recompute=settings.recompute_vision, compiled=settings.compile)
     if settings.float8:
         convert(model)
+    if settings.bfloat16_products:
+        multiply_in_bfloat16([*blocks_of(model.decoder), *blocks_of(model.model.visual)], world.device)
     if config.parallel.shard:
         shard(model, config.parallel, world)
     if any(parameter.is_meta for parameter in model.parameters()):

@@ -110,5 +110,6 @@ class DocumentMaker:
             if document is None:
                 raise BadData(f"none of the first {SEARCH_FILLER} samples can be used: {self.documents_of(0)}")
             assert document.labels is not None
-            self._filler = replace(document, labels=np.full_like(document.labels, IGNORE_INDEX), looks=None)
+            labels = np.full_like(document.labels, IGNORE_INDEX)
+            self._filler = replace(document, labels=labels, looks=None, coordinates=None)
         return self._filler

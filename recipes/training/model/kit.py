@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from medmo_core.data.coordinates import spread_numbers
 from medmo_core.data.processor import Processor
 from medmo_core.data.text.tokenizer import Tokenizer
 from medmo_core.encoders import ENCODERS
@@ -45,7 +46,7 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
     model = load_model(config.model, tokenizer, "meta" if is_filled_later(config) else device)
     model.train()
     profile = load_profile(config.model)
-    data = config.data
+    data, spread = config.data, config.train.coordinate_spread
     processor = Processor(
         tokenizer,
         model.encoder.specs,
@@ -55,6 +56,7 @@ def load_kit(config: RunConfig, device: torch.device | str) -> Kit:
         max_tokens=data.max_tokens,
         root=None if data.root is None else Path(data.root),
         looks=config.train.attention_weight > 0,
+        coordinates=spread_numbers(tokenizer, profile, spread) if spread else None,
     )
     base = None if config.model.init in PRESETS else find_folder(config.model.init)
     return Kit(model=model, tokenizer=tokenizer, profile=profile, processor=processor, base=base)

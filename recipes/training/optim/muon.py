@@ -15,7 +15,7 @@ scale and decay: Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..distributed.shards import local_rows
+from ..model.bfloat16_products import multiplies_bfloat16
 from .adam import HALVES, Hyper, TrainedParameter, WideAdamW
 
 MOMENTUM = 0.95
@@ -32,7 +33,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 EPS = 1e-7
 BATCH = 2**22
-"""Numbers of matrices of one shape that are made orthogonal together."""
+"""Numbers of matrices that are made orthogonal together."""
 
 
 class Muon:
@@ -55,22 +56,26 @@ class Muon:
         """Take one step on all parameters and free their gradients."""
         self._rest.update([part for part in parts if not part.is_matrix], rate, hyper)
         for batch in _batches([part for part in parts if part.is_matrix]):
-            pieces = _pieces(batch[0])
             wholes = [_ahead(part, hyper) for part in batch]
-            directions = _shared(torch.cat([whole.view(pieces, -1, whole.shape[1]) for whole in wholes]))
-            for part, direction in zip(batch, directions.split(pieces), strict=True):
-                _move(part, direction, rate * part.lr_scale)
+            counts = [_pieces(part) for part in batch]
+            made = iter(_shared([m for w, n in zip(wholes, counts, strict=True) for m in w.chunk(n)]))
+            for part, count in zip(batch, counts, strict=True):
+                _move(part, list(islice(made, count)), rate * part.lr_scale)
 
 
 def _batches(parts: Sequence[TrainedParameter]) -> Iterator[list[TrainedParameter]]:
-    """Divide parameters into groups of one shape, of at most BATCH numbers or one parameter."""
-    alike: dict[tuple[torch.Size, int], list[TrainedParameter]] = {}
+    """Divide parameters into groups of at most BATCH numbers, or of one parameter."""
+    group: list[TrainedParameter] = []
+    numbers = 0
     for part in parts:
-        alike.setdefault((part.parameter.shape, _pieces(part)), []).append(part)
-    for (shape, _), group in alike.items():
-        most = max(1, BATCH // max(1, shape.numel()))
-        for start in range(0, len(group), most):
-            yield group[start : start + most]
+        count = part.parameter.numel()
+        if group and numbers + count > BATCH:
+            yield group
+            group, numbers = [], 0
+        group.append(part)
+        numbers += count
+    if group:
+        yield group
 
 
 def _pieces(part: TrainedParameter) -> int:
@@ -87,53 +92,73 @@ def _ahead(part: TrainedParameter, hyper: Hyper) -> Tensor:
     return ahead.full_tensor() if isinstance(ahead, DTensor) else ahead
 
 
-def _shared(matrices: Tensor) -> Tensor:
-    """Return `orthogonal` of matrices that all processes hold: each makes some of them, and gets the others.
-
-    Shapes: (n, rows, columns) to the same.
-    """
+def _shared(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return directions of matrices that all processes hold: each makes some of them, and gets the others."""
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if processes == 1:
-        return orthogonal(matrices)
-    share = -(-len(matrices) // processes)
-    first = share * dist.get_rank()
-    mine = matrices.new_zeros(share, *matrices.shape[1:])
-    made = orthogonal(matrices[first : first + share])
-    mine[: len(made)] = made
+        return _directions(matrices)
+    owners = _owners([matrix.shape for matrix in matrices], processes)
+    sizes = [sum(m.numel() for m, of in zip(matrices, owners, strict=True) if of == p) for p in range(processes)]
+    made = _directions([m for m, owner in zip(matrices, owners, strict=True) if owner == dist.get_rank()])
+    mine = matrices[0].new_zeros(max(sizes), dtype=_product_dtype(matrices[0]))
+    if made:
+        torch.cat([matrix.flatten() for matrix in made], out=mine[: sizes[dist.get_rank()]])
     parts = [torch.empty_like(mine) for _ in range(processes)]
     dist.all_gather(parts, mine)
-    return torch.cat(parts)[: len(matrices)]
+    rests = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    directions: list[Tensor] = []
+    for matrix, owner in zip(matrices, owners, strict=True):
+        direction, rests[owner] = rests[owner].tensor_split([matrix.numel()])
+        directions.append(direction.view(matrix.shape))
+    return directions
 
 
-def _move(part: TrainedParameter, direction: Tensor, rate: float) -> None:
-    """Decay the rows of this process and move them.
+def _owners(shapes: Sequence[torch.Size], processes: int) -> list[int]:
+    """Return the process that makes each matrix: the costliest first, each to whom has least to do by then."""
+    costs = [max(shape) * min(shape) ** 2 for shape in shapes]
+    loads, owners = [0] * processes, [0] * len(shapes)
+    for index in sorted(range(len(shapes)), key=lambda index: -costs[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += costs[index]
+    return owners
 
-    Shapes: direction (pieces, rows, columns).
-    """
-    size = SCALE * math.sqrt(max(direction.shape[1:]))
-    rows = direction.reshape(part.parameter.shape)[local_rows(part.parameter)[1]]
+
+def _directions(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return `orthogonal` of each matrix, those of one shape (or its transpose) together, in the dtype of products."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+    directions: dict[int, Tensor] = {}
+    for shape, group in by_shape.items():
+        wide = torch.stack([matrices[i] if matrices[i].shape == shape else matrices[i].mT for i in group])
+        for i, direction in zip(group, orthogonal(wide), strict=True):
+            directions[i] = direction if matrices[i].shape == shape else direction.mT
+    return [directions[index] for index in range(len(matrices))]
+
+
+def _move(part: TrainedParameter, directions: Sequence[Tensor], rate: float) -> None:
+    """Decay the rows of this process and move them along the directions of the parameter's matrices."""
+    size = SCALE * math.sqrt(max(directions[0].shape))
+    whole = directions[0] if len(directions) == 1 else torch.cat(list(directions))
     held = part.state.get("master", part.local)
+    rows = whole.reshape(part.parameter.shape)[local_rows(part.parameter)[1]].to(held.dtype)
     held.mul_(1 - rate * part.weight_decay).sub_(rows, alpha=rate * size)
     if "master" in part.state:
         part.local.copy_(held)
 
 
-@cache
-def multiplies_bfloat16(device: str) -> bool:
-    """Return whether a kind of device has units that multiply bfloat16, and so does it faster than fp32."""
-    if device != "cpu":
-        return device == "cuda"
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.11 may lack it
-    return any(known.get(units, False) for units in ("avx512_bf16", "amx_bf16"))
+def _product_dtype(matrix: Tensor) -> torch.dtype:
+    """Return the dtype of products: for fp32 bfloat16 where that is faster, which five rounds forgive."""
+    is_halved = matrix.dtype == torch.float32 and multiplies_bfloat16(matrix.device.type)
+    return torch.bfloat16 if is_halved else matrix.dtype
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return matrices with the same singular vectors and singular values near 1.
 
-    Shapes: (n, rows, columns) to the same. Where that is faster fp32 is multiplied in bfloat16: five rounds forgive it.
+    Shapes: (n, rows, columns) to the same, in the dtype they were multiplied in.
     """
-    is_halved = matrices.dtype == torch.float32 and multiplies_bfloat16(matrices.device.type)
-    dtype = torch.bfloat16 if is_halved else matrices.dtype
+    dtype = _product_dtype(matrices)
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.flatten(1).norm(dim=1).clamp(min=EPS)[:, None, None]
@@ -141,4 +166,4 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(matrices.dtype)
+    return x.mT if is_tall else x

@@ -32,10 +32,17 @@ RIGHT = {"label": "cyst", "xyxy": [96, 0, 128, 96]}
 embedded = cache(Tokenizer.embedded)
 
 
-def encoded(profile: CheckpointProfile = QWEN3_VL, *, images: Any = (IMAGE,), **fields: Any) -> Document:
+def encoded(
+    profile: CheckpointProfile = QWEN3_VL,
+    *,
+    images: Any = (IMAGE,),
+    tokenizer: Tokenizer | None = None,
+    **fields: Any,
+) -> Document:
     sample = sample_from_json({"id": "s", "images": list(images), "question": "Where?", **fields})
     options: dict[str, Any] = {"min_pixels": 32 * 32, "max_pixels": 256 * 256, "looks": True}
-    return Processor(embedded(), {"qwen3_vl": QWEN}, profile, **options).encode(sample, pixels=False)
+    processor = Processor(tokenizer or embedded(), {"qwen3_vl": QWEN}, profile, **options)
+    return processor.encode(sample, pixels=False)
 
 
 def looks_of(document: Document) -> Looks:
@@ -43,17 +50,19 @@ def looks_of(document: Document) -> Looks:
     return document.looks
 
 
-def words(document: Document) -> list[str]:
-    return [embedded().decode([int(document.input_ids[t])]) for t in looks_of(document).tokens]
+def words(document: Document, tokenizer: Tokenizer | None = None) -> list[str]:
+    return [(tokenizer or embedded()).decode([int(document.input_ids[t])]) for t in looks_of(document).tokens]
 
 
 @pytest.mark.parametrize("profile", [QWEN3_VL, QWEN3_VL_TENS, MEDMO], ids=["json", "tens", "medmo"])
-def test_an_answer_looks_at_its_box_and_each_coordinate_at_its_edge(profile: CheckpointProfile) -> None:
-    document = encoded(profile, boxes=[LEFT])
+def test_an_answer_looks_at_its_box_and_each_coordinate_at_its_edge(
+    profile: CheckpointProfile, digits: Tokenizer
+) -> None:
+    document = encoded(profile, boxes=[LEFT], tokenizer=digits)
     looks = looks_of(document)
     first = int(np.flatnonzero(np.asarray(document.labels) >= 0)[0])
     assert int(looks.tokens[0]) == first and looks.weights[0] == 1
-    assert words(document)[1:] == ["2", "5", "2", "5", "5", "0", "5", "0"]  # of 250, 250, 500, 500
+    assert words(document, digits)[1:] == ["2", "5", "2", "5", "5", "0", "5", "0"]  # of 250, 250, 500, 500
     assert looks.weights[1:].sum().item() == pytest.approx(1.0)
     assert looks.look_of.tolist() == list(range(9))
     # 4 x 3 visual tokens: the box fills the second column, and rows 0.75 to 1.5.
@@ -61,6 +70,14 @@ def test_an_answer_looks_at_its_box_and_each_coordinate_at_its_edge(profile: Che
     assert whole == pytest.approx([0.25, 0.25, 0.5, 0.5])
     assert left == right == pytest.approx([0.25, 0.25, 0.5, 0.5])
     assert top == pytest.approx([0.25, 0.25, 0.5, 1 / 3]) and bottom == pytest.approx([0.25, 1 / 3, 0.5, 0.5])
+
+
+def test_a_coordinate_of_one_token_looks_while_it_is_said(digits: Tokenizer) -> None:
+    document, by_digits = encoded(boxes=[LEFT]), encoded(boxes=[LEFT], tokenizer=digits)
+    assert words(document)[1:] == ["250", "250", "500", "500"]
+    looks, others = looks_of(document), looks_of(by_digits)
+    assert looks.weights[1:].sum().item() == pytest.approx(1.0)
+    assert torch.equal(looks.boxes, others.boxes[[0, 1, 3, 5, 7]])
 
 
 def test_two_boxes_are_looked_at_together_and_then_each_at_its_edges() -> None:

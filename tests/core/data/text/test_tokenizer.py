@@ -76,9 +76,15 @@ def test_a_labelled_box_costs_at_most_22_tokens(label: str, grammar: str) -> Non
     assert len(embedded().encode(print_boxes(boxes, grammar))) <= 22
 
 
-def test_every_digit_is_a_token_of_its_own() -> None:
-    tokens = [embedded().decode([i]) for i in embedded().encode("1000 [12, 345], 6.78")]
-    assert [t for t in tokens if any(c.isdigit() for c in t)] == list("100012345678")
+def test_every_coordinate_in_tens_is_one_token() -> None:
+    for number in range(0, 1001, 10):
+        tokens = [embedded().decode([i]) for i in embedded().encode(f"[{number}, {number}], 6.{number}")]
+        assert tokens.count(str(number)) == 3 and "".join(tokens) == f"[{number}, {number}], 6.{number}"
+
+
+@pytest.mark.parametrize("text", ["123", "1234567890", "999 cells, 0.25 mm", "2024-11-05"])
+def test_other_numbers_come_back_whole(text: str) -> None:
+    assert embedded().decode(embedded().encode(text)) == text
 
 
 def test_starts_count_characters_not_bytes() -> None:
