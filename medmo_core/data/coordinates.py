@@ -4,6 +4,8 @@ Two readers place an edge a little apart, and cross-entropy with the number of o
 wrong as the farthest. Here a coordinate v stands for all numbers u with weights exp(-(u - v)^2 / (2 spread^2)). Where
 numbers are written in several tokens, the shares of a token are those of the numbers that begin with the tokens before
 it, as the model has read them by then; numbers that end before it are left out.
+
+Reference for coordinates of one token: Li et al., SimCC, arXiv 2107.03332 (normal label smoothing).
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def ask(
 
     Raises:
         InputError: an image cannot be used as asked (the message says which and how to fix it), a question is empty, or
-            the number of slices is not that of the images.
+            the number of slices is not that of the images, or images, question and answer are longer than the
+            checkpoint's positions.
     """
     if not isinstance(kit, Kit):
         raise InputError(f"the first argument is of type {type(kit).__name__}, expected what `load(folder)` returns")
@@ -159,6 +160,7 @@ def _answer(
         kit.processor.encode(sample, for_generation=True, cut=shown.cut)
         for sample, (shown, _) in zip(samples, sheets, strict=True)
     ]
+    _refuse_overlong(kit, max(len(document.input_ids) for document in documents), max_new_tokens)
     batch = pack(documents).to(kit.model.head_weight.device)
     outcomes = kit.model.generate(batch, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     answers: list[Reply] = []
@@ -169,6 +171,15 @@ def _answer(
         parsed = kit.profile.read_boxes(text, where)
         answers.append(Reply(text, outcome.finished, parsed.boxes, parsed.errors, shown.images))
     return answers
+
+
+def _refuse_overlong(kit: Kit, num_tokens: int, max_new_tokens: int) -> None:
+    most = kit.model.config.text.max_position_embeddings
+    if isinstance(max_new_tokens, int) and num_tokens + max_new_tokens > most:  # `generate` refuses other types
+        raise InputError(
+            f"images and question are {num_tokens} tokens and the answer may be {max_new_tokens} more; the checkpoint "
+            f"knows {most} positions: shorten the question, show fewer or smaller images, or lower max_new_tokens"
+        )
 
 
 def _sample(images: Sequence[LoadedImage], question: str) -> Sample:

@@ -297,7 +297,12 @@ class MedMO(nn.Module):
         return linear_cross_entropy(self.hidden_states(batch, rows), self.head_weight, targets, reduction)
 
     def token_losses(
-        self, batch: Batch, *, z_loss: float = 0.0, accuracy: bool = False, attention_weight: float = 0.0,
+        self,
+        batch: Batch,
+        *,
+        z_loss: float = 0.0,
+        accuracy: bool = False,
+        attention_weight: float = 0.0,
         coordinates: Coordinates | None = None,
     ) -> TokenLosses:
         """Return the summed loss of the labelled tokens and what it is made of, from one pass.

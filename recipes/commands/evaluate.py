@@ -31,6 +31,9 @@ from medmo_core.datasets.names import current_name
 from medmo_core.demo.checkpoint import DEMO_NAME
 from medmo_core.errors import InputError
 
+NUM_REPORTS, NUM_CAPTIONS = 30, 20
+"""Images that reports and captions are asked for at most."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate as the command line says; returns the exit status."""
@@ -61,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     split = arguments.split
     if name is None:
+        most = arguments.num_samples
         result = evaluate_embedded(
-            kit.model, kit.processor, num_samples=arguments.num_samples, split=split, asking=asking
-        )
+            kit.model, kit.processor, num_samples=most, num_reports=min(NUM_REPORTS, most),
+            num_captions=min(NUM_CAPTIONS, most), split=split, asking=asking,
+        )  # fmt: skip
     else:
         result = evaluate_data(
             kit.model, kit.processor, name, root=arguments.root, num_samples=arguments.num_samples, split=split,
@@ -111,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in that folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.add_argument(
-        "--num-samples", type=int, default=200, help="questions per task of a data set (default: %(default)s)"
+        "--num-samples", type=int, default=200, help="questions per task, at most (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=64, help="answers decoded together (default: %(default)s)")
     parser.add_argument(

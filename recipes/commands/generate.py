@@ -122,6 +122,17 @@ def ask_settings(words: argparse.Namespace) -> dict[str, Any]:
     return {**chosen, "slice_index": words.slice, "window": read_window_arguments(words.window)}
 
 
+def image_path(word: str) -> Path:
+    """Read the path of an image.
+
+    Raises:
+        ArgumentTypeError: it is empty, which `Path` would take for the folder one is in.
+    """
+    if not word:
+        raise argparse.ArgumentTypeError("is empty, expected a file or a folder of DICOM slices")
+    return Path(word)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
@@ -132,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--image",
-        type=Path,
+        type=image_path,
         action="append",
         help="PNG, JPEG, TIFF, DICOM or NIfTI file, or a folder of DICOM slices; again for more",
     )

@@ -35,5 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     outcome = run(arguments.out, size="debug" if arguments.fast else "tiny", seed=arguments.seed)
     print(format_verdicts(outcome))
+    if arguments.fast:
+        print("--fast learns nothing, so its verdicts are no; without --fast the model learns.")
     print(f"\nopen {arguments.out / 'report.html'}   ({SHORT_NOTICE})")
     return 0

@@ -1,10 +1,10 @@
 """Results of an evaluation: scores with every answer behind them, as a table, as files, and compared in pairs."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from medmo_core.data.records.sample import Sample
@@ -95,7 +95,7 @@ FILES = ("metrics.json", "predictions.jsonl", "report.html")
 
 
 def refuse_overwriting(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> None:
-    """Look, before any work, whether an evaluation may be written into a folder.
+    """Make a folder for an evaluation, before any work, and try whether it may be written into.
 
     Args:
         folder: folder to write into.
@@ -107,15 +107,18 @@ def refuse_overwriting(folder: Path, inputs: Iterable[Path] = (), *, overwrite: 
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, expected a folder to write into")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder} cannot be written; choose another")
     outputs = {(folder / name).resolve() for name in FILES}
     for path in inputs:
         if path.resolve() in outputs:
             raise InputError(f"--out {folder}: {path.name} in it is read as data and would be replaced; choose another")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"--out {folder} holds something already; name a new folder, or add --overwrite")
+    try:  # what may be written is known for certain only once something was
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written ({error.strerror}); choose another") from error
 
 
 def write_evaluation(folder: Path, result: Evaluation, provenance: Mapping[str, Any]) -> None:

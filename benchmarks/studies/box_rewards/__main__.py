@@ -44,18 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--init", type=Path, help="checkpoint that every arm starts from")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_box_rewards"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, help="folder of the runs; default: of the plan's name, in runs/box_rewards")
     parser.add_argument("--plan", type=Path, default=max(PLANS.glob("*.json")), help="what is run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--figures", type=Path, help="JSON to write; default: of the plan's name, among the page's")
     parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args(argv)
     plan = read_plan(arguments.plan)
+    out = arguments.out or Path("runs/box_rewards") / arguments.plan.stem
     path = arguments.figures or FIGURES / arguments.plan.name
     if not arguments.page:
         init = init_of(plan, arguments.init)
-        digest = pin_weights(init, arguments.out)
-        measured = run_all(plan, init, arguments.out, arguments.jobs)
+        digest = pin_weights(init, out)
+        measured = run_all(plan, init, out, arguments.jobs)
         figures = {**pool_seeds(plan, measured), "init_sha256": digest}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(figures, indent=1) + "\n")

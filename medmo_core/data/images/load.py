@@ -201,6 +201,8 @@ def check_file(file: Path, root: str | Path | None) -> None:
     if file.is_dir():
         for link in (one for one in file.iterdir() if root is not None and one.is_symlink()):
             safe_path(link.relative_to(Path(root or "")), root)
+    elif file.exists() and not file.is_file():
+        raise ImageError(f"{file}: is a pipe, a socket or a device, expected a file or a folder of DICOM slices")
     elif not file.is_file():
         under = f" under the data root {root}" if root else ""
         raise ImageError(f"{file}: no such file{under}; check the path")

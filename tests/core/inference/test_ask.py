@@ -197,6 +197,7 @@ def test_slices_are_for_all_images_or_one_each(kit: Kit, says: LetSay, nifti: Pa
         (np.zeros((8, 8, 4), dtype=np.uint8), "Where?", {}, "drop its alpha channel"),
         (np.zeros((3, 8, 8), dtype=np.uint8), "Where?", {}, "move its channels to the end"),
         (np.zeros((8, 8)), "Where?", {}, r"shape \(8, 8\) of float64.*scale its values"),
+        (GREY, "where " * 9000, {}, r"tokens and the answer may be 512 more; the checkpoint knows \d+ positions"),
         (GREY, "Where?", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number"),
         (GREY, "Where?", {"max_new_tokens": "5"}, "max_new_tokens is '5', expected a whole number"),
         (GREY, "Where?", {"temperature": float("nan")}, "temperature is nan, expected a finite number"),

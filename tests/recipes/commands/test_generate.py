@@ -129,6 +129,12 @@ def test_windows_of_the_command_line(words: list[str], window: object) -> None:
     assert read_window_arguments(parsed.window) == window
 
 
+def test_an_empty_image_is_not_the_folder_one_is_in(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--image", "", "--prompt", "Where?"])
+    assert "--image: is empty, expected a file" in capsys.readouterr().err
+
+
 def test_wrong_windows_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="--window 40;400,: expected"):
         read_window_arguments(["40;400,"])

@@ -316,12 +316,32 @@ def test_bad_numbers_and_places_are_refused_before_any_work(words: list[str], sa
         evaluate_command.main(["--checkpoint", "nowhere", *words])
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be written \(Not a directory\); choose another"):
+        evaluate_command.main(["--checkpoint", "nowhere", "--out", str(tmp_path / "file" / "folder")])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody may write into")
+def test_a_folder_that_takes_no_file_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"--out /proc/self/new cannot be written"):
+        evaluate_command.main(["--checkpoint", "nowhere", "--out", "/proc/self/new"])
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("200", (200, 30, 20)), ("4", (4, 4, 4))])
+def test_fewer_questions_are_fewer_reports_and_captions_too(
+    asked: str, expected: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.access", lambda path, how: Path(path) != tmp_path)
-    with pytest.raises(ValueError, match="cannot be written; choose another"):
-        evaluate_command.main(["--checkpoint", "nowhere", "--out", str(tmp_path / "new" / "folder")])
+    class Asked(Exception):
+        pass
+
+    def stop(*_: object, **sizes: object) -> Evaluation:
+        assert tuple(sizes[f"num_{name}"] for name in ("samples", "reports", "captions")) == expected
+        raise Asked
+
+    monkeypatch.setattr(suites, "evaluate_embedded", stop)
+    with pytest.raises(Asked):
+        evaluate_command.main(["--num-samples", asked, "--device", "cpu", "--out", str(tmp_path / "out")])
 
 
 def test_unknown_task_is_refused(kit: Kit, samples: dict[str, list[Sample]]) -> None:

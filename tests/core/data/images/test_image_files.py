@@ -1,6 +1,7 @@
 """PNG, JPEG, TIFF and NIfTI to uint8 RGB, and the words for what cannot be read."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -148,6 +149,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "File name too long" in message("x" * 5000 + ".png")
     assert "no such user" in message("~nobody-of-that-name/a.png")
     assert "\\udcff.png: no such file" in message("\udcff.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert "a.png: is a pipe, a socket or a device" in message(tmp_path / "a.png")
 
 
 def test_the_home_folder_is_expanded_outside_a_root_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[4]
 PAGE = (ROOT / "docs/two_nodes.md").read_text(encoding="utf-8")
 SETTINGS = ["--config", "debug_instruct", "model.dtype=float64", "train.docs_per_step=5", "train.steps=2",
             "train.save_every=2", "train.device=cpu", "train.z_loss=1e-3", "train.eval_every=2",
-            "train.eval_split=test", "train.eval_docs=5", "train.attention_weight=2",
+            "train.eval_split=test", "train.eval_docs=5", "train.attention_weight=2", "train.coordinate_spread=20",
             "data.sources.embedded:grounding=8"]  # fmt: skip
 MEASURED = {"tokens_per_s", "samples_per_s", "step_s", "wait_s", "memory_gib"}
 
