@@ -43,10 +43,10 @@ def tiny_instruct() -> RunConfig:
         train={
             "attention_weight": 12.0,
             "coordinate_spread": 40.0,
-            "steps": 700,
+            "steps": 780,
             "docs_per_step": 16,
             "micro_batch": 8,
-            "save_every": 700,
+            "save_every": 780,
             "out_dir": "runs/tiny_instruct",
         },
     )
