@@ -6,7 +6,8 @@
     python -m benchmarks.studies.quickstart_runs --table                       # the same again, from what is committed
 
 So small a model is chaotic: rounding alone changes where it ends, hence runs of one seed that differ in nothing else.
-A finished run is kept; one that was stopped is begun anew by the same command. --out writes DIR/runs.json after every
+A finished run is kept; one that was stopped is begun anew by the same command. A study goes on elsewhere, on another
+machine too, from a DIR that holds nothing but a copy of the published runs.json. --out writes DIR/runs.json after every
 run. --table DIR copies that file to results/cpu/quickstart_runs/, and metrics.json and pictures of the median run to
 where README takes them from; it writes docs/quickstart_runs.md and what the report of every quickstart says of the
 study. `python -m benchmarks.report.results_page --write` then writes README's figures. Research use only.

@@ -93,14 +93,20 @@ def publish(folder: Path, places: Places) -> list[Path]:
 
 
 def median_files(folder: Path, study: StudyRecord, places: Places) -> dict[Path, Path]:
-    """Return file of the median run -> file that becomes its copy; none for the committed study, which has no folders.
+    """Return file of the median run -> file that becomes its copy.
+
+    Returns:
+        None for the committed study, which has no folders, and where its median run still is the median of all.
 
     Raises:
         InputError: the median run's files are gone, so that README would show another run.
     """
     if folder.resolve() == places.figures.resolve():
         return {}
-    run = folder / median_run(study.runs).name / QUICKSTART
+    middle, committed = median_run(study.runs), places.figures / FILE
+    run = folder / middle.name / QUICKSTART
+    if not run.exists() and committed.is_file() and median_run(read_study(committed).runs) == middle:
+        return {}
     copied = {run / "metrics.json": places.metrics, run / "held_out.png": places.pictures}
     for source in copied:
         if not source.exists():

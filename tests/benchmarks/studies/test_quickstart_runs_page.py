@@ -153,6 +153,22 @@ def test_publishing_writes_page_summary_and_the_median_run(study: StudyRecord, p
     assert places.metrics.read_text() == "of another run"
 
 
+def test_a_study_goes_on_elsewhere_from_what_is_published(
+    study: StudyRecord, places: Places, tmp_path: Path, make_run: Callable[..., RunRecord]
+) -> None:
+    publish(stored(study, tmp_path / "study"), places)
+    more = replace(study, runs=[*study.runs, make_run(3, 0.6)])  # the median stays: seed 2, whose folder is elsewhere
+    folder = stored(replace(more, runs=more.runs[3:]), tmp_path / "elsewhere")
+    more.write(folder / FILE)
+    assert len(publish(folder, places)) == 3 and read_study(places.figures / FILE) == more
+    assert places.metrics.read_text() == "metrics.json of 2"
+    lower = replace(study, runs=[*more.runs, make_run(4, 0.2), make_run(5, 0.1)])  # the median is seed 0 by now
+    lower.write(folder / FILE)
+    with pytest.raises(InputError, match="seed-0-2x1-machine.*of the median run does not exist"):
+        publish(folder, places)
+    assert read_study(places.figures / FILE) == more
+
+
 def test_what_says_nothing_is_not_published(
     study: StudyRecord, places: Places, tmp_path: Path, make_run: Callable[..., RunRecord]
 ) -> None:

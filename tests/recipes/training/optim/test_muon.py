@@ -81,6 +81,23 @@ def test_fp32_is_multiplied_in_bfloat16_where_that_is_faster(is_halved: bool, mo
     assert 1e-3 < error < 2e-2 if is_halved else error < 1e-5
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 40])
+def test_processes_share_the_work_by_cost(processes: int) -> None:
+    shapes = [torch.Size(shape) for shape in [(192, 64)] * 8 + [(512, 512)] * 3 + [(192, 512)] * 12]
+    costs = [max(shape) * min(shape) ** 2 for shape in shapes]
+    owners = muon._owners(shapes, processes)
+    loads = [sum(c for c, owner in zip(costs, owners, strict=True) if owner == p) for p in range(processes)]
+    assert sum(loads) == sum(costs)
+    assert max(loads) <= max(max(costs), sum(costs) / processes + 192**2 * 512)
+
+
+def test_a_matrix_and_its_transpose_are_made_together_and_apart() -> None:
+    generator = torch.Generator().manual_seed(5)
+    matrices = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(12, 20), (20, 12), (9, 9)]]
+    for matrix, direction in zip(matrices, muon._directions(matrices), strict=True):
+        torch.testing.assert_close(direction, orthogonal(matrix[None])[0], rtol=1e-9, atol=1e-12)
+
+
 def test_a_fused_projection_is_three_matrices() -> None:
     net = trained(Block(), 1)
     start, gradient = Block().attn["qkv"].weight, _gradient(net, "attn.qkv.weight")
