@@ -66,8 +66,8 @@ SIZES = {
 }
 
 
-COSTS = {"evaluate random": 12, "align": 11, "evaluate align": 7, "instruct": 377, "evaluate instruct": 6,
-         "sample instruct": 2, "reinforce": 50, "evaluate reinforce": 6, "sample reinforce": 1}  # fmt: skip
+COSTS = {"evaluate random": 17, "align": 15, "evaluate align": 12, "instruct": 485, "evaluate instruct": 8,
+         "sample instruct": 3, "reinforce": 59, "evaluate reinforce": 9, "sample reinforce": 1}  # fmt: skip
 """Seconds of each part in one run of the tiny size on two cores: what the whole is reckoned from."""
 NUM_SUITES = 8
 """Parts of an evaluation that report their progress, `evaluate_embedded`'s."""
