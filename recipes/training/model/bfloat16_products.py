@@ -20,9 +20,9 @@ class Bfloat16Linear(nn.Linear):
     Shapes: (..., in_features) -> (..., out_features), of the input's dtype.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform the last axis of `x`."""
-        return _Linear.apply(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Transform the last axis of `input`."""
+        return _Linear.apply(input, self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -35,7 +35,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (grad,) = grads
         narrow_x, narrow_weight = ctx.saved_tensors
         of_input, of_weight, of_bias = ctx.needs_input_grad
         narrow = grad.bfloat16()
