@@ -28,7 +28,7 @@ OUTPUT = Path(__file__).resolve().parents[1] / "medmo_core/data/text/tokenizer/t
 DRAWS = 600  # samples per task of the embedded set
 VOCAB_SIZE = 1536  # with the added tokens; a quarter of a tiny model's weights would otherwise be rows for rare words
 
-# The numbers of a box and what stands around them cost one token each: a labelled box is then about fifteen tokens.
+# The numbers of a box and what stands around them cost one token each: a labelled box is then about thirteen tokens.
 BOX_SPLIT = (
     r'\[\{"bbox_2d": \[|"\}, \{"bbox_2d": \[|\], "label": "|"\}\]'
     r"|<box>\[\[|\]\]</box>|\], \[|, (?=\p{N})|\p{N}{1,4}"

@@ -32,21 +32,16 @@ class BoxAnswer:
     words: tuple[str, ...]
     boxes: AnyBoxes
 
-    def numbers(self) -> list[tuple[str, list[int]]]:
-        """Return every whole number of the answer and which of the answer's tokens say it, part of them or all."""
+    def coordinates(self) -> list[tuple[str, list[int]]]:
+        """Return every whole number of the answer and which of the answer's tokens say it, where they are four a box.
+
+        Nothing where there are others too (the name of a picture, a vertebra): which is which is not known then.
+        """
         owner = [i for i, word in enumerate(self.words) for _ in word]
-        return [
+        numbers = [
             (match[0], list(dict.fromkeys(owner[slice(*match.span())])))
             for match in NUMBER.finditer("".join(self.words))
         ]
-
-    def coordinates(self) -> list[tuple[str, list[int]]]:
-        """Return the numbers where they are four a box.
-
-        Nothing where the answer has other numbers too (the name of a picture, a vertebra), or fractions: which token
-        is which is not known then.
-        """
-        numbers = self.numbers()
         return numbers if len(numbers) == 4 * len(self.boxes) else []
 
 

@@ -136,8 +136,7 @@ def _looks(documents: Sequence[Document], prompt_of: Tensor | None, starts: Sequ
 def _coordinates(documents: Sequence[Document]) -> Tensor | None:
     if all(document.coordinates is None for document in documents):
         return None
-    none = [np.full_like(document.input_ids, NO_COORDINATE) for document in documents]
-    codes = [other if d.coordinates is None else d.coordinates for d, other in zip(documents, none, strict=True)]
+    codes = [np.full_like(d.input_ids, NO_COORDINATE) if d.coordinates is None else d.coordinates for d in documents]
     return torch.from_numpy(np.concatenate(codes))
 
 

@@ -6,6 +6,7 @@ only the logits of the tokens that the distribution knows are needed.
 Shapes: L rows, H width, V vocabulary, C tokens.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,8 +24,7 @@ def softened(hidden: Tensor, weight: Tensor, tokens: Tensor, shares: Tensor, own
     Returns:
         A scalar with a graph, in fp32 at least.
     """
-    logits = F.linear(hidden, weight[tokens])
-    logits = logits.to(shares.dtype) if logits.dtype.itemsize < shares.dtype.itemsize else logits
-    shares = shares.to(logits.dtype)
+    dtype = torch.promote_types(hidden.dtype, shares.dtype)
+    logits, shares = F.linear(hidden, weight[tokens]).to(dtype), shares.to(dtype)
     target = logits.gather(1, own[:, None]).squeeze(1) * shares.sum(1)
     return (target - (shares * logits).sum(1)).sum()

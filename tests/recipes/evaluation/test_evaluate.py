@@ -1,5 +1,6 @@
 """Evaluation: what a perfect, a blind and a silent model score, and what is written."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from medmo_core.inference.copies import Copies
 from medmo_core.inference.kit import Kit
 from medmo_recipes.commands import evaluate as evaluate_command
 from medmo_recipes.configs import CONFIGS
-from medmo_recipes.evaluation import ask, retrieval, suites
+from medmo_recipes.evaluation import ask, results, retrieval, suites
 from medmo_recipes.evaluation.ask import (
     Asking,
     answer,
@@ -322,10 +323,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pa
         evaluate_command.main(["--checkpoint", "nowhere", "--out", str(tmp_path / "file" / "folder")])
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody may write into")
-def test_a_folder_that_takes_no_file_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"--out /proc/self/new cannot be written"):
-        evaluate_command.main(["--checkpoint", "nowhere", "--out", "/proc/self/new"])
+def test_a_folder_that_takes_no_file_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\); choose another"):
+        evaluate_command.main(["--checkpoint", "nowhere", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("200", (200, 30, 20)), ("4", (4, 4, 4))])

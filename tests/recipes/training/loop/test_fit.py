@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from medmo_recipes.training.loading.loader import Loader
 from medmo_recipes.training.loading.skipped import BadData, SkippedSample, SkippedSamples
 from medmo_recipes.training.loading.sources import load_mixture
 from medmo_recipes.training.loop import fit as fit_module
+from medmo_recipes.training.model import bfloat16_products
 from medmo_recipes.training.model.kit import load_kit
 from medmo_recipes.training.model.parts import parameter_parts
 from medmo_recipes.training.model.trainable import make_trainable
@@ -104,6 +106,25 @@ def test_supervised_attention_is_learned_where_it_has_a_weight(tmp_path: Path) -
     assert losses[0.0] == [None] * 8
     first, last = losses[20.0][0], losses[20.0][-1]
     assert first is not None and last is not None and last < 0.8 * first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"train": {"coordinate_spread": 40.0}}, {"model": {"bfloat16_products": True}}],
+    ids=["spread", "products"],
+)
+@pytest.mark.parametrize("stage", [align, instruct])
+def test_a_setting_of_the_loss_or_its_products_reaches_the_first_gradient(
+    stage: Any, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bfloat16_products, "multiplies_bfloat16", lambda device: True)
+    norms = []
+    for name, changed in (("plain", {}), ("changed", change)):
+        run = config(tmp_path / name, data={"sources": {"embedded:dialogue": 1.0}}, train={"steps": 1, "save_every": 1})
+        run = run.change(stage=stage.__name__.rsplit(".", 1)[-1], **changed)
+        assert stage.run(run)
+        norms.append(metrics(tmp_path / name / "run")[0]["grad_norm"])
+    assert norms[0] != norms[1]
 
 
 def test_projector_only_is_checked_and_the_rest_keeps_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

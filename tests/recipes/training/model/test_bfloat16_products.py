@@ -54,23 +54,8 @@ def test_what_does_not_train_gets_no_gradient() -> None:
     assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is None
 
 
-def make() -> tuple[MedMO, Batch]:
-    torch.manual_seed(0)
-    model = MedMO.from_config("debug", initializer_range=0.1)
-    ids = torch.randint(0, 400, (41,))
-    ids[3:7] = model.config.image_token_id
-    return model, Batch(
-        input_ids=ids,
-        labels=torch.where(torch.arange(41) > 20, ids, -100),
-        position_ids=torch.arange(41).expand(3, -1).contiguous(),
-        cu_seqlens=torch.tensor([0, 41], dtype=torch.int32),
-        patches={"qwen3_vl": torch.randint(0, 256, (16, 768), dtype=torch.uint8)},
-        image_grid_thw={"qwen3_vl": torch.tensor([[1, 4, 4]])},
-    )
-
-
-def test_loss_and_gradients_of_a_model_stay_near_and_names_stay() -> None:
-    model, batch = make()
+def test_loss_and_gradients_of_a_model_stay_near_and_names_stay(model_and_batch: tuple[MedMO, Batch]) -> None:
+    model, batch = model_and_batch
     names = list(model.state_dict())
     exact = model.loss(batch)
     exact.backward()

@@ -11,24 +11,9 @@ from medmo_recipes.training.model.float8 import LAYERS, check_device, convert
 from medmo_recipes.training.model.trainable import make_trainable
 
 
-def make() -> tuple[MedMO, Batch]:
-    torch.manual_seed(0)
-    model = MedMO.from_config("debug", initializer_range=0.1)
-    ids = torch.randint(0, 400, (41,))  # a length that no hardware multiplies
-    ids[3:7] = model.config.image_token_id
-    return model, Batch(
-        input_ids=ids,
-        labels=torch.where(torch.arange(41) > 20, ids, -100),
-        position_ids=torch.arange(41).expand(3, -1).contiguous(),
-        cu_seqlens=torch.tensor([0, 41], dtype=torch.int32),
-        patches={"qwen3_vl": torch.randint(0, 256, (16, 768), dtype=torch.uint8)},
-        image_grid_thw={"qwen3_vl": torch.tensor([[1, 4, 4]])},
-    )
-
-
-def test_loss_and_gradients_stay_near_and_names_stay() -> None:
+def test_loss_and_gradients_stay_near_and_names_stay(model_and_batch: tuple[MedMO, Batch]) -> None:
     """e4m3 has 4 significant bits: a factor is off by up to 1/16; over many terms errors average out."""
-    model, batch = make()
+    model, batch = model_and_batch
     names = list(model.state_dict())
     exact = model.loss(batch)
     exact.backward()
@@ -48,8 +33,8 @@ def test_loss_and_gradients_stay_near_and_names_stay() -> None:
         assert cosine > 0.97, (name, cosine)
 
 
-def test_only_layers_that_train_and_fit_are_converted() -> None:
-    model, _ = make()
+def test_only_layers_that_train_and_fit_are_converted(model_and_batch: tuple[MedMO, Batch]) -> None:
+    model, _ = model_and_batch
     make_trainable(model, ["model.language_model.layers.1.mlp"])
     assert convert(model, emulate=True) == [f"model.language_model.layers.1.mlp.{n}" for n in LAYERS[4:]]
     make_trainable(model, ["encoder"])
@@ -57,8 +42,10 @@ def test_only_layers_that_train_and_fit_are_converted() -> None:
         convert(model, emulate=True)
 
 
-def test_a_device_without_float8_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = make()
+def test_a_device_without_float8_is_named(
+    model_and_batch: tuple[MedMO, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = model_and_batch
     with pytest.raises(ConfigError, match="cpu is no CUDA device; float8 products need 8.9 or later; set"):
         convert(model)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
